@@ -1,0 +1,273 @@
+"""The whole export on one page: read a checkpoint, trace it, pack it, compare it with torch, publish the bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from swift_edge import machine
+from swift_edge.bundle import staging_folder, write_bundle
+from swift_edge.errors import InvalidOptionError
+from swift_edge.head import check_head, load_head
+from swift_edge.manifest import (
+    HEAD_NAME,
+    MODEL_NAME,
+    TEMPLATE_NAME,
+    TOKENIZER_NAME,
+    Bundle,
+    Graph,
+    HiddenStates,
+    Manifest,
+    Precision,
+)
+from swift_edge_export import parity, quantize
+from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
+from swift_edge_export.cleanup import clean
+from swift_edge_export.self_check import rotary_can_be_lowered
+from swift_edge_export.trace import GraphShape, dynamic_axes, trace
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+EXPORTERS = ("dynamo", "optimum")
+_WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
+# Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
+INLINE_MODEL_BYTES = 32 * 1024**2
+_RECORDED_PACKAGES = (
+    "swift-edge",
+    "torch",
+    "transformers",
+    "onnx-ir",
+    "onnxscript",
+    "optimum",
+    "optimum-onnx",
+    "onnxruntime",
+)
+
+
+def export_bundle(
+    model: str,
+    out: Path,
+    *,
+    precision: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
+    layers: str = "all",
+    head: Path | None = None,
+    exporter: Literal["dynamo", "optimum"] = "dynamo",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    block_size: int | None = None,
+    replace: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Export a causal LM from a folder or hub id to a bundle folder `out`.
+
+    Args:
+        model: folder or hub id of a transformers causal LM.
+        out: the folder to write; nothing is there until the bundle is complete and has passed its parity check.
+        precision: type of the stored weights; int8 and int4 are weight-only, in blocks.
+        layers: which hidden states are outputs: `all`, `last:K`, or indices such as `0,4,8`.
+        head: a head file to put into the bundle.
+        exporter: who traces: `dynamo` is torch.onnx.export, `optimum` is optimum's TorchScript exporter.
+        revision: commit, tag or branch on the hub.
+        trust_remote_code: run code that comes with the checkpoint.
+        block_size: weights that share a scale, for int8 and int4; a power of two, by default 128.
+        replace: write over a bundle that is there already.
+        report: called with each line of the report as it is known.
+
+    Raises:
+        SwiftEdgeError: a leaf that says what was found; `out` is as it was before.
+    """
+    if precision not in PRECISIONS or exporter not in EXPORTERS:
+        raise InvalidOptionError(
+            f"precision is {precision!r} and exporter {exporter!r}; expected one of {', '.join(PRECISIONS)} "
+            f"and one of {', '.join(EXPORTERS)}"
+        )
+    if block_size is not None and precision not in quantize.BITS:
+        raise InvalidOptionError(f"block_size is {block_size}, but {precision} has no blocks: leave it out")
+    packing: Literal["int8", "int4"] | None = precision if precision == "int8" or precision == "int4" else None
+    if packing is not None:
+        quantize.check_options(packing, block_size or quantize.BLOCK_SIZE, quantize.ACCURACY_LEVEL)
+    logging: Any = transformers_logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    given_head = load_head(head) if head is not None else None
+    started = time.perf_counter()
+    with staging_folder(out, replace=replace) as staging:
+        with _stage("read config and tokenizer", report):
+            checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
+        shape = _graph_shape(checkpoint, layers)
+        _require_room(checkpoint, staging, precision, report)
+        with _stage("load weights", report):
+            torch_model = load_model(checkpoint)
+        manifest = Manifest(
+            base_model=checkpoint.name,
+            base_revision=checkpoint.revision,
+            fingerprint=fingerprint(torch_model),
+            architecture=checkpoint.architecture,
+            precision=Precision(precision),
+            hidden_states=HiddenStates(shape.hidden_layers),
+            graph=Graph(kv="in-place"),
+            tokens=checkpoint.tokens,
+            sampling=checkpoint.sampling,
+            files={},
+            exporter={"exporter": exporter, **_versions()},
+            parity={},
+        )
+        for warning in check_head(given_head, manifest) if given_head is not None else ():
+            report(f"  {warning}")
+        with _stage("run torch for reference", report):
+            reference = parity.record_reference(torch_model, checkpoint.architecture.context_length)
+        with _stage("check the lowering", report):
+            rotary = rotary_can_be_lowered(torch_model, shape)
+        if not rotary:
+            report("  rotary embedding left as traced: something stands between it and the attention")
+        with _stage(f"trace with {exporter}", report):
+            if precision == "fp16":
+                _halve(torch_model)
+            graph = _trace(torch_model, shape, exporter, report, rotary)
+        del torch_model  # from here on only the graph holds the weights
+        with _stage("rewrite graph", report):
+            before = len(graph.graph)
+            applied = clean(graph, dynamic_axes)
+            after = len(graph.graph)
+        report(f"  {before} nodes became {after}: " + ", ".join(f"{times} {name}" for name, times in applied.items()))
+        with _stage(f"write {precision} weights", report):
+            packed = _write_graph(graph, staging, packing, block_size)
+        del graph
+        gc.collect()
+        if packed is not None:
+            stored = Precision(precision, packed.block_size, packed.accuracy_level)
+            manifest = dataclasses.replace(manifest, precision=stored)
+        save_tokenizer(checkpoint, staging)
+        if head is not None:
+            shutil.copyfile(head, staging / HEAD_NAME)
+        with _stage("compare with torch", report):
+            figures = parity.compare(_staged(staging, manifest, checkpoint), reference)
+        for line in figures.table():
+            report(f"  {line}")
+        figures.require(precision)
+        with _stage("hash files", report):
+            manifest = write_bundle(staging, dataclasses.replace(manifest, parity=figures.to_dict()))
+    megabytes = sum(file.size for file in manifest.files.values()) / 1e6
+    report(f"{out}: {megabytes:.1f} MB, {time.perf_counter() - started:.1f} s")
+    return manifest
+
+
+def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
+    """Hidden state indices, ascending, from `all`, `last:K` or `i,j,...` (negative ones count from the last).
+
+    Raises:
+        InvalidOptionError: not one of these forms, or an index that the model does not have.
+    """
+    everything = range(num_layers + 1)
+    expected = (
+        f"expected all, last:K with K from 1 to {num_layers + 1}, or indices from 0 to {num_layers} such as 0,4,8"
+    )
+    if text == "all":
+        return tuple(everything)
+    try:
+        if text.startswith("last:"):
+            count = int(text.removeprefix("last:"))
+            if not 1 <= count <= num_layers + 1:
+                raise ValueError
+            return tuple(everything[-count:])
+        return tuple(sorted({everything[int(part)] for part in text.split(",")}))
+    except (ValueError, IndexError):
+        raise InvalidOptionError(f"layers is {text!r}; {expected}") from None
+
+
+def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
+    architecture = checkpoint.architecture
+    return GraphShape(
+        num_layers=architecture.num_layers,
+        kv_heads=architecture.num_key_value_heads,
+        head_dim=architecture.head_dim,
+        hidden_layers=parse_layers(layers, architecture.num_layers),
+        context_length=architecture.context_length,
+    )
+
+
+def _require_room(checkpoint: Checkpoint, folder: Path, precision: str, report: Callable[[str], None]) -> None:
+    """Estimate memory and disk, say so, and refuse what cannot fit."""
+    weights = checkpoint.parameters * 4
+    # The fp32 weights twice (once as traced with products turned round), and what torch itself takes.
+    memory = 2 * weights + 700 * 1024**2
+    disk = int(checkpoint.parameters * _WEIGHT_BYTES[precision]) + 64 * 1024**2
+    report(
+        f"{checkpoint.name}: {checkpoint.parameters / 1e6:.1f} M parameters; "
+        f"about {memory / 1e9:.1f} GB of memory and {disk / 1e9:.2f} GB of disk needed"
+    )
+    for note in checkpoint.notes:
+        report(f"  {note}")
+    machine.require_memory(memory, f"exporting {checkpoint.name}", "export it on a machine with more memory")
+    machine.require_disk(folder, disk, f"exporting {checkpoint.name}")
+
+
+def _halve(model: PreTrainedModel) -> None:
+    """Turn the weights into float16, but not the rotary frequencies: times a long position their error is radians."""
+    rotary = [module for module in model.modules() if "RotaryEmbedding" in type(module).__name__]
+    frequencies = [(module, name, buffer) for module in rotary for name, buffer in module.named_buffers(recurse=False)]
+    nn.Module.half(model)
+    for module, name, buffer in frequencies:
+        setattr(module, name, buffer)
+
+
+def _trace(
+    model: PreTrainedModel, shape: GraphShape, exporter: str, report: Callable[[str], None], rotary: bool
+) -> ir.Model:
+    def note(line: str) -> None:
+        report(f"  {line}")
+
+    if exporter == "optimum":
+        from swift_edge_export.optimum_door import trace_with_optimum  # its extra excludes the default one
+
+        return trace_with_optimum(model, shape, note, rotary=rotary)
+    return trace(model, shape, note, rotary=rotary)
+
+
+def _write_graph(
+    graph: ir.Model, staging: Path, packing: Literal["int8", "int4"] | None, block_size: int | None
+) -> quantize.Quantization | None:
+    if packing is not None:
+        return quantize.quantize(graph, staging / MODEL_NAME, packing, block_size=block_size or quantize.BLOCK_SIZE)
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    external = None if size <= INLINE_MODEL_BYTES else f"{MODEL_NAME}.data"
+    ir.save(graph, staging / MODEL_NAME, external_data=external)
+    return None
+
+
+def _staged(staging: Path, manifest: Manifest, checkpoint: Checkpoint) -> Bundle:
+    """The bundle as it will be, opened before its files are listed."""
+    return Bundle(
+        path=staging,
+        manifest=manifest,
+        model_path=staging / MODEL_NAME,
+        tokenizer_path=staging / TOKENIZER_NAME,
+        chat_template=checkpoint.chat_template if (staging / TEMPLATE_NAME).exists() else None,
+        head_path=None,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+@contextlib.contextmanager
+def _stage(name: str, report: Callable[[str], None]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    report(f"{name:28}{time.perf_counter() - started:8.1f} s")

@@ -1,0 +1,86 @@
+"""The command line: `swift-edge COMMAND`, also `python -m swift_edge COMMAND`.
+
+The answer goes to stdout, the report and every complaint to stderr. Exit status 0: done; 1: a `SwiftEdgeError` or a
+refusal of the operating system, told in one line; 2: the command was called wrongly; 130: interrupted; 141: the
+reader of the output went away. This is the only place where errors become lines and exit statuses.
+
+Neither onnxruntime nor the tokenizers nor the exporter is imported before a command needs it.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from typing import Any
+
+import click
+
+from swift_edge import __version__
+from swift_edge.cli.exporting import convert_head, export
+from swift_edge.cli.inspecting import inspect
+from swift_edge.cli.selecting import pick, score
+from swift_edge.errors import SwiftEdgeError
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class CommandLine(click.Group):
+    """The group of commands, and the edge at which exceptions become one line and an exit status."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command that was asked for; any failure that is not a bug leaves as an exit status."""
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            discard_output()
+            context.exit(EXIT_BROKEN_PIPE)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            context.exit(EXIT_INTERRUPTED)
+        except SwiftEdgeError as error:
+            click.echo(f"error: {error}", err=True)
+            context.exit(EXIT_FAILED)
+        except OSError as error:
+            click.echo(f"error: {system_refusal(error)}", err=True)
+            discard_output()
+            context.exit(EXIT_FAILED)
+
+
+def discard_output() -> None:
+    """Send into nothing what is still buffered: it could not be written, and would be tried again at exit."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or not a file at all
+            os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+
+
+def system_refusal(error: OSError) -> str:
+    """Tell in one line what the operating system refused, on which file, and what to do where that is clear."""
+    what = error.strerror or str(error) or type(error).__name__
+    where = f": {os.fspath(error.filename)!r}" if error.filename is not None else ""
+    way_out = "; free some space or write to another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return " ".join(f"{what}{where}{way_out}".split())
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="swift-edge", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Best of N from a small language model: write N candidates in one batch, score them in the same pass, pick one."""
+
+
+for command in (pick, score, inspect, export, convert_head):
+    commands.add_command(command)
+
+
+def main() -> None:
+    """Run the command that the arguments of the process name, and leave with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape; an answer is never lost to an old locale.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # A prompt may contain * and ?: on Windows click would take them for file names.
+    commands.main(prog_name="swift-edge", windows_expand_args=False)

@@ -1,0 +1,240 @@
+"""The decode loop: rows in, one token per row and step out, until every row has ended.
+
+Knows token ids, logits and rows. Does not know text, templates or stop strings, the head, or how candidates are ranked.
+Rows may belong to different prompts and have different lengths; they may be admitted and dropped between two steps.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from swift_edge.kv_cache import KVCache
+from swift_edge.sampling import SamplingOptions, candidate_generator, sample
+from swift_edge.session import Floats, Ids, ModelSession
+from swift_edge.signals import TokenStatistics, summarize, token_statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A prompt that has been read once, ready to be copied into rows."""
+
+    cache: KVCache
+    """One row with the keys and values of the prompt."""
+    logits: Floats  # [1, v]
+    """Logits after the last prompt token, float32."""
+    token_ids: Ids  # [p]
+    """The prompt, int64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A candidate that has sampled its last token."""
+
+    candidate: int
+    """Number that `admit` gave it."""
+    finish_reason: Literal["stop", "length"]
+    """`stop` for an EOS id, `length` for `max_new_tokens` or a full context."""
+    unscored_tokens: int
+    """1 if the context was full, so that the last token could not be fed; else 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of each of m candidates, and what the model computed when it was fed.
+
+    Hidden states and logits are views: they hold until the loop goes on or admits.
+    """
+
+    candidates: tuple[int, ...]
+    """Whose tokens these are; the first f of them have been fed, the others have ended without."""
+    token_ids: Ids  # [m]
+    """The tokens sampled, int64."""
+    statistics: TokenStatistics
+    """What the logits said about each token `[m]`, before temperature and filters."""
+    hidden_states: Floats | None  # [l, f, d]
+    """Hidden states of the tokens that were fed, float32; None where none were asked for, or nothing was fed."""
+    logits: Floats | None  # [f, v]
+    """Logits after the tokens that were fed, float32; None unless asked for."""
+    finished: tuple[Finished, ...]
+    """The candidates that ended with this token."""
+
+
+class DecodeLoop:
+    """Samples and feeds tokens; each candidate's tokens depend on its prompt, its seed and its index alone.
+
+    The last token of a candidate is fed once more if anything is to be read from it (`layers` or `keep_logits`).
+
+    >>> loop = DecodeLoop(session, SamplingOptions(), eos_ids=(2,), max_new_tokens=16)
+    >>> loop.admit(prompt, range(8), seed=0)
+    [0, 1, 2, 3, 4, 5, 6, 7]
+    >>> tokens = sum(len(step.candidates) for step in loop.steps())
+    """
+
+    def __init__(
+        self,
+        session: ModelSession,
+        sampling: SamplingOptions,
+        eos_ids: Collection[int],
+        max_new_tokens: int,
+        *,
+        layers: tuple[int, ...] = (),
+        keep_logits: bool = False,
+        statistics: Collection[str] = (),
+    ) -> None:
+        """Read hidden states of `layers`, logits of fed tokens if `keep_logits`, and `statistics` beside logprob."""
+        self.sample_s = 0.0
+        self.decode_s = 0.0
+        self._session = session
+        self._sampling = sampling
+        self._eos_ids = frozenset(eos_ids)
+        self._max_new_tokens = max_new_tokens
+        self._layers = layers
+        self._keep_logits = keep_logits
+        self._entropy = "entropy" in statistics
+        self._self_certainty = "self_certainty" in statistics
+        self._rows: list[_Row] = []
+        self._cache: KVCache | None = None
+        self._logits: Floats | None = None  # [rows, v]
+        self._admitted = 0
+
+    def admit(self, prompt: Prefilled, indices: Iterable[int], seed: int) -> list[int]:
+        """Add one candidate of `prompt` per index, with the random numbers of `(seed, index)`.
+
+        Returns the numbers by which steps name them, counted up over all calls. `prompt` can be let go afterwards.
+        """
+        self._remove_ended()
+        rows = [_Row(prompt.token_ids, self._max_new_tokens, seed, index) for index in indices]
+        limit = len(prompt.token_ids) + self._max_new_tokens
+        if self._cache is None:
+            self._cache = self._session.new_cache(len(rows), len(prompt.token_ids) + 1, limit)
+        # Admitted later, a longer prompt may take longer rows.
+        self._cache.limit = max(self._cache.limit, min(limit, self._session.context_length))
+        self._cache.append_copy(prompt.cache, len(rows))
+        logits = np.repeat(prompt.logits, len(rows), axis=0)  # [n, v]
+        self._logits = logits if not self._rows or self._logits is None else np.concatenate([self._logits, logits])
+        for row in rows:
+            row.candidate = self._admitted
+            self._admitted += 1
+        self._rows += rows
+        return [row.candidate for row in rows]
+
+    def drop(self, candidate: int) -> None:
+        """Take a candidate out before the next step; nothing happens if it has ended already."""
+        for row in self._rows:
+            if row.candidate == candidate:
+                row.ended = True
+
+    def steps(self) -> Iterator[Step]:
+        """Yield one step after another until no candidate is left."""
+        while True:
+            self._remove_ended()
+            if not self._rows:
+                return
+            yield self._step()
+
+    def _step(self) -> Step:
+        begun = time.perf_counter()
+        token_ids, statistics = self._sample()  # [m]
+        sampled = time.perf_counter()
+        self.sample_s += sampled - begun
+        assert self._cache is not None
+        finished: list[Finished] = []
+        read_last = bool(self._layers) or self._keep_logits
+        fed = list(range(len(self._rows)))
+        unfed: list[int] = []
+        # From the last row down: a row that leaves is replaced by one that has been seen already.
+        for number in reversed(range(len(self._rows))):
+            row, token_id = self._rows[number], int(token_ids[number])
+            row.append(token_id)
+            full = int(self._cache.lengths[number]) >= self._session.context_length
+            if token_id in self._eos_ids:
+                finished.append(Finished(row.candidate, "stop", int(full)))
+            elif full or row.num_new == self._max_new_tokens:
+                finished.append(Finished(row.candidate, "length", int(full)))
+            else:
+                continue
+            row.ended = True
+            if full or not read_last:
+                unfed.append(number)
+        candidates = [row.candidate for row in self._rows]
+        for number in unfed:
+            self._remove(number)
+            fed[number] = fed[-1]
+            fed.pop()
+        hidden_states = logits = None
+        if fed:
+            wanted = self._keep_logits or not all(row.ended for row in self._rows)
+            out = self._session.decode(self._cache, token_ids[fed], logits=wanted, layers=self._layers)
+            hidden_states, self._logits = out.hidden_states, out.logits
+            logits = out.logits if self._keep_logits else None
+        self.decode_s += time.perf_counter() - sampled
+        if unfed:
+            order = np.array(fed + unfed)
+            token_ids, candidates = token_ids[order], [candidates[number] for number in order]
+            statistics = statistics_of(statistics, order)
+        finished.sort(key=lambda end: end.candidate)
+        return Step(tuple(candidates), token_ids, statistics, hidden_states, logits, tuple(finished))
+
+    def _sample(self) -> tuple[Ids, TokenStatistics]:
+        """Draw the next token of every row `[m]` from the logits at hand."""
+        logits, self._logits = self._logits, None  # used up: a row that leaves now has none to move
+        assert logits is not None
+        entropy, self_certainty = self._entropy, self._self_certainty
+        summary = summarize(logits, entropy=entropy, self_certainty=self_certainty)
+        seen = None if self._sampling.repetition_penalty == 1 else [row.seen for row in self._rows]
+        token_ids = sample(logits, self._sampling, [row.generator for row in self._rows], seen, summary=summary)
+        statistics = token_statistics(
+            logits, token_ids, entropy=entropy, self_certainty=self_certainty, summary=summary
+        )
+        return token_ids, statistics
+
+    def _remove_ended(self) -> None:
+        for number in reversed(range(len(self._rows))):
+            if self._rows[number].ended:
+                self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        """Take a row out: the last one moves into its place, in the cache and in the logits alike."""
+        assert self._cache is not None
+        self._cache.remove(number)
+        last = self._rows.pop()
+        if number < len(self._rows):
+            self._rows[number] = last
+            if self._logits is not None:
+                self._logits[number] = self._logits[len(self._rows)]
+        if self._logits is not None:
+            self._logits = self._logits[: len(self._rows)]
+
+
+class _Row:
+    """What the loop keeps per row: the tokens so far, and the random numbers to come."""
+
+    def __init__(self, prompt_ids: Ids, max_new_tokens: int, seed: int, index: int) -> None:
+        self.candidate = -1
+        self.generator = candidate_generator(seed, index)
+        self.num_new = 0
+        self.ended = False
+        self._num_prompt = len(prompt_ids)
+        self._token_ids = np.empty(self._num_prompt + max_new_tokens, np.int64)  # [p + t]
+        self._token_ids[: self._num_prompt] = prompt_ids
+
+    @property
+    def seen(self) -> Ids:
+        """Prompt and response so far, int64 `[p + t]`."""
+        return self._token_ids[: self._num_prompt + self.num_new]
+
+    def append(self, token_id: int) -> None:
+        self._token_ids[self._num_prompt + self.num_new] = token_id
+        self.num_new += 1
+
+
+def statistics_of(statistics: TokenStatistics, rows: Ids | slice) -> TokenStatistics:
+    """The statistics of some rows, in the order given."""
+    return TokenStatistics(
+        statistics.logprob[rows],
+        None if statistics.entropy is None else statistics.entropy[rows],
+        None if statistics.self_certainty is None else statistics.self_certainty[rows],
+    )

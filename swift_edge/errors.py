@@ -1,0 +1,236 @@
+"""Every error that swift-edge raises on purpose; each also inherits the builtin that it refines.
+
+    SwiftEdgeError
+    ├── BundleError                  a folder that cannot be used as a bundle
+    │   ├── UnknownFolderError         (FileNotFoundError)  no folder there, or nothing in it that is recognised
+    │   ├── MissingFileError           (FileNotFoundError)  the manifest lists a file that is not there
+    │   ├── ManifestError              (ValueError)         a manifest or configuration that does not read
+    │   ├── NewerFormatError           (ValueError)         written for a later swift-edge
+    │   ├── DamagedFileError           (ValueError)         size or SHA-256 differ from the manifest
+    │   ├── UnsafePathError            (ValueError)         a file that lies outside the folder
+    │   └── OutputExistsError          (FileExistsError)    the place to write to is taken
+    ├── HeadFileError                (ValueError)   a head file that does not read
+    ├── HeadMismatchError            (ValueError)   a head for another model
+    ├── InvalidOptionError           (ValueError)   an option out of its range, or two that exclude each other
+    ├── PromptError                  (ValueError)   a prompt that cannot be answered
+    │   ├── EmptyPromptError
+    │   ├── PromptTooLongError
+    │   └── TemplateError              the chat template refused the messages, or does not run
+    ├── TokenizerError               (ValueError)   a tokenizer that does not read or does not belong to the model
+    ├── ProviderError                (RuntimeError) an execution provider that the session did not get
+    ├── MemoryLimitError             (MemoryError)  more memory wanted than there is
+    ├── DiskSpaceError               (OSError)      more disk wanted than there is
+    ├── MissingExtraError            (ImportError)  a package of an optional extra is absent
+    └── ExportError                  (RuntimeError) a model that could not be made into a bundle
+        ├── UnsupportedModelError
+        └── ParityError                the graph does not compute what the model computes
+
+A message is one line: what was found, what was expected, the way out. A class whose message always has the same shape
+builds it; the others take the text. All of them survive pickling, so they cross process pools.
+"""
+
+from pathlib import Path
+from typing import Any
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+def size_text(size: int) -> str:
+    """Write a number of bytes for people: `size_text(3 * 2**30)` is `"3.00 GiB"`."""
+    if size >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    if size >= MIB:
+        return f"{size / MIB:.1f} MiB"
+    return f"{size} bytes"
+
+
+class SwiftEdgeError(Exception):
+    """Base of all errors; `str(error)` is one line."""
+
+    def __init__(self, message: str, *arguments: object) -> None:
+        """Take the finished message; `arguments` are those of a leaf that builds its message itself."""
+        # Texts from elsewhere (a template's complaint, a library's error) may bring line ends along.
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
+        self._arguments = arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the call that made it."""
+        return type(self), self._arguments or (str(self),)
+
+
+class BundleError(SwiftEdgeError):
+    """A folder cannot be used as a bundle."""
+
+
+class UnknownFolderError(BundleError, FileNotFoundError):
+    """There is no folder, or nothing in it says what it is."""
+
+
+class MissingFileError(BundleError, FileNotFoundError):
+    """The manifest lists a file that is not in the folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Name the folder and the missing file."""
+        super().__init__(
+            f"{folder} lists the file {name!r}, but it is not there; the bundle is incomplete: export or copy it again",
+            folder,
+            name,
+        )
+
+
+class ManifestError(BundleError, ValueError):
+    """A manifest, or another configuration file of the folder, does not read."""
+
+
+class NewerFormatError(BundleError, ValueError):
+    """The bundle was written for a later swift-edge."""
+
+    def __init__(self, path: Path, found: int, supported: int) -> None:
+        """Name the manifest and both format versions."""
+        super().__init__(
+            f"{path} has format version {found}, this swift-edge reads up to version {supported}; "
+            "run: pip install --upgrade swift-edge",
+            path,
+            found,
+            supported,
+        )
+
+
+class DamagedFileError(BundleError, ValueError):
+    """The size or the SHA-256 of a file differs from the manifest."""
+
+    def __init__(self, path: Path, quantity: str, found: str, expected: str) -> None:
+        """Name the file, what was measured (`size`, `SHA-256`), and both values."""
+        super().__init__(
+            f"{path} has {quantity} {found}, its manifest says {expected}; "
+            "the file is damaged or was changed: export or copy the bundle again",
+            path,
+            quantity,
+            found,
+            expected,
+        )
+
+
+class UnsafePathError(BundleError, ValueError):
+    """A file of the bundle lies outside its folder."""
+
+    def __init__(self, folder: Path, name: str, reason: str) -> None:
+        """Name the folder, the file as it was given, and why it is refused (`which ...`)."""
+        super().__init__(
+            f"{folder} names the file {name!r}, {reason}; expected a file inside the folder: "
+            "copy the files themselves into the bundle, or get it from a source you trust",
+            folder,
+            name,
+            reason,
+        )
+
+
+class OutputExistsError(BundleError, FileExistsError):
+    """The place to write to is taken."""
+
+
+class HeadFileError(SwiftEdgeError, ValueError):
+    """A head file does not read."""
+
+
+class HeadMismatchError(SwiftEdgeError, ValueError):
+    """A head was trained for another model, or reads states that the bundle does not have."""
+
+
+class InvalidOptionError(SwiftEdgeError, ValueError):
+    """An option is out of its range, or two options exclude each other."""
+
+
+class PromptError(SwiftEdgeError, ValueError):
+    """A prompt cannot be answered."""
+
+
+class EmptyPromptError(PromptError):
+    """The prompt has no text, or no token."""
+
+
+class PromptTooLongError(PromptError):
+    """The prompt does not fit into the context, or leaves no room for an answer."""
+
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+        """Take both numbers of tokens."""
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens, but the model's context holds {context_length} "
+            "with the answer included; shorten the prompt or use a bundle with a longer context",
+            prompt_tokens,
+            context_length,
+        )
+
+
+class TemplateError(PromptError):
+    """The chat template refused the messages, or does not run."""
+
+
+class TokenizerError(SwiftEdgeError, ValueError):
+    """The tokenizer does not read, or does not belong to the model."""
+
+
+class ProviderError(SwiftEdgeError, RuntimeError):
+    """The session did not get an execution provider that was asked for."""
+
+
+class MemoryLimitError(SwiftEdgeError, MemoryError):
+    """More memory is wanted than there is; `needed` and `available` are bytes."""
+
+    def __init__(self, what: str, needed: int, available: int, way_out: str) -> None:
+        """Name what needs the memory, both sizes in bytes, and what to do about it."""
+        self.needed = needed
+        self.available = available
+        super().__init__(
+            f"{what} needs {size_text(needed)} of memory, {size_text(available)} are free; {way_out}",
+            what,
+            needed,
+            available,
+            way_out,
+        )
+
+
+class DiskSpaceError(SwiftEdgeError, OSError):
+    """More disk space is wanted than there is; `needed` (where it is known) and `available` are bytes."""
+
+    def __init__(self, what: str, path: Path, needed: int | None, available: int) -> None:
+        """Name what needs the space, where, and both sizes; without `needed` the disk filled up on the way."""
+        self.needed = needed
+        self.available = available
+        wanted = "more than there is" if needed is None else size_text(needed)
+        super().__init__(
+            f"{what} needs {wanted} on the disk of {path}, {size_text(available)} are free; "
+            "free some space or write to another disk",
+            what,
+            path,
+            needed,
+            available,
+        )
+
+
+class MissingExtraError(SwiftEdgeError, ImportError):
+    """A package that belongs to an optional extra is not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        """Name what was asked for, the absent package, and the extra that brings it."""
+        super().__init__(
+            f'{what} needs the package {package!r}, which is not installed; run: pip install "swift-edge[{extra}]"',
+            what,
+            package,
+            extra,
+        )
+
+
+class ExportError(SwiftEdgeError, RuntimeError):
+    """A model could not be made into a bundle."""
+
+
+class UnsupportedModelError(ExportError):
+    """The model computes something that the graph cannot express."""
+
+
+class ParityError(ExportError):
+    """The exported graph does not compute what the model computes."""

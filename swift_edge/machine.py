@@ -1,0 +1,119 @@
+"""What this process may use of the machine: cores, memory, disk; and errors before more is taken than there is.
+
+Knows CPU affinity and the limits of Linux control groups (versions 1 and 2); elsewhere the operating system's plain
+figures serve. Does not know what the cores and the memory are wanted for.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from swift_edge.errors import DiskSpaceError, MemoryLimitError
+
+_ROOT = Path("/")
+
+
+def default_threads(root: Path = _ROOT) -> int:
+    """Threads that can run at once: the least of cores, CPU affinity and control group quota, at least 1.
+
+    `root` stands for `/` when `/proc` and `/sys/fs/cgroup` are read. A quota of 2.5 cores counts as 2: a third thread
+    would be stopped for half of each period, and the others wait for it.
+    """
+    # Linux alone knows the affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(root)
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def cpu_quota(root: Path = _ROOT) -> float | None:
+    """Cores that the control group grants, the least along its parents; `None` without a limit."""
+    quotas = []
+    for folder in _group_folders(root, "cpu"):
+        maximum = _words(folder / "cpu.max")  # version 2: "max 100000" or "150000 100000"
+        quota = _number(maximum[:1]) if maximum else _number(_words(folder / "cpu.cfs_quota_us"))
+        period = _number(maximum[1:2]) if maximum else _number(_words(folder / "cpu.cfs_period_us"))
+        if quota is not None and period:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def available_memory(root: Path = _ROOT) -> int | None:
+    """Bytes free without swapping: the least of the machine's and the control groups'; `None` where it is unknown."""
+    free = [_memory_of_machine(root)]
+    for folder in _group_folders(root, "memory"):
+        limit = _number(_words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes"))
+        used = _number(_words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes"))
+        if limit is not None and used is not None:
+            free.append(max(0, limit - max(0, used - _reclaimable(folder))))
+    return min((size for size in free if size is not None), default=None)
+
+
+def require_memory(
+    needed: int, what: str, way_out: str = "free some memory or ask for less", root: Path = _ROOT
+) -> None:
+    """Raise `MemoryLimitError` if `needed` bytes for `what` are more than there are; silent where that is unknown."""
+    available = available_memory(root)
+    if available is not None and needed > available:
+        raise MemoryLimitError(what, needed, available, way_out)
+
+
+def require_disk(path: str | os.PathLike[str], needed: int, what: str) -> None:
+    """Raise `DiskSpaceError` if `needed` bytes for `what` do not fit on the disk of `path`, existing or not."""
+    folder = Path(path).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskSpaceError(what, Path(path), needed, free)
+
+
+def _memory_of_machine(root: Path) -> int | None:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            kibibytes = _number(line.split()[1:2])
+            return None if kibibytes is None else kibibytes * 1024
+    return None
+
+
+def _reclaimable(folder: Path) -> int:
+    # Pages of files that were read count as used, but the kernel gives them up when asked. Version 1 counts a group's
+    # own pages as "inactive_file" and those of its children too as "total_inactive_file".
+    found = dict(line.split(maxsplit=1) for line in _lines(folder / "memory.stat") if " " in line)
+    text = found.get("total_inactive_file", found.get("inactive_file", "0"))
+    return _number([text]) or 0
+
+
+def _group_folders(root: Path, controller: str) -> list[Path]:
+    """Folders of this process's control group and its parents for one controller, both versions, as far as visible."""
+    mounted = root / "sys/fs/cgroup"
+    found = []
+    for line in _lines(root / "proc/self/cgroup"):  # "0::/a/b" for version 2, "4:cpu,cpuacct:/a/b" for version 1
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" and not controllers:
+            top = mounted
+        elif controller in controllers.split(","):
+            # A combined controller is mounted under its whole name, with a link for each part.
+            top = mounted / controllers if (mounted / controllers).is_dir() else mounted / controller
+        else:
+            continue
+        # In a container the group's name may be the host's and lead nowhere; the mounted top is then its own group.
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        found += [top.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+    return [folder for folder in found if folder.is_dir()]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return " ".join(_lines(path)).split()
+
+
+def _number(words: list[str]) -> int | None:
+    """The first word as a number; `None` for "max", for -1 and for nothing, all of which mean no limit."""
+    return int(words[0]) if words and words[0].isdigit() else None

@@ -1,0 +1,297 @@
+"""The manifest of a bundle as data: what its fields mean, how they are read from JSON and checked.
+
+Knows the words of `swift_edge.json` and the rule that a bundle's files lie in its folder. Does not know which folders
+there are, how their files are checked, or what the model computes: `bundle.py` and `session.py` do.
+"""
+
+import json
+import math
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from swift_edge.errors import ManifestError, NewerFormatError, UnsafePathError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "swift_edge.json"
+MODEL_NAME = "model.onnx"
+TOKENIZER_NAME = "tokenizer.json"
+TEMPLATE_NAME = "chat_template.jinja"
+HEAD_NAME = "head.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Sizes of the model; every tensor of the graph has its shape from here."""
+
+    model_type: str
+    """The family's name in transformers, such as `llama`."""
+    num_layers: int
+    """Transformer blocks L; key and value inputs are numbered 0 to L-1."""
+    hidden_size: int
+    """Width d of a hidden state."""
+    num_attention_heads: int
+    """Query heads per layer."""
+    num_key_value_heads: int
+    """KV heads h per layer."""
+    head_dim: int
+    """Width k of one KV head."""
+    vocab_size: int
+    """Width v of the logits."""
+    context_length: int
+    """Most tokens that a row can hold, the prompt included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How the weights are stored."""
+
+    name: Literal["fp32", "fp16", "int8", "int4", "unknown"]
+    """Type of the weights; `unknown` only for folders that others wrote."""
+    block_size: int | None = None
+    """Weights that share one scale, for int8 and int4."""
+    accuracy_level: int | None = None
+    """What onnxruntime's MatMulNBits computes in: 1 fp32, 4 int8."""
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """Which hidden states the graph gives out."""
+
+    indices: tuple[int, ...]
+    """Ascending; 0 is the embeddings, L the last block after the final norm. Empty: the graph has none."""
+    convention: Literal["transformers"] = "transformers"
+    """Whose numbering the indices follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What the graph asks of its caller, beyond the names that every graph uses."""
+
+    kv: Literal["in-place", "concatenated"]
+    """`in-place`: past and present share a buffer of any capacity; `concatenated`: present is past plus new tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids with a meaning."""
+
+    eos_ids: tuple[int, ...]
+    """Ids that end a response, the tokenizer's own (`eos_token` in chat templates) first; may be empty."""
+    bos_id: int | None = None
+    """Id that starts a text, where the model has one."""
+    pad_id: int | None = None
+    """Id that fills up rows, where the model has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultSampling:
+    """Sampling that the model's makers recommend."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_p: float = 1.0
+    """Probability mass that is kept, in (0, 1]."""
+    top_k: int | None = None
+    """Most likely tokens that are kept."""
+    min_p: float | None = None
+    """Least probability that is kept, as a share of the greatest one."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens that were seen; 1 is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file as it was published."""
+
+    sha256: str
+    """SHA-256 of its content, 64 hex digits."""
+    size: int
+    """Size in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `swift_edge.json` says about its bundle."""
+
+    base_model: str
+    """Hub id or name of the model that was exported."""
+    base_revision: str | None
+    """Commit of the hub repository, where it is known."""
+    fingerprint: str
+    """SHA-256 of the base model's weights as loaded, the same at every precision; empty where it is unknown."""
+    architecture: Architecture
+    """Sizes of the model."""
+    precision: Precision
+    """How the weights are stored."""
+    hidden_states: HiddenStates
+    """Which hidden states the graph gives out."""
+    graph: Graph
+    """What the graph asks of its caller."""
+    tokens: Tokens
+    """Token ids with a meaning."""
+    sampling: DefaultSampling
+    """Sampling that the model's makers recommend."""
+    files: Mapping[str, FileRecord]
+    """Every file of the bundle but the manifest itself, by its name in the folder."""
+    exporter: Mapping[str, str]
+    """Packages that made the bundle and their versions."""
+    parity: Mapping[str, Any]
+    """How far the graph was from the original when it was exported."""
+    format_version: int = FORMAT_VERSION
+    """Version of this list of fields."""
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say; a wrong value is a `ManifestError`."""
+        for name, value in asdict(self.architecture).items():
+            if isinstance(value, int):
+                _expect(value >= 1, f"architecture.{name}", value, "an integer of at least 1")
+        indices, layers = self.hidden_states.indices, self.architecture.num_layers
+        ascending = list(indices) == sorted(set(indices))
+        inside = all(0 <= index <= layers for index in indices)
+        _expect(ascending and inside, "hidden_states.indices", list(indices), f"ascending integers from 0 to {layers}")
+        sampling = self.sampling
+        _expect(
+            math.isfinite(sampling.temperature) and sampling.temperature >= 0,
+            "sampling.temperature",
+            sampling.temperature,
+            "a finite number of at least 0",
+        )
+        _expect(0 < sampling.top_p <= 1, "sampling.top_p", sampling.top_p, "a number in (0, 1]")
+        _expect(sampling.top_k is None or sampling.top_k >= 1, "sampling.top_k", sampling.top_k, "null or at least 1")
+        _expect(
+            sampling.min_p is None or 0 <= sampling.min_p <= 1, "sampling.min_p", sampling.min_p, "null or in [0, 1]"
+        )
+        penalty = sampling.repetition_penalty
+        _expect(math.isfinite(penalty) and penalty > 0, "sampling.repetition_penalty", penalty, "a number above 0")
+        for name, record in self.files.items():
+            digits = set(record.sha256) <= set("0123456789abcdef") and len(record.sha256) == 64
+            _expect(digits, f"files.{name}.sha256", record.sha256, "64 lower-case hex digits")
+            _expect(record.size >= 0, f"files.{name}.size", record.size, "a number of bytes")
+
+    @classmethod
+    def from_json(cls, text: str, source: Path = Path(MANIFEST_NAME)) -> "Manifest":
+        """Read a manifest; keys that this version does not know are passed over.
+
+        Raises `NewerFormatError` for a later format and `ManifestError` for anything that is missing or of another
+        type; both name `source`.
+        """
+        try:
+            document = json.loads(text)
+            _expect(isinstance(document, dict), "the document", document, "an object")
+            # The version comes first: a later format may well look different in every other field.
+            version = document.get("format_version")
+            _expect(_is_integer(version) and version >= 1, "format_version", version, "an integer of at least 1")
+            if version > FORMAT_VERSION:
+                raise NewerFormatError(source, version, FORMAT_VERSION)
+            manifest = _read(document, cls, "")
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ManifestError(f"{source} is not JSON ({error}); export or copy the bundle again") from error
+        except ManifestError as error:
+            raise ManifestError(f"{source}: {error}; export or copy the bundle again") from error
+        assert isinstance(manifest, Manifest)
+        return manifest
+
+    def to_json(self) -> str:
+        """Write the manifest; `Manifest.from_json` reads it back unchanged."""
+        document = {"format_version": self.format_version} | asdict(self)
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened folder: what it says about itself and where its files are."""
+
+    path: Path
+    """The folder."""
+    manifest: Manifest
+    """What the folder says about itself; made up from other files where `origin` is not `swift-edge`."""
+    model_path: Path
+    """The graph, to be opened by its path, which its external data is relative to."""
+    tokenizer_path: Path
+    """The tokenizer in the format of the tokenizers library."""
+    chat_template: str | None
+    """Source of the chat template, where the model has one."""
+    head_path: Path | None
+    """The head that lies in the folder, where there is one."""
+    origin: Literal["swift-edge", "optimum", "onnxruntime-genai"] = "swift-edge"
+    """Who wrote the folder."""
+
+
+def file_inside(folder: Path, name: str) -> Path:
+    """Path of the file `name` of `folder`, existing or not; `UnsafePathError` if it leads out of the folder."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if not name or "\0" in name or posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root:
+        raise UnsafePathError(folder, name, "which is not a relative path")
+    if ".." in posix.parts or ".." in windows.parts:
+        raise UnsafePathError(folder, name, "which leads out of the folder")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UnsafePathError(folder, name, f"which is a link to {path.resolve()}")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of a bundle; `ManifestError` if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is not UTF-8 (byte {error.start}); export or copy the bundle again") from error
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _expect(condition: bool, where: str, found: object, expected: str) -> None:
+    if not condition:
+        shown = json.dumps(found, default=str)
+        raise ManifestError(f"{where} is {shown if len(shown) <= 80 else shown[:77] + '...'}; expected {expected}")
+
+
+def _describe(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return "a list"
+    return {int: "an integer", float: "a number", str: "a string"}.get(annotation, "an object")
+
+
+def _read(value: Any, annotation: Any, where: str) -> Any:
+    """Turn a JSON value into the annotated type, or say in one line why it is not one."""
+    kind, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return value
+    if kind in (Union, types.UnionType):  # always `X | None` here
+        return None if value is None else _read(value, arguments[0], where)
+    expected = _describe(annotation)
+    if annotation is float:
+        _expect(_is_integer(value) or isinstance(value, float), where, value, expected)
+        return float(value)
+    if annotation is int:
+        _expect(_is_integer(value), where, value, expected)
+        return value
+    if annotation is str:
+        _expect(isinstance(value, str), where, value, expected)
+        return value
+    if kind is Literal:
+        _expect(value in arguments, where, value, expected)
+        return value
+    if kind is tuple:
+        _expect(isinstance(value, list), where, value, expected)
+        return tuple(_read(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
+    _expect(isinstance(value, dict), where, value, expected)
+    if not is_dataclass(annotation):  # a mapping with strings as keys
+        return {key: _read(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    assert isinstance(annotation, type)
+    return annotation(**dict(_read_fields(value, annotation, where)))
+
+
+def _read_fields(values: dict[str, Any], annotation: type, where: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in get_type_hints(annotation).items():
+        full_name = f"{where}.{name}" if where else name
+        if name not in values and type(None) not in get_args(hint):
+            raise ManifestError(f"{full_name} is missing; expected {_describe(hint)}")
+        yield name, _read(values.get(name), hint, full_name)

@@ -1,0 +1,154 @@
+"""Everything that opening a bundle gives, and what options and prompts come to with it.
+
+Checks each option and each combination once, before anything is computed. Does not run the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from swift_edge.bundle import Bundle, open_bundle
+from swift_edge.errors import InvalidOptionError, PromptTooLongError
+from swift_edge.head import Head, check_head, load_head
+from swift_edge.sampling import SamplingOptions
+from swift_edge.scoring import Ranking
+from swift_edge.session import Ids, ModelSession
+from swift_edge.signals import check_signal
+from swift_edge.tokenizer import Message, Tokenizer
+
+Prompt: TypeAlias = str | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of a pick as the caller gave them; None is the bundle's own."""
+
+    n: int
+    """Candidates per prompt."""
+    max_new_tokens: int
+    """Most tokens of a candidate."""
+    temperature: float | None
+    """Divides the logits; 0 is greedy."""
+    top_p: float | None
+    """Probability mass kept; 1 keeps all."""
+    top_k: int | None
+    """Most likely tokens kept; 0 keeps all."""
+    min_p: float | None
+    """Least share of the greatest probability kept; 0 keeps all."""
+    repetition_penalty: float | None
+    """Penalty of tokens that were seen; 1 is none."""
+    stop: tuple[str, ...]
+    """Strings before which a candidate's text ends."""
+    seed: int
+    """Seed of all candidates' random numbers."""
+    signal: str | None
+    """Signal to rank by in place of the head."""
+    raw: bool
+    """Whether the prompt is taken without the chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A bundle with its session, tokenizer and head, shared by all calls and threads."""
+
+    bundle: Bundle
+    """The folder, checked."""
+    session: ModelSession
+    """The graph."""
+    tokenizer: Tokenizer
+    """Text to ids and back."""
+    head: Head | None
+    """The head that scores unless a signal is asked for."""
+    head_name: str | None
+    """The head as the caller named it, or its file name in the bundle."""
+    warnings: tuple[str, ...]
+    """What the caller should know, one line each."""
+
+    @classmethod
+    def open(
+        cls, path: str, head: str | Head | None, providers: Sequence[str] | None, threads: int | None
+    ) -> "OpenedModel":
+        """Open and check the bundle and its head, then the graph; `head` replaces the bundle's own."""
+        bundle = open_bundle(path)
+        loaded: Head | None
+        name: str | None
+        if isinstance(head, Head):
+            loaded, name = head, f"a head of {head.base_model or 'an unnamed model'}"
+        elif head is not None:
+            loaded, name = load_head(head), head
+        elif bundle.head_path is not None:
+            loaded, name = load_head(bundle.head_path), bundle.head_path.name
+        else:
+            loaded, name = None, None
+        warnings = [] if loaded is None else check_head(loaded, bundle.manifest)
+        if not bundle.manifest.hidden_states.indices:
+            warnings.append(
+                f"{path} ({bundle.origin}) gives no hidden states: it serves label-free signals and heads on logits; "
+                "run swift-edge export for other heads"
+            )
+        session = ModelSession(bundle, providers, threads)
+        return cls(bundle, session, Tokenizer(bundle), loaded, name, tuple(warnings))
+
+    def ranking(self, signal: str | None) -> Ranking:
+        """By what to rank: the signal that was asked for, else the head, else the mean log-probability."""
+        if signal is None and self.head is not None:
+            return Ranking(self.head, None)
+        return Ranking(None, check_signal(signal or "mean_logprob"))
+
+    def prompt_ids(self, prompt: Prompt, *, raw: bool, ranking: Ranking) -> Ids:
+        """Token ids `[p]` of a prompt that leaves room for one more token, fed again if a head is to see it."""
+        prompt_ids = np.array(self.tokenizer.encode_prompt(prompt, raw=raw), np.int64)
+        if len(prompt_ids) + (ranking.head is not None) > self.session.context_length:
+            raise PromptTooLongError(len(prompt_ids), self.session.context_length)
+        return prompt_ids
+
+    def answer_ids(self, text: str, place: int, prompt_tokens: int, ranking: Ranking) -> list[int]:
+        """Token ids `[t]` of a given response, with the EOS if the head counts it; fits into the context."""
+        answer = self.tokenizer.encode_response(text)
+        eos_ids = self.bundle.manifest.tokens.eos_ids
+        ended = bool(answer) and answer[-1] in eos_ids
+        if ranking.head is not None and ranking.head.includes_eos and eos_ids and not ended:
+            answer.append(eos_ids[0])
+        context = self.session.context_length
+        if not answer:
+            raise InvalidOptionError(f"text {place} has no tokens; expected some text to score")
+        # As in decoding, the last token may lie beyond a full context.
+        if prompt_tokens + len(answer) > context + 1:
+            raise InvalidOptionError(
+                f"text {place} has {len(answer)} tokens after a prompt of {prompt_tokens}, "
+                f"but the model's context holds {context}; shorten the text or the prompt"
+            )
+        return answer
+
+    def verify(self, options: Options) -> tuple[SamplingOptions, Ranking]:
+        """Check every option and every combination; returns what they come to with this bundle."""
+        _check_whole("n", options.n, 1)
+        _check_whole("max_new_tokens", options.max_new_tokens, 1)
+        _check_whole("seed", options.seed, 0, 2**64 - 1)
+        if not all(isinstance(text, str) and text for text in options.stop):
+            raise InvalidOptionError(f"stop is {list(options.stop)}; expected strings of at least one character")
+        default = self.bundle.manifest.sampling
+        sampling = SamplingOptions(
+            temperature=default.temperature if options.temperature is None else options.temperature,
+            top_p=default.top_p if options.top_p is None else options.top_p,
+            top_k=default.top_k if options.top_k is None else options.top_k,
+            min_p=default.min_p if options.min_p is None else options.min_p,
+            repetition_penalty=(
+                default.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
+            ),
+        )
+        if options.n > 1 and sampling.temperature == 0:
+            raise InvalidOptionError(
+                f"n is {options.n} at temperature 0, where all candidates are the same; "
+                "expected n=1, or a temperature above 0"
+            )
+        return sampling, self.ranking(options.signal)
+
+
+def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
+    # A float would pass the comparisons and fail later, where nobody knows its name.
+    if not isinstance(value, (int, np.integer)) or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidOptionError(f"{name} is {value!r}; expected an integer {limits}")

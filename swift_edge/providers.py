@@ -1,0 +1,70 @@
+"""Opening a graph in onnxruntime: telemetry off, providers confirmed, threads set.
+
+Knows onnxruntime's session options and the names of its execution providers. Does not know what the graph computes.
+onnxruntime is imported when the first graph is opened, not before.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from swift_edge.errors import BundleError, ProviderError
+from swift_edge.manifest import Bundle
+
+
+def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) -> Any:
+    """Open the graph with the providers asked for (None: CPU), and ask the session whether it got them.
+
+    Returns an `onnxruntime.InferenceSession`. Raises `ProviderError` or `BundleError`.
+    """
+    ort = _onnxruntime()
+    wanted = [_provider_name(name, ort.get_available_providers()) for name in providers or ("cpu",)]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Softmax tails and fading activations reach denormals, which cost a hundred times a normal operation.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    names = list(dict.fromkeys([*wanted, "CPUExecutionProvider"]))
+    try:
+        session = ort.InferenceSession(str(bundle.model_path), options, providers=names, enable_fallback=0)
+    except Exception as error:
+        if wanted != ["CPUExecutionProvider"]:
+            raise ProviderError(
+                f"onnxruntime could not open the graph on {', '.join(wanted)}: {error}; or leave providers out"
+            ) from error
+        raise BundleError(
+            f"onnxruntime {ort.__version__} does not open {bundle.model_path}: {error}; export or copy the bundle again"
+        ) from error
+    missing = [name for name in wanted if name not in session.get_providers()]
+    if missing:
+        raise ProviderError(
+            f"the session did not get {', '.join(missing)}, only {', '.join(session.get_providers())}; "
+            "check the drivers that the provider needs, or leave providers out"
+        )
+    return session
+
+
+def _onnxruntime() -> ModuleType:
+    """Import onnxruntime with its telemetry off; the variable counts only if it is set before the first import."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    loaded = "onnxruntime" in sys.modules
+    onnxruntime = importlib.import_module("onnxruntime")
+    if loaded:
+        onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def _provider_name(name: str, available: Sequence[str]) -> str:
+    """Find a provider by its name, or by its name without `ExecutionProvider`, in any case."""
+    for candidate in available:
+        if name.lower() in (candidate.lower(), candidate.lower().removesuffix("executionprovider")):
+            return candidate
+    raise ProviderError(
+        f"the provider {name!r} is not in this onnxruntime, which has {', '.join(available)}; "
+        "install an onnxruntime build that has it (onnxruntime-gpu for cuda), or leave providers out"
+    )

@@ -1,0 +1,311 @@
+"""Logits to token ids: repetition penalty, temperature, top-k, top-p, min-p, then one draw per row.
+
+The filters mean what they mean in transformers and come in its order. The nucleus is exact without sorting the
+vocabulary: a threshold reduces it first, and where the nucleus is wide the threshold is searched. Knows logits and
+random generators only: not text, not when a response ends. A row's token depends on its logits and its generator
+alone, never on the rows beside it.
+
+Ties. Top-k keeps every token whose logit equals the k-th greatest, as transformers does, so it may keep more than k.
+Where the nucleus ends inside a group of equal logits, the lowest ids of the group are kept, so that a narrow nucleus
+holds what greedy takes; transformers keeps as many, but which ones its unstable sort leaves open.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.errors import InvalidOptionError
+from swift_edge.signals import LogitSummary, require_distribution
+
+LOWEST_TEMPERATURE: Final = 1e-6
+"""Below it, and above 0, a temperature is refused: it is greedy in all but name."""
+
+_FIRST_TAIL = 1024
+"""The first threshold of the nucleus supposes at most so many tokens just below it."""
+_SORT_LIMIT = 2048
+"""So many tokens are sorted; more are first cut down by a histogram."""
+_BUCKETS = 4096
+"""Buckets of that histogram."""
+_BLOCK = 512
+"""Tokens per block in the unfiltered draw, which looks for the block first."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How a token is drawn; the defaults draw from the model's own distribution."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy: the greatest logit after the repetition penalty, and nothing is drawn."""
+    top_p: float = 1.0
+    """Probability mass kept, in (0, 1]: the most likely tokens up to and with the one that reaches it; 1 keeps all."""
+    top_k: int | None = None
+    """How many of the most likely tokens are kept; None or 0 keeps all."""
+    min_p: float | None = None
+    """Tokens less likely than this share of the most likely one are removed, in [0, 1]."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens of the prompt and the response so far; 1 is none."""
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidOptionError` for a value out of its range."""
+        temperature, penalty = self.temperature, self.repetition_penalty
+        _expect(
+            temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
+            "temperature",
+            temperature,
+            f"0 (greedy) or a finite number of at least {LOWEST_TEMPERATURE}",
+        )
+        _expect(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and at most 1 (1 keeps every token)")
+        whole = self.top_k is None or (isinstance(self.top_k, (int, np.integer)) and self.top_k >= 0)
+        _expect(whole, "top_k", self.top_k, "an integer of at least 1, or None or 0 to keep every token")
+        in_range = self.min_p is None or 0 <= self.min_p <= 1
+        _expect(in_range, "min_p", self.min_p, "a number from 0 to 1, or None")
+        _expect(1e-3 <= penalty <= 1e3, "repetition_penalty", penalty, "a number from 0.001 to 1000 (1 is none)")
+
+
+def candidate_generator(seed: int, index: int) -> np.random.Generator:
+    """Random numbers of candidate `index`: a stream of its own, keyed by both numbers, whatever the others draw.
+
+    Both must lie in 0..2**64-1, else `InvalidOptionError`.
+    """
+    for name, value in (("seed", seed), ("candidate index", index)):
+        _expect(0 <= value < 2**64, name, value, "an integer from 0 to 2**64 - 1")
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
+
+
+def sample(
+    logits: NDArray[Any],
+    options: SamplingOptions,
+    generators: Sequence[np.random.Generator],
+    seen: Sequence[NDArray[np.int64]] | None = None,
+    *,
+    summary: LogitSummary | None = None,
+) -> NDArray[np.int64]:
+    """Draw one token id per row, int64 [m], from `logits`, float32 or float16 [m, v], which stay as they are.
+
+    `generators` holds one generator per row; each gives one uniform number, or none at temperature 0. `seen` holds the
+    ids of the prompt and the response so far of each row, in any order, repeats allowed; only a repetition penalty
+    needs it. `summary` is what `signals.summarize` made of the same logits; it saves a pass at temperature 1 and never
+    changes the result. The draw is the inverse CDF in float64 over the kept tokens in ascending id.
+
+    Raises `LogitsError` for NaN, +inf, or nothing but -inf in a row, `InvalidOptionError` where rows and arguments do
+    not match.
+    """
+    rows = logits.shape[0]
+    if logits.ndim != 2 or len(generators) != rows or (seen is not None and len(seen) != rows):
+        raise InvalidOptionError(
+            f"logits of shape {list(logits.shape)} came with {len(generators)} generators"
+            f"{'' if seen is None else f' and {len(seen)} lists of seen ids'}; expected [m, v] and one of each per row"
+        )
+    if rows:
+        require_distribution(logits.max(axis=1))
+    token_ids = np.empty(rows, np.int64)  # [m]
+    for row in range(rows):
+        normalizer = None if summary is None else float(summary.log_normalizer[row])
+        seen_ids = None if seen is None else seen[row]
+        token_ids[row] = _draw_row(logits[row], options, generators[row], seen_ids, normalizer)
+    return token_ids
+
+
+def kept_tokens(
+    logits: NDArray[Any], options: SamplingOptions, seen: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens that `sample` draws from, given one row of logits [v]: ascending ids and their probabilities.
+
+    >>> kept_tokens(np.log(np.array([0.1, 0.6, 0.3], np.float32)), SamplingOptions(top_p=0.7))
+    (array([1, 2]), array([0.66666667, 0.33333333]))
+    """
+    require_distribution(logits[np.newaxis].max(axis=1))
+    penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
+    if options.temperature == 0:
+        return np.array([penalized.argmax()], np.int64), np.ones(1)
+    scaled, maximum = _scaled(penalized, options.temperature)  # [v]
+    token_ids, weights = _filtered(scaled, maximum, options, None)
+    return token_ids, weights / weights.sum()
+
+
+def _draw_row(
+    logits: NDArray[Any],
+    options: SamplingOptions,
+    generator: np.random.Generator,
+    seen: NDArray[np.int64] | None,
+    log_normalizer: float | None,
+) -> int:
+    penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
+    if options.temperature == 0:
+        return int(penalized.argmax())
+    scaled, maximum = _scaled(penalized, options.temperature)  # [v]
+    if options.temperature != 1 or options.repetition_penalty != 1:
+        log_normalizer = None  # it belongs to the logits as they were
+    uniform = float(generator.random())
+    if options.top_p == 1 and not options.top_k and not options.min_p:
+        return _draw_unfiltered(scaled, maximum, uniform)
+    token_ids, weights = _filtered(scaled, maximum, options, log_normalizer)
+    return int(token_ids[_inverse_cdf(weights, uniform)])
+
+
+def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    """The row as float32 [v] after the repetition penalty; the row itself where nothing changes."""
+    row: NDArray[np.float32] = np.asarray(logits, dtype=np.float32)
+    if penalty == 1:
+        return row
+    if seen is None:
+        raise InvalidOptionError(f"repetition_penalty is {penalty}, but the ids seen so far are missing; pass `seen`")
+    seen_ids = np.asarray(seen, dtype=np.int64)
+    # A tokenizer may know ids that the output layer does not; they cannot come and need no penalty.
+    seen_ids = seen_ids[(seen_ids >= 0) & (seen_ids < row.size)]
+    values = row[seen_ids]
+    factor = np.float32(penalty)
+    changed = row.copy()
+    changed[seen_ids] = np.where(values < 0, values * factor, values / factor)
+    return changed
+
+
+def _scaled(row: NDArray[np.float32], temperature: float) -> tuple[NDArray[np.float32], float]:
+    """The row divided by the temperature, up to a constant, [v], and its maximum; the row itself at temperature 1."""
+    maximum = row.max()
+    if temperature == 1:
+        return row, float(maximum)
+    # Subtracted first, so that a low temperature cannot overflow; a constant does not change the distribution.
+    shifted = row - maximum
+    shifted /= np.float32(temperature)
+    return shifted, 0.0
+
+
+def _filtered(
+    scaled: NDArray[np.float32], maximum: float, options: SamplingOptions, log_normalizer: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids that pass the filters, ascending, and their weights, which need not sum to 1."""
+    vocab_size = scaled.size
+    token_ids: NDArray[np.int64]
+    if options.top_k and options.top_k < vocab_size:
+        token_ids = _top_k(scaled, options.top_k)
+        weights = _exponentials(scaled[token_ids], maximum)
+        if options.top_p < 1:
+            kept = _nucleus(scaled[token_ids], weights, options.top_p * float(weights.sum()))
+            token_ids, weights = token_ids[kept], weights[kept]
+    elif options.top_p < 1:
+        if log_normalizer is None:
+            log_normalizer = maximum + float(np.log(_float_exponentials(scaled, maximum).sum().astype(np.float64)))
+        # Fewer than _FIRST_TAIL tokens just below the threshold cannot hold the mass that may be dropped. There may be
+        # more, so the mass above it is checked; below the last threshold even v tokens could not hold it.
+        for tail in (_FIRST_TAIL, 2 * vocab_size):
+            threshold = log_normalizer + math.log((1 - options.top_p) / tail)
+            token_ids = np.flatnonzero(scaled >= np.float32(threshold))
+            weights = _exponentials(scaled[token_ids], log_normalizer)
+            if weights.sum() >= options.top_p:
+                break
+        kept = _nucleus(scaled[token_ids], weights, options.top_p)
+        token_ids, weights = token_ids[kept], weights[kept]
+    elif options.min_p:
+        # A little wider than the filter, which then decides in float64.
+        token_ids = np.flatnonzero(scaled >= np.float32(maximum + math.log(options.min_p) - 1e-3))
+        weights = _exponentials(scaled[token_ids], maximum)
+    else:
+        token_ids = np.arange(vocab_size)
+        weights = _exponentials(scaled, maximum)
+    if options.min_p:
+        kept = weights >= options.min_p * weights.max()
+        token_ids, weights = token_ids[kept], weights[kept]
+    return token_ids, weights
+
+
+def _exponentials(values: NDArray[np.float32], offset: float) -> NDArray[np.float64]:
+    exponents = values.astype(np.float64)
+    exponents -= offset
+    np.exp(exponents, out=exponents)
+    return exponents
+
+
+def _float_exponentials(scaled: NDArray[np.float32], maximum: float) -> NDArray[np.float32]:
+    exponents = scaled - np.float32(maximum)
+    np.exp(exponents, out=exponents)
+    return exponents
+
+
+def _top_k(scaled: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Ascending ids of the k greatest values and of all that equal the k-th."""
+    columns = scaled.size // 64
+    token_ids: NDArray[np.int64]
+    if columns >= k:
+        # k columns have a maximum of at least the k-th greatest maximum, so k values do: a bound that is cheap to find.
+        maxima = scaled[: columns * 64].reshape(64, columns).max(axis=0)
+        token_ids = np.flatnonzero(scaled >= np.partition(maxima, columns - k)[columns - k])
+        values = scaled[token_ids]
+    else:
+        token_ids = np.arange(scaled.size)
+        values = scaled
+    least = np.partition(values, values.size - k)[values.size - k]
+    kept: NDArray[np.int64] = token_ids[values >= least]
+    return kept
+
+
+def _nucleus(values: NDArray[np.float32], weights: NDArray[np.float64], target: float) -> NDArray[np.int64]:
+    """Ascending indices of the most likely tokens, up to and including the one whose weight reaches `target` (above 0).
+
+    A token is kept as long as the weight of all tokens before it, in descending order, is below the target.
+    """
+    active = np.arange(values.size)  # where the boundary lies, ascending
+    while active.size > _SORT_LIMIT:
+        remaining = values[active].astype(np.float64)
+        top, bottom = float(remaining.max()), float(remaining.min())
+        if top == bottom:
+            count = max(1, min(active.size, math.ceil(target / weights[active[0]])))
+            return _from_boundary(values, top, ties=count)
+        # Rounding keeps the order of the values, so every bucket is above the next: the search is exact.
+        np.subtract(top, remaining, out=remaining)
+        remaining *= (_BUCKETS - 1) / (top - bottom)
+        buckets = remaining.astype(np.intp)
+        reached = np.cumsum(np.bincount(buckets, weights=weights[active], minlength=_BUCKETS))
+        crossing = min(int(np.searchsorted(reached, target)), int(buckets.max()))
+        if crossing:
+            target -= float(reached[crossing - 1])
+        active = active[buckets == crossing]
+    order = active[np.argsort(-values[active], kind="stable")]  # descending
+    count = min(int(np.searchsorted(np.cumsum(weights[order]), target)) + 1, order.size)
+    boundary = values[order[count - 1]]
+    return _from_boundary(values, boundary, ties=int(np.count_nonzero(values[order[:count]] == boundary)))
+
+
+def _from_boundary(values: NDArray[np.float32], boundary: float, ties: int) -> NDArray[np.int64]:
+    """Ascending indices of all values above the boundary and of the first `ties` values that equal it."""
+    last = int(np.flatnonzero(values == boundary)[ties - 1])
+    kept = values > boundary
+    np.greater_equal(values[: last + 1], boundary, out=kept[: last + 1])
+    return np.flatnonzero(kept)
+
+
+def _draw_unfiltered(scaled: NDArray[np.float32], maximum: float, uniform: float) -> int:
+    """Inverse CDF over the whole vocabulary: sums of blocks first, then within one block."""
+    exponentials = _float_exponentials(scaled, maximum)  # [v]
+    whole = exponentials.size // _BLOCK * _BLOCK
+    sums = np.append(exponentials[:whole].reshape(-1, _BLOCK).sum(axis=1), exponentials[whole:].sum())
+    reached = np.cumsum(sums, dtype=np.float64)
+    target = uniform * float(reached[-1])
+    block = _first_above(reached, target)
+    before = float(reached[block - 1]) if block else 0.0
+    start = block * _BLOCK
+    inside = np.cumsum(exponentials[start : start + _BLOCK], dtype=np.float64)
+    return start + _first_above(inside, target - before)
+
+
+def _inverse_cdf(weights: NDArray[np.float64], uniform: float) -> int:
+    reached = np.cumsum(weights)
+    return _first_above(reached, uniform * float(reached[-1]))
+
+
+def _first_above(reached: NDArray[np.float64], target: float) -> int:
+    """First index whose running sum exceeds the target: never one of weight zero.
+
+    Where rounding puts the target at the total, it is the last index that added anything.
+    """
+    index = int(np.searchsorted(reached, target, side="right"))
+    return index if index < reached.size else int(np.searchsorted(reached, reached[-1]))
+
+
+def _expect(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise InvalidOptionError(f"{name} is {value}; expected {expected}")

@@ -1,0 +1,156 @@
+"""What a candidate's tokens add up to: its text, its log-probability, and its score at every prefix.
+
+Knows one candidate at a time and how it is to be ranked. Does not know the model, the rows, or the other candidates.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from swift_edge.decode import statistics_of
+from swift_edge.head import Head, RunningScore
+from swift_edge.results import Candidate, FinishReason
+from swift_edge.session import Floats
+from swift_edge.signals import TokenStatistics
+from swift_edge.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """By what candidates are ranked, and what that needs from the model: a head, or a signal without one."""
+
+    head: Head | None
+    """The head that scores; None for a signal."""
+    signal: str | None
+    """The label-free signal that ranks; None with a head."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden states to read, transformers numbering."""
+        return self.head.layers if self.head is not None and self.head.feature == "hidden" else ()
+
+    @property
+    def keep_logits(self) -> bool:
+        """Whether the logits of every response token are read."""
+        return self.head is not None and self.head.feature == "logits"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Token statistics to compute beside the log-probability."""
+        names = self.head.token_statistics if self.head is not None else (self.signal,)
+        return tuple(name for name in ("entropy", "self_certainty") if name in names)
+
+    def evaluate(
+        self, hidden_states: Floats | None, logits: Floats | None, statistics: TokenStatistics
+    ) -> tuple[Floats, Floats]:
+        """Gates and rewards `[f]` of the f tokens with hidden states `[l, f, d]`, or logits `[f, v]`; f is 0 without.
+
+        `statistics` are those of the same tokens, and may go on with tokens that were not fed.
+        """
+        states = logits[np.newaxis] if self.keep_logits and logits is not None else hidden_states
+        if self.head is None or states is None:
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        return self.head.evaluate(states, statistics_of(statistics, slice(states.shape[1])))
+
+
+class GrowingCandidate:
+    """A candidate while its tokens come in, one at a time; `finish` makes it a `Candidate`."""
+
+    def __init__(self, index: int, ranking: Ranking, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        """Start without tokens; the text that `tokenizer` makes of them ends before the first string of `stop`."""
+        self.index = index
+        self.stopped = False
+        self.ranking = ranking
+        self._tokenizer = tokenizer
+        self._stream = tokenizer.stream()
+        self._stop = tuple(stop)
+        self._text = ""
+        self._shown = 0
+        self._token_ids: list[int] = []
+        self._logprob = 0.0
+        self._self_certainty: float | None = None
+        self._gates: list[Floats] = []
+        self._rewards: list[Floats] = []
+        self._running = RunningScore() if ranking.head is not None else None
+
+    @property
+    def score(self) -> float:
+        """Score of the tokens so far."""
+        if self._running is not None:
+            return self._running.score
+        total = self._self_certainty if self.ranking.signal == "self_certainty" else self._logprob
+        return math.nan if total is None or not self._token_ids else total / len(self._token_ids)
+
+    def add_tokens(self, token_ids: Sequence[int], statistics: TokenStatistics, rows: slice) -> str:
+        """Take tokens and their statistics, rows `rows` of `statistics`; returns the text that is now certain."""
+        # Python floats, added one by one: the same sum whether tokens come alone or together.
+        self._logprob = sum(statistics.logprob[rows].tolist(), self._logprob)
+        if statistics.self_certainty is not None:
+            self._self_certainty = sum(statistics.self_certainty[rows].tolist(), self._self_certainty or 0.0)
+        return "".join([self._add_text(token_id) for token_id in token_ids])
+
+    def add_rewards(self, gates: Floats, rewards: Floats) -> None:
+        """Take what the head made of tokens that were fed, `[t]` each; nothing happens without a head."""
+        if self._running is None:
+            return
+        self._gates.append(gates)
+        self._rewards.append(rewards)
+        for gate, reward in zip(gates.tolist(), rewards.tolist(), strict=True):
+            self._running.add(gate, reward)
+
+    def finish(self, reason: FinishReason, unscored_tokens: int, text: str | None = None) -> Candidate:
+        """Freeze it; `text` where it is known better than from the tokens."""
+        if text is None:
+            text = self._text if self.stopped else self._text + self._stream.finish()
+        return Candidate(
+            index=self.index,
+            text=text,
+            token_ids=tuple(self._token_ids),
+            score=self.score,
+            logprob=self._logprob,
+            finish_reason="stop" if self.stopped else reason,
+            unscored_tokens=unscored_tokens,
+            self_certainty=None if self._self_certainty is None else self._self_certainty / len(self._token_ids),
+            gates=_frozen(self._gates) if self._running is not None else None,
+            rewards=_frozen(self._rewards) if self._running is not None else None,
+        )
+
+    def _add_text(self, token_id: int) -> str:
+        """Add a token's text and return what can be shown: nothing that may yet turn out to belong to a stop string."""
+        self._token_ids.append(token_id)
+        start = max(0, len(self._text) - max(map(len, self._stop), default=0) + 1)
+        piece = self._stream.push(token_id)
+        self._text += piece
+        # The stream may hold back bytes that already spell a stop string.
+        text = self._text if piece or not self._stop else self._tokenizer.decode(self._token_ids)
+        ends = [end for end in (text.find(stop, start) for stop in self._stop) if end >= 0]
+        if ends:
+            self.stopped = True
+            self._text = text[: min(ends)]
+            certain = len(self._text)
+        else:
+            certain = len(self._text) - self._held_back()
+        piece = self._text[self._shown : certain]
+        self._shown = max(self._shown, certain)
+        return piece
+
+    def _held_back(self) -> int:
+        """Characters at the end that a stop string could begin with."""
+        return max(
+            (
+                length
+                for stop in self._stop
+                for length in range(1, min(len(stop), len(self._text) + 1))
+                if self._text.endswith(stop[:length])
+            ),
+            default=0,
+        )
+
+
+def _frozen(parts: list[Floats]) -> Floats:
+    """Join the parts to one array `[t]` that cannot be written to."""
+    joined = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    joined.setflags(write=False)
+    return joined

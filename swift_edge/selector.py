@@ -1,0 +1,338 @@
+"""The whole path on one page: a prompt in, candidates decoded and scored in the same pass, the best one out.
+
+This is where text, token ids, rows and scores meet. `stream` is the only loop; `pick` and `pick_many` fold it.
+"""
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swift_edge.bundle import Bundle
+from swift_edge.decode import DecodeLoop, Prefilled
+from swift_edge.errors import InvalidOptionError
+from swift_edge.head import Head
+from swift_edge.opening import OpenedModel, Options, Prompt
+from swift_edge.reading import CHUNK_TOKENS, read_answer
+from swift_edge.results import (
+    Candidate,
+    CandidateFinished,
+    Event,
+    Picked,
+    Selection,
+    Timings,
+    TokenSampled,
+    Usage,
+)
+from swift_edge.sampling import SamplingOptions
+from swift_edge.scoring import GrowingCandidate, Ranking
+from swift_edge.selection import rank
+from swift_edge.session import Ids
+from swift_edge.stopwatch import Stopwatch
+
+
+class Selector:
+    """Opens a bundle on first use and picks the best of N responses; can be pickled, and shared between threads.
+
+    >>> selector = Selector("models/stories260k")
+    >>> selector.pick("Once upon a time", n=8, max_new_tokens=64).best.text
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        head: str | os.PathLike[str] | Head | None = None,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Remember what to open: a bundle, a head instead of the bundle's own, providers (None: CPU) and threads."""
+        self._path = os.fspath(path)
+        self._head = head if head is None or isinstance(head, Head) else os.fspath(head)
+        self._providers = None if providers is None else tuple(providers)
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._opened: OpenedModel | None = None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """Pickle the path and the options; the copy opens the bundle itself."""
+        return self._path, self._head, self._providers, self._threads
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Start over from the path and the options."""
+        self.__init__(*state)  # type: ignore[misc]
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that the session really got; opens the bundle."""
+        return self._open().session.providers
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle, opened and checked."""
+        return self._open().bundle
+
+    def pick(
+        self,
+        prompt: Prompt,
+        *,
+        n: int = 8,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = 0,
+        signal: str | None = None,
+        raw: bool = False,
+    ) -> Selection:
+        """Sample `n` responses to `prompt`, a text or chat messages, and pick the best.
+
+        Sampling options that are None are the bundle's own; 0 (top_k, min_p) and 1 (top_p, repetition_penalty) switch a
+        filter off. A response ends at an EOS id, before a string of `stop`, at `max_new_tokens`, or where the context
+        is full. The same seed gives the same candidates, and candidate i does not depend on n; None draws a seed.
+        Candidates are ranked by the head; `signal` ranks them by `mean_logprob` or `self_certainty` instead. `raw`
+        takes the prompt as it is, without the chat template.
+
+        Raises `InvalidOptionError` for options out of range or n > 1 at temperature 0, `PromptError` for a prompt that
+        is empty, too long or refused by the template, `MemoryLimitError` if the rows cannot fit into memory.
+        """
+        options = _options(
+            n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
+        )
+        return _last(self._events(self._request(prompt, options)))
+
+    def pick_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        in_order: bool = False,
+        n: int = 8,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = 0,
+        signal: str | None = None,
+        raw: bool = False,
+    ) -> Iterator[Selection]:
+        """Pick for every prompt; yields selections as they finish, or in the order of the prompts if `in_order`.
+
+        Each selection is what `pick` gives for that prompt and the same options. Options are checked at once, prompts
+        when their turn comes.
+        """
+        options = _options(
+            n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
+        )
+        self._open().verify(options)
+        del in_order  # prompt by prompt, they finish in order either way
+        return (_last(self._events(self._request(prompt, options))) for prompt in prompts)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        n: int = 8,
+        max_new_tokens: int = 512,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = 0,
+        signal: str | None = None,
+        raw: bool = False,
+    ) -> Iterator[Event]:
+        """Do what `pick` does and tell about it: tokens with scores so far, finished candidates, `Picked` at the end.
+
+        Options and prompt are checked before the first event is asked for.
+        """
+        options = _options(
+            n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
+        )
+        return self._events(self._request(prompt, options))
+
+    def score(self, prompt: Prompt, texts: Sequence[str], *, signal: str | None = None, raw: bool = False) -> Selection:
+        """Rank given responses to `prompt`; each is read in one go, after the prompt, which is read once.
+
+        The EOS is appended to a text without one if the head was trained with it. Raises as `pick` does.
+        """
+        started = time.perf_counter()
+        was_open = self._opened is not None
+        opened = self._open()
+        loaded = time.perf_counter()
+        ranking = opened.ranking(signal)
+        if isinstance(texts, str) or not texts:
+            raise InvalidOptionError(f"texts is {texts!r}; expected a list of at least one response to rank")
+        prompt_ids = opened.prompt_ids(prompt, raw=raw, ranking=ranking)  # [p]
+        answers = [opened.answer_ids(text, place, len(prompt_ids), ranking) for place, text in enumerate(texts)]
+        session = opened.session
+        longest = max(map(len, answers))
+        session.require_memory(1, len(prompt_ids), longest, layers=len(ranking.layers), tokens_per_run=CHUNK_TOKENS)
+        begun = time.perf_counter()
+        cache = session.new_cache(1, len(prompt_ids) + longest, len(prompt_ids) + longest)
+        first_logits = session.prefill(cache, prompt_ids).logits  # [1, v]
+        watch = Stopwatch(prefill_s=time.perf_counter() - begun)
+        assert first_logits is not None
+        candidates = []
+        for index, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            cache.truncate(len(prompt_ids))
+            growing = GrowingCandidate(index, ranking, opened.tokenizer)
+            read_answer(session, cache, growing, answer, first_logits, watch)
+            unscored = max(0, len(prompt_ids) + len(answer) - session.context_length)
+            candidates.append(growing.finish("given", unscored, text))
+        read = len(prompt_ids) + sum(map(len, answers))
+        timings = watch.timings(0.0 if was_open else loaded - started, time.perf_counter() - started, read, 0)
+        return self._selection(opened, ranking, candidates, len(prompt_ids), timings, None)
+
+    def _open(self) -> OpenedModel:
+        """Open everything on first use; threads that come meanwhile wait."""
+        with self._lock:
+            if self._opened is None:
+                self._opened = OpenedModel.open(self._path, self._head, self._providers, self._threads)
+            return self._opened
+
+    def _request(self, prompt: Prompt, options: Options) -> "_Request":
+        """Check options, prompt and memory before anything is computed."""
+        started = time.perf_counter()
+        was_open = self._opened is not None
+        opened = self._open()
+        loaded = time.perf_counter()
+        sampling, ranking = opened.verify(options)
+        prompt_ids = opened.prompt_ids(prompt, raw=options.raw, ranking=ranking)
+        # The last token may be sampled from a full context, though it cannot be fed.
+        max_new_tokens = min(options.max_new_tokens, opened.session.context_length - len(prompt_ids) + 1)
+        opened.session.require_memory(options.n, len(prompt_ids), max_new_tokens, layers=len(ranking.layers))
+        load_s = 0.0 if was_open else loaded - started
+        return _Request(options, opened, sampling, ranking, prompt_ids, max_new_tokens, started, load_s)
+
+    def _events(self, request: "_Request") -> Iterator[Event]:
+        """Read the prompt once, decode its candidates in one batch, score every token in the same pass, pick."""
+        options, opened, ranking = request.options, request.opened, request.ranking
+        session, prompt_ids = opened.session, request.prompt_ids
+        begun = time.perf_counter()
+        cache = session.new_cache(1, len(prompt_ids), len(prompt_ids))
+        logits = session.prefill(cache, prompt_ids).logits  # [1, v]
+        assert logits is not None
+        watch = Stopwatch(prefill_s=time.perf_counter() - begun)
+        loop = DecodeLoop(
+            session,
+            request.sampling,
+            opened.bundle.manifest.tokens.eos_ids,
+            request.max_new_tokens,
+            layers=ranking.layers,
+            keep_logits=ranking.keep_logits,
+            statistics=ranking.statistics,
+        )
+        loop.admit(Prefilled(cache, logits, prompt_ids), range(options.n), options.seed)
+        del cache, logits  # copied into the rows
+        growing = [GrowingCandidate(index, ranking, opened.tokenizer, options.stop) for index in range(options.n)]
+        candidates: dict[int, Candidate] = {}
+        for step in loop.steps():
+            begun = time.perf_counter()
+            gates, rewards = ranking.evaluate(step.hidden_states, step.logits, step.statistics)  # [f], [f]
+            watch.head_s += time.perf_counter() - begun
+            finished = {end.candidate: end for end in step.finished}
+            for row, index in enumerate(step.candidates):
+                candidate = growing[index]
+                token_id = int(step.token_ids[row])
+                text = candidate.add_tokens([token_id], step.statistics, slice(row, row + 1))
+                candidate.add_rewards(gates[row : row + 1], rewards[row : row + 1])
+                yield TokenSampled(index, token_id, text, candidate.score)
+                if candidate.stopped or index in finished:
+                    loop.drop(index)
+                    end = finished.get(index)
+                    candidates[index] = candidate.finish(
+                        end.finish_reason if end else "stop", end.unscored_tokens if end else 0
+                    )
+                    yield CandidateFinished(candidates[index])
+        watch.sample_s, watch.decode_s = loop.sample_s, loop.decode_s
+        ordered = [candidates[index] for index in range(options.n)]
+        written = sum(candidate.n_tokens for candidate in ordered)
+        timings = watch.timings(request.load_s, time.perf_counter() - request.started, len(prompt_ids), written)
+        yield Picked(self._selection(opened, ranking, ordered, len(prompt_ids), timings, options.seed))
+
+    def _selection(
+        self,
+        opened: OpenedModel,
+        ranking: Ranking,
+        candidates: Sequence[Candidate],
+        prompt_tokens: int,
+        timings: Timings,
+        seed: int | None,
+    ) -> Selection:
+        """Rank the candidates and put everything together."""
+        ranked = tuple(candidates[index] for index in rank([candidate.score for candidate in candidates]))
+        return Selection(
+            best=ranked[0],
+            candidates=tuple(candidates),
+            ranked=ranked,
+            strategy="best",
+            signal=ranking.signal,
+            p_correct=None,
+            usage=Usage(prompt_tokens, sum(candidate.n_tokens for candidate in candidates)),
+            timings=timings,
+            seed=seed,
+            bundle=self._path,
+            head=None if ranking.head is None else opened.head_name,
+            warnings=opened.warnings,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A prompt and its options, checked."""
+
+    options: Options
+    opened: OpenedModel
+    sampling: SamplingOptions
+    ranking: Ranking
+    prompt_ids: Ids  # [p]
+    max_new_tokens: int
+    started: float
+    load_s: float
+
+
+def _options(
+    n: int,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    stop: Sequence[str],
+    seed: int | None,
+    signal: str | None,
+    raw: bool,
+) -> Options:
+    """Take the options as they were given: one stop string may come alone, and a seed that is None is drawn here."""
+    return Options(
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        seed=secrets.randbits(32) if seed is None else seed,
+        signal=signal,
+        raw=raw,
+    )
+
+
+def _last(events: Iterator[Event]) -> Selection:
+    """Let a stream run to its end and keep what it picked."""
+    for event in events:
+        if isinstance(event, Picked):
+            return event.selection
+    raise AssertionError("a stream ends with Picked")

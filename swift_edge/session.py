@@ -1,0 +1,342 @@
+"""One onnxruntime session: prefill, decode, and the memory that both bind to.
+
+Knows token ids, arrays and the graph's tensor names. Does not know text, sampling, which candidate a row belongs to, or
+what the hidden states are for.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.errors import BundleError, InvalidOptionError, PromptTooLongError, size_text
+from swift_edge.kv_cache import ConcatenatedCache, KVCache, cache_tokens
+from swift_edge.machine import default_threads, require_memory
+from swift_edge.manifest import Bundle
+from swift_edge.providers import open_graph
+
+Floats: TypeAlias = NDArray[np.float32]
+Ids: TypeAlias = NDArray[np.int64]
+
+CHUNK_TOKENS = 512
+"""Prompt tokens per run of the graph: long enough to keep the cores busy, short enough to bound the activations."""
+LOGITS_BYTES = 64 * 2**20
+"""Most memory that the logits of one prefill run may take."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What the graph computed for the tokens that were fed."""
+
+    logits: Floats | None
+    """float32 `[m, v]` at the m positions asked for; None where none were."""
+    hidden_states: Floats | None
+    """float32 `[l, tokens, d]` of the tokens fed, in the order of the layers asked for; None where none were."""
+
+
+class ModelSession:
+    """The graph of a bundle, opened once; prefill and decode share it, and so do threads.
+
+    Every call works on the cache that it is given and on nothing else: threads with caches of their own do not meet.
+    """
+
+    def __init__(self, bundle: Bundle, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+        """Open the graph; `providers` as onnxruntime names them, or `"cuda"` for short; None is the CPU.
+
+        Raises `ProviderError` if the session does not get a provider that was asked for, `InvalidOptionError` for a
+        number of threads below 1, `BundleError` for a graph that onnxruntime does not open.
+        """
+        started = time.perf_counter()
+        if threads is not None and threads < 1:
+            raise InvalidOptionError(f"threads is {threads}; expected at least 1, or None for every core there is")
+        manifest = bundle.manifest
+        architecture = manifest.architecture
+        self.threads = threads or default_threads()
+        self._session = open_graph(bundle, providers, self.threads)
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self.layers: tuple[int, ...] = manifest.hidden_states.indices
+        self.vocab_size = architecture.vocab_size
+        self.hidden_size = architecture.hidden_size
+        self.context_length = architecture.context_length
+        self.num_layers = architecture.num_layers
+        self._kv_shape = (architecture.num_key_value_heads, architecture.head_dim)
+        inputs = {value.name: value.type for value in self._session.get_inputs()}
+        outputs = {value.name: value.type for value in self._session.get_outputs()}
+        self._in_place = manifest.graph.kv == "in-place"
+        self._wants_positions = "position_ids" in inputs
+        self._picks_logits = "logits_positions" in inputs
+        self._check_names(bundle, inputs, outputs)
+        self._kv_dtype = _dtype(inputs, "past_key_values.0.key", bundle)
+        self._logits_dtype = _dtype(outputs, "logits", bundle)
+        first_state = f"hidden_states.{self.layers[0]}" if self.layers else "logits"
+        self._hidden_dtype = _dtype(outputs, first_state, bundle)
+        self.load_s = time.perf_counter() - started
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows of different lengths can be decoded in one batch."""
+        return self._in_place
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token of one row takes in a cache."""
+        heads, head_dim = self._kv_shape
+        return 2 * self.num_layers * heads * head_dim * self._kv_dtype.itemsize
+
+    def new_cache(self, rows: int, tokens: int, limit: int | None = None) -> KVCache:
+        """Make a cache without live rows: room for `rows` rows of `tokens` tokens, growing up to `limit` tokens."""
+        limit = min(limit or self.context_length, self.context_length)
+        if self._in_place:
+            return KVCache(self.num_layers, *self._kv_shape, self._kv_dtype, rows, min(tokens, limit), limit)
+        return ConcatenatedCache(self.num_layers, *self._kv_shape, self._kv_dtype, limit)
+
+    def require_memory(
+        self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1
+    ) -> None:
+        """Raise `MemoryLimitError`, with the numbers, if continuing a prompt on `rows` rows cannot fit into memory."""
+        tokens = min(prompt_tokens + new_tokens, self.context_length)
+        kv, logits, hidden = self.request_bytes(
+            rows, prompt_tokens, new_tokens, layers=layers, tokens_per_run=tokens_per_run
+        )
+        require_memory(
+            kv + logits + hidden,
+            f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens (keys and values {size_text(kv)}, "
+            f"logits {size_text(logits)}, hidden states {size_text(hidden)})",
+            "ask for fewer candidates or fewer tokens, or free some memory",
+        )
+
+    def request_bytes(
+        self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1
+    ) -> tuple[int, int, int]:
+        """Bytes that continuing a prompt on `rows` rows takes at most: keys and values, logits, hidden states.
+
+        `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time.
+        """
+        tokens = min(prompt_tokens + new_tokens, self.context_length)
+        # The prompt's own row lives until it has been copied; concatenating holds every array twice.
+        grown = cache_tokens(prompt_tokens, self.context_length) + rows * cache_tokens(tokens, tokens)
+        kv = grown * self.kv_bytes_per_token * (1 if self._in_place else 2)
+        # Beside what the graph writes: a float32 copy of each, and what sampling makes of the logits of one row.
+        fed = rows * tokens_per_run
+        logits = fed * self.vocab_size * (self._logits_dtype.itemsize + 4) + 16 * self.vocab_size
+        if not self._picks_logits:
+            chunk = min(prompt_tokens, self._chunk_tokens(CHUNK_TOKENS))
+            logits += chunk * self.vocab_size * self._logits_dtype.itemsize
+        hidden = layers * fed * self.hidden_size * (self._hidden_dtype.itemsize + 4)
+        return kv, logits, hidden
+
+    def prefill(
+        self,
+        cache: KVCache,
+        token_ids: Sequence[int] | Ids,
+        *,
+        chunk: int = CHUNK_TOKENS,
+        logits: Literal["last", "all", "none"] = "last",
+        layers: tuple[int, ...] = (),
+    ) -> StepOutput:
+        """Append tokens `[s]` to the only row of `cache`, at most `chunk` of them per run of the graph.
+
+        Gives logits `[1, v]` after the last token, `[s, v]` after every one, or none; and the hidden states `[l, s, d]`
+        of `layers`. Raises `PromptTooLongError` if the row would exceed the context. The arrays belong to the caller.
+        """
+        fed = np.asarray(token_ids, np.int64)  # [s]
+        if cache.rows == 0:
+            cache.append_empty()
+        if cache.rows != 1 or not len(fed):
+            raise InvalidOptionError(f"prefill takes one row and at least one token, got {cache.rows} and {len(fed)}")
+        start = cache.longest
+        if start + len(fed) > self.context_length:
+            raise PromptTooLongError(start + len(fed), self.context_length)
+        cache.reserve(1, start + len(fed))
+        every = logits == "all"
+        all_logits = np.empty((len(fed), self.vocab_size), np.float32) if every else None  # [s, v]
+        hidden = np.empty((len(layers), len(fed), self.hidden_size), np.float32) if layers else None  # [l, s, d]
+        last: Floats | None = None  # [1, v]
+        chunk = self._chunk_tokens(chunk)
+        for begin in range(0, len(fed), chunk):
+            part = fed[None, begin : begin + chunk]  # [1, s]
+            end = begin + part.shape[1]
+            # One position even where no logits are wanted: the output layer is not meant to see none at all.
+            wanted = np.arange(part.shape[1]) if every else np.array([part.shape[1] - 1])
+            memory = _StepMemory(self, 1, part.shape[1], len(wanted), layers)
+            out = memory.run(cache, part, wanted)
+            if all_logits is not None:
+                all_logits[begin:end] = out.logits
+            last = out.logits
+            if hidden is not None:
+                hidden[:, begin:end] = out.hidden_states
+        if logits == "none":
+            last = None
+        return StepOutput(all_logits if every else last, hidden)
+
+    def decode(
+        self, cache: KVCache, token_ids: Sequence[int] | Ids, *, logits: bool = True, layers: tuple[int, ...] = ()
+    ) -> StepOutput:
+        """Append one token `[m]` to each of the m live rows of `cache`.
+
+        Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both are views
+        of memory that the next decode of this cache writes to.
+        """
+        fed = np.asarray(token_ids, np.int64)[:, None]  # [m, 1]
+        rows = cache.rows
+        if not rows or len(fed) != rows:
+            raise InvalidOptionError(f"decode takes one token per row, got {len(fed)} tokens for {rows} rows")
+        if cache.longest >= self.context_length:
+            raise PromptTooLongError(cache.longest + 1, self.context_length)
+        cache.reserve(rows, cache.longest + 1)
+        memory = cache.step_memory
+        if not isinstance(memory, _StepMemory) or memory.rows < rows or memory.layers != layers:
+            memory = cache.step_memory = _StepMemory(self, rows, 1, rows, layers)
+        wanted = np.arange(rows) if logits else np.zeros(1, np.int64)
+        out = memory.run(cache, fed, wanted)
+        return out if logits else StepOutput(None, out.hidden_states)
+
+    def _chunk_tokens(self, chunk: int) -> int:
+        if self._picks_logits:
+            return max(1, chunk)
+        return max(1, min(chunk, LOGITS_BYTES // (self.vocab_size * self._logits_dtype.itemsize)))
+
+    def _check_names(self, bundle: Bundle, inputs: dict[str, str], outputs: dict[str, str]) -> None:
+        """Raise `BundleError` if the graph's tensors are not those that this module binds."""
+        parts = [(layer, part) for layer in range(self.num_layers) for part in ("key", "value")]
+        known = {"input_ids", "attention_mask", "position_ids", "logits_positions"}
+        past = {f"past_key_values.{layer}.{part}" for layer, part in parts}
+        given = {"logits", *(f"present.{layer}.{part}" for layer, part in parts)}
+        given |= {f"hidden_states.{layer}" for layer in self.layers}
+        missing = (({"input_ids", "attention_mask"} | past) - inputs.keys()) | (given - outputs.keys())
+        unknown = inputs.keys() - known - past
+        if missing or unknown:
+            problem = f"lacks {min(missing)}" if missing else f"asks for an unknown input {min(unknown)}"
+            raise BundleError(
+                f"{bundle.model_path} {problem} ({len(missing)} tensors missing, {len(unknown)} unknown); "
+                "expected a decoder graph with past_key_values.N.key/value and present.N.key/value: "
+                "run swift-edge export"
+            )
+
+
+class _StepMemory:
+    """What one run of the graph reads and writes beside keys and values, and the binding to it.
+
+    Allocated for `rows` rows; fewer use the front part. Everything stays bound as long as the number of rows, the
+    buffers of the cache and the number of logits are the same, except for the mask, which is wider with every token.
+    """
+
+    def __init__(self, session: ModelSession, rows: int, tokens: int, num_logits: int, layers: tuple[int, ...]) -> None:
+        self.rows = rows
+        self.layers = layers
+        self._session = session
+        width = session.vocab_size
+        full_logits = 0 if session._picks_logits else rows * tokens
+        self._ids = np.empty((rows, tokens), np.int64)  # [n, s]
+        self._positions = np.empty((rows, tokens), np.int64)  # [n, s]
+        self._logits_positions = np.empty(num_logits, np.int64)  # [m]
+        self._mask = np.empty(0, np.int64)  # [n * total], as wide as the cache
+        self._hidden = np.empty((len(layers), rows, tokens, session.hidden_size), session._hidden_dtype)  # [l, n, s, d]
+        self._logits = np.empty((full_logits or num_logits, width), session._logits_dtype)  # [m, v], or [n * s, v]
+        self._logits32 = _as_float32(self._logits)
+        self._hidden32 = _as_float32(self._hidden)
+        self._binding: Any = None
+        self._bound: tuple[int, ...] = ()
+
+    def run(self, cache: KVCache, token_ids: Ids, wanted: Ids) -> StepOutput:
+        """Feed `token_ids` `[m, s]` to the live rows; `wanted` are the positions among the m * s tokens with logits."""
+        session = self._session
+        rows, tokens = token_ids.shape
+        before = cache.lengths  # [m]
+        self._ids[:rows] = token_ids
+        np.add(before[:, None], np.arange(tokens), out=self._positions[:rows])
+        self._logits_positions[: len(wanted)] = wanted
+        total = cache.longest + tokens
+        if rows * total > len(self._mask):
+            self._mask = np.empty(rows * max(total, cache.capacity), np.int64)
+        mask = self._mask[: rows * total].reshape(rows, total)
+        mask[:] = np.arange(total) < before[:, None] + tokens
+        if session._in_place:
+            self._bind(cache, rows, tokens, len(wanted))
+            _bind(self._binding.bind_input, "attention_mask", mask)
+            session._session.run_with_iobinding(self._binding)
+            before += tokens
+        else:
+            self._run_concatenated(cache, rows, tokens, mask)
+        return self._output(rows, tokens, wanted)
+
+    def _bind(self, cache: KVCache, rows: int, tokens: int, num_logits: int) -> None:
+        """Bind everything but the mask, unless it is bound already."""
+        session = self._session
+        key = (cache.generation, rows, num_logits)
+        if self._bound == key:
+            return
+        self._bound = key
+        self._binding = session._session.io_binding()
+        bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
+        _bind(bind_input, "input_ids", self._ids[:rows])
+        if session._wants_positions:
+            _bind(bind_input, "position_ids", self._positions[:rows])
+        if session._picks_logits:
+            _bind(bind_input, "logits_positions", self._logits_positions[:num_logits])
+            _bind(bind_output, "logits", self._logits[:num_logits])
+        else:
+            _bind(bind_output, "logits", self._logits[: rows * tokens].reshape(rows, tokens, -1))
+        for layer, array in zip(self.layers, self._hidden, strict=True):
+            _bind(bind_output, f"hidden_states.{layer}", array[:rows])
+        for part, arrays in (("key", cache.keys), ("value", cache.values)):
+            for layer, kv in enumerate(arrays):
+                # The same memory as past and as present: the graph writes the new tokens behind the old ones.
+                _bind(bind_input, f"past_key_values.{layer}.{part}", kv[:rows])
+                _bind(bind_output, f"present.{layer}.{part}", kv[:rows])
+
+    def _run_concatenated(self, cache: KVCache, rows: int, tokens: int, mask: Ids) -> None:
+        """Run a graph that returns past and new tokens in one array; the cache takes these arrays over."""
+        assert isinstance(cache, ConcatenatedCache)
+        feed: dict[str, NDArray[Any]] = {"input_ids": self._ids[:rows], "attention_mask": mask}
+        if self._session._wants_positions:
+            feed["position_ids"] = self._positions[:rows]
+        names = ["logits"]
+        for part, arrays in (("key", cache.keys), ("value", cache.values)):
+            feed |= {f"past_key_values.{layer}.{part}": array for layer, array in enumerate(arrays)}
+            names += [f"present.{layer}.{part}" for layer in range(len(arrays))]
+        logits, *present = self._session._session.run(names, feed)
+        self._logits[: rows * tokens] = logits.reshape(rows * tokens, -1)
+        half = len(present) // 2
+        cache.replace(present[:half], present[half:])
+
+    def _output(self, rows: int, tokens: int, wanted: Ids) -> StepOutput:
+        """Give out what was computed, as float32."""
+        session = self._session
+        used = len(wanted) if session._picks_logits else rows * tokens
+        logits = self._logits32[:used]  # [m, v] or [n * s, v]
+        hidden = self._hidden32[:, :rows]  # [l, n, s, d]
+        if self._logits32 is not self._logits:
+            np.copyto(logits, self._logits[:used])
+        if self._hidden32 is not self._hidden:
+            np.copyto(hidden, self._hidden[:, :rows])
+        if len(wanted) < used:
+            logits = logits[wanted]
+        # n is 1 in prefill and s is 1 in decode: one axis of tokens, and a view either way.
+        flat = hidden.reshape(len(self.layers), rows * tokens, session.hidden_size) if self.layers else None
+        return StepOutput(logits, flat)
+
+
+def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
+    """Bind a tensor to the memory of an array, which has to be contiguous and to outlive the binding."""
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _as_float32(array: NDArray[Any]) -> Floats:
+    """The array itself if it is float32, else memory of its shape to convert into."""
+    return array if array.dtype == np.float32 else np.empty(array.shape, np.float32)
+
+
+def _dtype(types: dict[str, str], name: str, bundle: Bundle) -> np.dtype[Any]:
+    found = types[name]
+    if found not in _DTYPES:
+        raise BundleError(
+            f"{name} of {bundle.model_path} is {found}; expected tensor(float) or tensor(float16): "
+            "export the model with swift-edge export"
+        )
+    return _DTYPES[found]

@@ -1,0 +1,159 @@
+"""Signals that need no labels: what the logits say about a token, and what its tokens say about a candidate.
+
+Works on logits as the model gave them, before temperature and filters. Knows arrays only: not how a token was chosen,
+not which candidate it belongs to, not which signal ranks. Everything runs on the calling thread (no BLAS), and the
+figures of a row do not depend on the rows beside it, bit for bit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.errors import InvalidOptionError, SwiftEdgeError
+
+SIGNALS: Final = ("mean_logprob", "self_certainty")
+"""Names of the signals that can rank candidates; larger is better in both."""
+
+_CHUNK = 2**18
+"""Logits handled at once; 1 MiB of float32 stays in the cache between two passes."""
+_LOWEST = np.float32(-1000.0)
+"""Stands for -inf in products with its exponential, which is zero from about -104 on in float32."""
+
+
+class LogitsError(SwiftEdgeError, FloatingPointError):
+    """The model's logits have no distribution: NaN, +inf, or nothing but -inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitSummary:
+    """What rows of logits say before a token is chosen; lets `sample` and `token_statistics` share a pass."""
+
+    log_normalizer: NDArray[np.float64]  # [m]
+    """Log of the sum of exponentials of each row, in nats."""
+    entropy: NDArray[np.float64] | None = None  # [m]
+    """Entropy of each row's distribution in nats, where it was asked for."""
+    self_certainty: NDArray[np.float64] | None = None  # [m]
+    """Self-certainty of each row in nats, where it was asked for; +inf where a logit is -inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatistics:
+    """What the model says about chosen tokens, one per row of logits."""
+
+    logprob: NDArray[np.float64]  # [m]
+    """Natural log of the token's probability at temperature 1, before any filter."""
+    entropy: NDArray[np.float64] | None = None  # [m]
+    """Entropy in nats of the distribution that the token was chosen from, where it was asked for."""
+    self_certainty: NDArray[np.float64] | None = None  # [m]
+    """Self-certainty in nats of that distribution, where it was asked for."""
+
+
+def summarize(logits: NDArray[Any], *, entropy: bool = False, self_certainty: bool = False) -> LogitSummary:
+    """Sum up rows of logits; the extras cost one more pass each.
+
+    `logits` is float32 or float16 [m, v] and stays as it is; -inf is a token that cannot come. Self-certainty is the
+    Kullback-Leibler divergence of the distribution from the uniform one, LSE(z) - mean(z) - log v (arXiv 2502.18581).
+    Raises `LogitsError` where a row holds NaN or +inf or nothing but -inf.
+
+    >>> summarize(np.zeros((1, 4), np.float32), entropy=True).entropy
+    array([1.38629436])
+    """
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise InvalidOptionError(f"the logits have shape {list(logits.shape)}; expected [m, v] with v of at least 1")
+    rows, vocab_size = logits.shape
+    log_normalizers = np.empty(rows, np.float64)  # [m]
+    entropies = np.empty(rows if entropy else 0, np.float64)  # [m]
+    certainties = np.empty(rows if self_certainty else 0, np.float64)  # [m]
+    step = max(1, _CHUNK // vocab_size)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        maximum = logits[part].max(axis=1, keepdims=True).astype(np.float32)  # [m, 1]
+        require_distribution(maximum[:, 0], first_row=start)
+        shifted = np.subtract(logits[part], maximum, dtype=np.float32)  # [m, v]
+        if self_certainty:
+            mean = shifted.sum(axis=1).astype(np.float64) / vocab_size  # [m]
+        exponentials = np.exp(shifted, out=None if entropy else shifted)  # [m, v]
+        total = exponentials.sum(axis=1).astype(np.float64)  # [m]
+        log_total = np.log(total)  # [m]
+        log_normalizers[part] = maximum[:, 0] + log_total
+        if self_certainty:
+            certainties[part] = log_total - mean - math.log(vocab_size)
+        if entropy:
+            np.maximum(shifted, _LOWEST, out=shifted)  # 0 * -inf would be NaN
+            np.multiply(shifted, exponentials, out=shifted)
+            # The exact value is never negative; rounding may be.
+            entropies[part] = np.maximum(log_total - shifted.sum(axis=1) / total, 0.0)
+    return LogitSummary(log_normalizers, entropies if entropy else None, certainties if self_certainty else None)
+
+
+def token_statistics(
+    logits: NDArray[Any],
+    token_ids: NDArray[np.int64],
+    *,
+    entropy: bool = False,
+    self_certainty: bool = False,
+    summary: LogitSummary | None = None,
+) -> TokenStatistics:
+    """Statistics of the token chosen from each row: `logits` float32 or float16 [m, v], `token_ids` int64 [m].
+
+    `summary` is what `summarize` made of the same logits; without it the pass is made here. The log-probability is
+    always there, the others where they are asked for. Raises `LogitsError` as `summarize` does, `InvalidOptionError`
+    for ids outside the vocabulary and for a summary without what is asked for.
+    """
+    if summary is None:
+        summary = summarize(logits, entropy=entropy, self_certainty=self_certainty)
+    for name, wanted, found in (
+        ("entropy", entropy, summary.entropy),
+        ("self_certainty", self_certainty, summary.self_certainty),
+    ):
+        if wanted and found is None:
+            raise InvalidOptionError(f"the summary has no {name}; make it with summarize(logits, {name}=True)")
+    rows, vocab_size = logits.shape
+    if token_ids.shape != (rows,) or summary.log_normalizer.shape != (rows,):
+        raise InvalidOptionError(
+            f"{rows} rows of logits came with token ids of shape {list(token_ids.shape)} and a summary of "
+            f"{summary.log_normalizer.size} rows; expected one token id and one summary per row"
+        )
+    if rows and not (token_ids.min() >= 0 and token_ids.max() < vocab_size):
+        raise InvalidOptionError(f"a token id lies outside the vocabulary; expected ids from 0 to {vocab_size - 1}")
+    logprob = logits[np.arange(rows), token_ids].astype(np.float64) - summary.log_normalizer  # [m]
+    return TokenStatistics(
+        logprob,
+        summary.entropy if entropy else None,
+        summary.self_certainty if self_certainty else None,
+    )
+
+
+def check_signal(name: str) -> str:
+    """Return the name if it is one of `SIGNALS`, else raise `InvalidOptionError`."""
+    if name not in SIGNALS:
+        raise InvalidOptionError(f"the signal {name!r} is not known; expected one of {', '.join(SIGNALS)}")
+    return name
+
+
+def mean_over_tokens(values: Sequence[float]) -> float:
+    """Signal of a candidate: the mean of its response tokens' log-probabilities, or self-certainties.
+
+    NaN for a candidate without tokens, which ranks last.
+
+    >>> mean_over_tokens([-1.0, -2.0])
+    -1.5
+    """
+    return math.fsum(values) / len(values) if len(values) else math.nan
+
+
+def require_distribution(maximum: NDArray[Any], first_row: int = 0) -> None:
+    """Raise `LogitsError` if the greatest logit of any row, `maximum` [m], is not finite; NaN counts as greatest."""
+    if np.isfinite(maximum).all():
+        return
+    row = int(np.flatnonzero(~np.isfinite(maximum))[0])
+    value = maximum[row]
+    found = "NaN" if np.isnan(value) else "+inf" if value > 0 else "nothing but -inf"
+    raise LogitsError(
+        f"row {first_row + row} of the logits holds {found}; expected numbers with at least one finite: the model's "
+        "arithmetic overflowed or its weights are damaged: use a bundle of higher precision (fp32) or export it again"
+    )

@@ -1,0 +1,33 @@
+"""Seconds spent on the parts of a pick, and the speeds that they come to."""
+
+from dataclasses import dataclass
+
+from swift_edge.results import Timings
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds spent so far; the parts of `Timings` with the same names."""
+
+    prefill_s: float = 0.0
+    """Reading tokens in one go."""
+    decode_s: float = 0.0
+    """Running the graph, token by token."""
+    sample_s: float = 0.0
+    """Drawing tokens and their statistics."""
+    head_s: float = 0.0
+    """Gates and rewards."""
+
+    def timings(self, load_s: float, total_s: float, read: int, written: int) -> Timings:
+        """Put them together with the tokens read in prefill and written in decode."""
+        decoding_s = self.decode_s + self.sample_s + self.head_s
+        return Timings(
+            load_s=load_s,
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+            sample_s=self.sample_s,
+            head_s=self.head_s,
+            total_s=total_s,
+            prefill_tps=read / self.prefill_s,
+            decode_tps=written / decoding_s if written else 0.0,
+        )

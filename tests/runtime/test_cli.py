@@ -1,0 +1,417 @@
+"""The command line: what goes to stdout and to stderr, exit statuses, and what happens when things go wrong."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import swift_edge
+from swift_edge.bundle import read_manifest, write_bundle
+from swift_edge.cli import main
+from swift_edge.head import Head, save_head
+
+ROOT = Path(__file__).parents[2]
+STORIES = str(ROOT / "models" / "stories260k")
+QUICK = ("-m", STORIES, "-n", "3", "--max-new-tokens", "8", "--threads", "1")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the program in this process, as the console script does."""
+
+    def call(*arguments: str, stdin: bytes = b"") -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["swift-edge", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        captured = capsys.readouterr()
+        status = leaving.value.code
+        assert isinstance(status, int)
+        return Outcome(status, captured.out, captured.err)
+
+    return call
+
+
+def process(
+    *arguments: str | bytes,
+    command: Sequence[str] = (sys.executable, "-W", "error", "-m", "swift_edge"),
+    encoding: str = "utf-8",
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+) -> "subprocess.Popen[bytes]":
+    """Start the program in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(Path(swift_edge.__file__).parents[1]), "PYTHONIOENCODING": encoding}
+    environment.pop("PYTHONUNBUFFERED", None)  # hides what is left in a buffer at exit
+    return subprocess.Popen(
+        [*command, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+    )
+
+
+def error_of(outcome: Outcome) -> str:
+    """The one line of an error, and nothing else."""
+    assert outcome.status == 1
+    assert outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "sys.argv = ['swift-edge', '--help']\n"
+        "from swift_edge.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as leaving:\n    assert leaving.code == 0\n"
+        "heavy = {'onnxruntime', 'tokenizers', 'jinja2', 'torch', 'swift_edge_export'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    with process(command=[sys.executable, "-c", program]) as running:
+        out, err = running.communicate()
+    assert running.returncode == 0, err.decode()
+    for command in ("pick", "score", "inspect", "export", "convert-head"):
+        assert f"  {command} " in out.decode()
+
+
+def test_version(run: Run) -> None:
+    outcome = run("--version")
+    assert (outcome.status, outcome.out) == (0, f"swift-edge {swift_edge.__version__}\n")
+
+
+def test_pick_prints_the_answer_and_reports_every_candidate(run: Run) -> None:
+    outcome = run("pick", "Once upon a time", *QUICK)
+    assert outcome.status == 0
+    header, *candidates, facts = outcome.err.splitlines()
+    assert header.split() == ["rank", "candidate", "score", "tokens", "finish"]
+    assert [line.split()[0] for line in candidates] == ["1", "2", "3"]
+    assert sorted(line.split()[1] for line in candidates) == ["0", "1", "2"]
+    scores = [float(line.split()[2]) for line in candidates]
+    assert scores == sorted(scores, reverse=True)
+    assert {line.split()[4] for line in candidates} <= {"length", "stop"}
+    for fact in ("mean_logprob", "prefill", "decode", "tok/s", "seed 0", "CPUExecutionProvider"):
+        assert fact in facts
+    # A report that is not for a terminal moves nothing.
+    assert "\r" not in outcome.err
+
+
+def test_pick_as_json_is_one_line_with_the_names_of_the_contract(run: Run) -> None:
+    plain = run("pick", "Once upon a time", *QUICK, "--seed", "3")
+    outcome = run("pick", "Once upon a time", *QUICK, "--seed", "3", "--json")
+    assert outcome.status == 0
+    (line,) = outcome.out.splitlines()
+    document = json.loads(line)
+    assert {"best", "candidates", "strategy", "p_correct", "usage", "timings", "seed", "bundle", "head"} <= set(
+        document
+    )
+    assert document["seed"] == 3
+    assert [candidate["index"] for candidate in document["candidates"]] == [0, 1, 2]
+    best = document["candidates"][document["best"]]
+    assert best["score"] == max(candidate["score"] for candidate in document["candidates"])
+    assert best["text"] + "\n" == plain.out
+
+
+def test_sampling_options_reach_the_candidates(run: Run) -> None:
+    def texts(*options: str) -> list[str]:
+        outcome = run("pick", "Once upon a time", *QUICK, "--json", *options)
+        return [candidate["text"] for candidate in json.loads(outcome.out)["candidates"]]
+
+    (greedy,) = texts("-n", "1", "--temperature", "0")
+    for one_left in (("--top-k", "1"), ("--top-p", "1e-9"), ("--min-p", "1"), ("--temperature", "1e-6")):
+        assert texts(*one_left) == [greedy] * 3, one_left
+    assert texts("--seed", "1") != texts("--seed", "2")
+    assert texts("-n", "1", "--temperature", "0", "--repetition-penalty", "5") != [greedy]
+    assert texts("-n", "1", "--temperature", "0", "--stop", greedy[2:5]) == [greedy[:2]]
+
+
+def test_signal_is_named_in_the_report(run: Run) -> None:
+    outcome = run("pick", "Once upon a time", *QUICK, "--signal", "self_certainty")
+    assert outcome.status == 0
+    assert "self_certainty" in outcome.err
+
+
+def test_score_ranks_given_texts(run: Run) -> None:
+    sense, nonsense = ", there was a little girl.", " purple seven of"
+    outcome = run("score", "Once upon a time", nonsense, sense, "-m", STORIES)
+    assert (outcome.status, outcome.out) == (0, sense + "\n")
+    assert [line.split()[1] for line in outcome.err.splitlines()[1:3]] == ["1", "0"]
+    assert "decode" not in outcome.err
+
+
+def test_a_chat_template_is_left_out_with_raw(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(STORIES, folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }} and then", encoding="utf-8")
+    write_bundle(folder, read_manifest(folder))
+    greedy = ("-m", str(folder), "-n", "1", "--temperature", "0", "--max-new-tokens", "8")
+    assert run("pick", "Lily saw a dog", *greedy, "--raw").out != run("pick", "Lily saw a dog", *greedy).out
+    assert run("score", "Lily", "x", *greedy[:2], "--raw").err != run("score", "Lily", "x", *greedy[:2]).err
+
+
+def test_prompt_from_stdin_is_the_prompt_as_an_argument(run: Run) -> None:
+    given = run("pick", "Lily saw a dog", *QUICK)
+    assert run("pick", "-", *QUICK, stdin=b"Lily saw a dog").out == given.out
+    assert run("pick", "-", *QUICK, stdin=b"Lily saw a dog\n").out == given.out
+    assert (
+        run(
+            "pick",
+            "-",
+            *QUICK,
+            stdin=b"Lily saw a dog\n\n",
+        ).status
+        == 0
+    )
+
+
+def test_stdin_that_is_not_utf8_is_refused_with_the_offset(run: Run) -> None:
+    message = error_of(run("pick", "-", *QUICK, stdin=b"Once \xc3\xa9 upon \xff a time"))
+    assert "0xff" in message
+    assert "offset 13" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="arguments are text on Windows")
+@pytest.mark.parametrize("arguments", [(b"pick", b"Once \xff"), (b"score", b"Once", b"fine", b"not \xff")])
+def test_arguments_that_are_not_utf8_are_refused_with_the_offset(arguments: tuple[bytes, ...]) -> None:
+    with process(*arguments, "-m", STORIES) as running:
+        out, err = running.communicate()
+    assert (running.returncode, out) == (1, b"")
+    assert err.count(b"\n") == 1
+    assert b"0xff at offset %d" % arguments[-1].index(b"\xff") in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("pick", "x", "-m", "no-such-folder"), "no-such-folder"),
+        (("pick", "x", "-m", str(ROOT / "tests")), "swift-edge export"),
+        (("pick", "", *QUICK), "prompt"),
+        (("pick", "word " * 600, *QUICK), "512"),
+        (("pick", "x", *QUICK, "-n", "0"), "n"),
+        (("pick", "x", *QUICK, "--temperature", "-1"), "temperature"),
+        (("pick", "x", *QUICK, "--temperature", "nan"), "temperature"),
+        (("pick", "x", *QUICK, "--temperature", "0"), "temperature"),
+        (("pick", "x", *QUICK, "--top-p", "1.5"), "top_p"),
+        (("pick", "x", *QUICK, "--max-new-tokens", "0"), "max_new_tokens"),
+        (("pick", "x", *QUICK, "--signal", "loudness"), "mean_logprob"),
+        (("pick", "x", *QUICK, "--provider", "abacus"), "abacus"),
+        (("pick", "x", *QUICK, "--threads", "0"), "threads"),
+        (("pick", "x", *QUICK, "--head", "no-such-head.npz"), "no-such-head.npz"),
+        (("score", "x", "y", "-m", "no-such-folder"), "no-such-folder"),
+        (("score", "x", "", "-m", STORIES), "text"),
+        (("score", "x", "y", "-m", STORIES, "--threads", "0"), "threads"),
+        (("score", "x", "y", "-m", STORIES, "--provider", "abacus"), "abacus"),
+        (("score", "x", "y", "-m", STORIES, "--signal", "loudness"), "mean_logprob"),
+        (("score", "x", "y", "-m", STORIES, "--head", "no-such-head.npz"), "no-such-head.npz"),
+        (("inspect", "no-such-folder"), "no-such-folder"),
+    ],
+)
+def test_errors_are_one_line_and_status_1(run: Run, arguments: tuple[str, ...], hint: str) -> None:
+    assert hint in error_of(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pick",),
+        ("pick", "x"),
+        ("pick", "x", "-m", STORIES, "-n", "eight"),
+        ("pick", "x", "-m", STORIES, "--tempreature", "1"),
+        ("score", "x", "-m", STORIES),
+        ("export", "x", "--out", "y", "--precision", "fp8"),
+        ("export", "x"),
+        ("guess",),
+    ],
+)
+def test_wrong_calls_are_status_2(run: Run, arguments: tuple[str, ...]) -> None:
+    outcome = run(*arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "Usage: swift-edge" in outcome.err
+
+
+def test_inspect_shows_the_manifest(run: Run) -> None:
+    manifest = json.loads((Path(STORIES) / "swift_edge.json").read_text(encoding="utf-8"))
+    document = json.loads(run("inspect", STORIES, "--json").out)
+    assert manifest.items() <= document.items()
+    assert document["head"] is None
+    outcome = run("inspect", STORIES)
+    assert outcome.status == 0
+    for text in (manifest["base_model"], "llama: 5 layers", "512 tokens", "0-5", "fp32", "model.onnx", "parity"):
+        assert text in outcome.out
+    assert max(map(len, outcome.out.splitlines())) < 200
+
+
+def test_a_damaged_bundle_is_named(run: Run, tmp_path: Path) -> None:
+    for source in Path(STORIES).iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    model = tmp_path / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    assert "model.onnx has SHA-256" in error_of(run("inspect", str(tmp_path)))
+
+
+@pytest.mark.parametrize(("exporter", "extra"), [("dynamo", "export"), ("optimum", "optimum")])
+def test_export_without_its_packages_prints_the_line_that_installs_them(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exporter: str, extra: str
+) -> None:
+    for name in ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "swift_edge_export"]:
+        monkeypatch.delitem(sys.modules, name)
+    message = error_of(run("export", STORIES, "--out", str(tmp_path / "out"), "--exporter", exporter))
+    assert message.endswith(f'pip install "swift-edge[{extra}]"')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def head_file(tmp_path: Path) -> Path:
+    """A head for the stories whose precision is another one, so that it comes with a warning."""
+    manifest = read_manifest(Path(STORIES))
+    weight = np.random.default_rng(0).normal(size=(2, 6 * 64)).astype(np.float32)
+    head = Head(weight, np.zeros(2, np.float32), tuple(range(6)), fingerprint=manifest.fingerprint, precision="int4")
+    save_head(tmp_path / "trained.npz", head)
+    return tmp_path / "trained.npz"
+
+
+def test_a_head_scores_and_its_warnings_are_in_the_report(run: Run, head_file: Path) -> None:
+    outcome = run("pick", "Once upon a time", *QUICK, "--head", str(head_file))
+    assert outcome.status == 0
+    assert "trained.npz" in outcome.err.splitlines()[-1]
+    assert "mean_logprob" not in outcome.err
+    assert [line for line in outcome.err.splitlines() if line.startswith("warning: ") and "int4" in line]
+
+
+def test_inspect_shows_the_head(run: Run, head_file: Path) -> None:
+    folder = head_file.parent / "bundle"
+    shutil.copytree(STORIES, folder)
+    shutil.copy(head_file, folder / "head.npz")
+    assert json.loads(run("inspect", str(folder), "--json").out)["head"]["layers"] == [0, 1, 2, 3, 4, 5]
+    assert "inputs 384" in run("inspect", str(folder)).out
+
+
+def test_convert_head_writes_a_head_that_pick_takes(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    source = tmp_path / "official.safetensors"
+    shapes = {"fused_layer.bias": [2], "fused_layer.weight": [2, 384]}
+    arrays = [np.zeros(2, np.float32), np.linspace(-1, 1, 768, dtype=np.float32)]
+    header, offset = {}, 0
+    for (name, shape), array in zip(shapes.items(), arrays, strict=True):
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    text = json.dumps(header).encode()
+    source.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays))
+
+    assert "--bundle" in error_of(run("convert-head", str(source)))
+    outcome = run("convert-head", str(source), "--bundle", STORIES)
+    assert (outcome.status, outcome.out) == (0, f"{tmp_path / 'official.npz'}\n")
+    assert "384 inputs" in outcome.err
+    assert run("pick", "Once", *QUICK, "--head", outcome.out.strip()).status == 0
+    assert "--force" in error_of(run("convert-head", str(source), "--bundle", STORIES))
+    assert run("convert-head", str(source), "--bundle", STORIES, "--force").status == 0
+    assert run("convert-head", str(source), "--bundle", STORIES, "--layers", "all").status == 2
+
+
+def test_convert_head_without_torch_prints_the_line_that_installs_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "official.pt").write_bytes(b"")
+    message = error_of(run("convert-head", str(tmp_path / "official.pt"), "--bundle", STORIES))
+    assert message.endswith('pip install "swift-edge[export]"')
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with process("pick", "Once upon a time", *QUICK, stdout=write) as running:
+        os.close(write)
+        _, err = running.communicate()
+    assert running.returncode == 141
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_stdout_is_one_line() -> None:
+    with open("/dev/full", "wb") as full, process("inspect", STORIES, stdout=full.fileno()) as running:
+        _, err = running.communicate()
+    assert running.returncode == 1
+    assert err.startswith(b"error: No space left on device")
+    assert err.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", b"caf\xc3\xa9 \xe2\x98\x95"), ("latin-1", b"caf\xe9 \\u2615")]
+)
+def test_an_answer_survives_a_terminal_that_cannot_show_it(encoding: str, shown: bytes) -> None:
+    with process("score", "Once", "caf\u00e9 \u2615", "-m", STORIES, encoding=encoding) as running:
+        out, _ = running.communicate()
+    assert (running.returncode, out.rstrip()) == (0, shown)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+class TestTerminal:
+    LONG = ("pick", "Once upon a time", "-m", STORIES, "-n", "64", "--max-new-tokens", "400", "--threads", "1")
+
+    def watch(self, interrupt: bool) -> tuple[int, bytes, str]:
+        """Run with a terminal as stderr; returns the status, stdout, and what the terminal was sent."""
+        import pty
+        import signal
+
+        master, slave = pty.openpty()
+        shown = b""
+        with process(*self.LONG, stderr=slave) as running:
+            os.close(slave)
+            while piece := self.read(master):
+                shown += piece
+                if interrupt and b"rows alive" in shown:
+                    running.send_signal(signal.SIGINT)
+                    interrupt = False
+            out, _ = running.communicate()
+        os.close(master)
+        return running.returncode, out, shown.decode()
+
+    @staticmethod
+    def read(terminal: int) -> bytes:
+        try:
+            return os.read(terminal, 65536)
+        except OSError:  # how Linux says that nobody writes any more
+            return b""
+
+    def test_progress_moves_and_is_cleared_before_the_report(self) -> None:
+        status, out, shown = self.watch(interrupt=False)
+        assert status == 0
+        assert out.strip()
+        moving, report = shown[: shown.index(" rank  candidate")], shown[shown.index(" rank  candidate") :]
+        lines = moving.split("\r")
+        assert "reading the prompt" in lines[1]
+        assert lines[2].startswith("64 of 64 rows alive, ")
+        assert any(line.rstrip().endswith(" tok/s") for line in lines)
+        # Before the report: blanks over the whole line, and back to its start.
+        assert len(lines[-2]) >= len(lines[-3].rstrip())
+        assert lines[-2].strip() == lines[-1] == ""
+        assert "alive" not in report
+
+    def test_interrupt_leaves_one_line_and_status_130(self) -> None:
+        status, out, shown = self.watch(interrupt=True)
+        assert (status, out) == (130, b"")
+        *moving, last = shown.removesuffix("\r\n").split("\r")
+        assert last == "interrupted"
+        assert moving[-1].strip() == ""

@@ -1,0 +1,364 @@
+"""The head's arithmetic against its formula, its file, and its check against a bundle."""
+
+import contextlib
+import json
+import math
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
+from swift_edge.head import Head, RunningScore, check_head, load_head, save_head, score_tokens
+from swift_edge.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.signals import TokenStatistics
+
+
+def make_head(seed: int = 0, layers: tuple[int, ...] = (0, 1, 2), width: int = 4, gate: bool = True) -> Head:
+    random = np.random.default_rng(seed)
+    rows = 2 if gate else 1
+    weight = random.standard_normal((rows, len(layers) * width)).astype(np.float32)
+    return Head(
+        weight,
+        random.standard_normal(rows).astype(np.float32),
+        layers=layers,
+        gate=gate,
+        fingerprint="ab" * 32,
+        precision="fp32",
+        base_model="tiny/model",
+    )
+
+
+def make_manifest(indices: tuple[int, ...] = (0, 1, 2), **changes: object) -> Manifest:
+    manifest = Manifest(
+        base_model="tiny/model",
+        base_revision=None,
+        fingerprint="ab" * 32,
+        architecture=Architecture("llama", 2, 4, 2, 1, 2, 30, 64),
+        precision=Precision("fp32"),
+        hidden_states=HiddenStates(indices),
+        graph=Graph("in-place"),
+        tokens=Tokens((1,)),
+        sampling=DefaultSampling(),
+        files={},
+        exporter={},
+        parity={},
+    )
+    return replace(manifest, **changes)
+
+
+def reference(
+    head: Head, states: NDArray[np.float32], extras: list[NDArray[np.float64]]
+) -> tuple[np.ndarray, np.ndarray]:
+    inputs = np.concatenate([*states.astype(np.float64), *(extra[:, None] for extra in extras)], axis=1)  # [m, f]
+    outputs = inputs @ head.weight.astype(np.float64).T + head.bias
+    gates = 1 / (1 + np.exp(-outputs[:, 0])) if head.gate else np.ones(len(inputs))
+    return gates, outputs[:, -1]
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    tokens=st.integers(1, 9),
+    layers=st.sampled_from([(0,), (2,), (0, 1, 2), (3, 5, 8, 9)]),
+    width=st.sampled_from([1, 4, 65]),
+    gate=st.booleans(),
+    names=st.sampled_from([(), ("logprob",), ("entropy", "logprob")]),
+)
+@settings(max_examples=80, deadline=None)
+def test_gates_and_rewards_follow_the_formula(
+    seed: int, tokens: int, layers: tuple[int, ...], width: int, gate: bool, names: tuple[str, ...]
+) -> None:
+    random = np.random.default_rng(seed)
+    rows = 2 if gate else 1
+    weight = random.standard_normal((rows, len(layers) * width + len(names))).astype(np.float32)
+    head = Head(weight, random.standard_normal(rows), layers=layers, gate=gate, token_statistics=names)
+    states = random.standard_normal((len(layers), tokens, width)).astype(np.float32)
+    statistics = TokenStatistics(random.standard_normal(tokens), random.standard_normal(tokens))
+    gates, rewards = head.evaluate(states, statistics)
+    expected = reference(head, states, [getattr(statistics, name) for name in names])
+    np.testing.assert_allclose(gates, expected[0], atol=1e-5)
+    np.testing.assert_allclose(rewards, expected[1], atol=1e-4)
+    assert gates.dtype == rewards.dtype == np.float32
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    tokens=st.integers(2, 17),
+    layers=st.integers(1, 26),
+    width=st.sampled_from([1, 2, 7, 64, 896]),
+)
+@settings(max_examples=60, deadline=None)
+def test_token_in_a_batch_is_the_token_alone_bit_for_bit(seed: int, tokens: int, layers: int, width: int) -> None:
+    head = make_head(seed, tuple(range(layers)), width)
+    states = np.random.default_rng(seed).standard_normal((layers, tokens, width)).astype(np.float32)
+    gates, rewards = head.evaluate(states)
+    for token in range(tokens):
+        gate, reward = head.evaluate(states[:, token : token + 1])
+        assert (gate[0], reward[0]) == (gates[token], rewards[token])
+
+
+def test_head_on_logits_reads_them_as_one_slice() -> None:
+    head = Head(np.array([[1, 0, 0], [0, 1, 2]]), np.zeros(2), layers=(), feature="logits")
+    gates, rewards = head.evaluate(np.array([[[0, 1, 2], [50, 0, 0]]], np.float32))
+    np.testing.assert_allclose(gates, [0.5, 1.0])
+    np.testing.assert_array_equal(rewards, [5, 0])
+
+
+def test_extreme_gate_logits_do_not_overflow() -> None:
+    head = Head(np.array([[1.0], [1.0]]), np.zeros(2), layers=(0,))
+    gates, _ = head.evaluate(np.array([[[-1e30], [-50.0], [0.0], [1e30]]], np.float32))
+    np.testing.assert_allclose(gates, [0, math.exp(-50), 0.5, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4), (3, 5, 5), (3, 4)])
+def test_states_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(HeadMismatchError, match=r"expected \[3, m, 4\]"):
+        make_head().evaluate(np.zeros(shape, np.float32))
+
+
+def test_missing_token_statistics_are_named() -> None:
+    head = Head(np.zeros((2, 5)), np.zeros(2), layers=(1,), token_statistics=("entropy",))
+    for statistics in (None, TokenStatistics(np.zeros(3)), TokenStatistics(np.zeros(3), np.zeros(2))):
+        with pytest.raises(HeadMismatchError, match="'entropy'"):
+            head.evaluate(np.zeros((1, 3, 4), np.float32), statistics)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, width=32), st.floats(-100, 100, width=32)), max_size=30))
+def test_every_prefix_has_the_score_of_its_tokens(tokens: list[tuple[float, float]]) -> None:
+    running = RunningScore()
+    for count, (gate, reward) in enumerate(tokens, start=1):
+        running.add(gate, reward)
+        gates, rewards = np.array(tokens[:count], np.float32).T
+        assert running.score == score_tokens(gates, rewards)
+        exact = math.fsum(g * r for g, r in tokens[:count]) / max(math.fsum(g for g, _ in tokens[:count]), 1e-8)
+        assert running.score == pytest.approx(exact, rel=1e-9, abs=1e-9)
+
+
+def test_no_tokens_have_no_score_and_shut_gates_have_zero() -> None:
+    running = RunningScore()
+    assert math.isnan(running.score)
+    running.add(0.0, 5.0)
+    assert running.score == 0
+
+
+def test_rows_of_finds_the_layers_among_those_of_a_bundle() -> None:
+    head = make_head(layers=(2, 5))
+    assert head.rows_of((0, 2, 4, 5)) == [1, 3]
+    with pytest.raises(HeadMismatchError, match=r"hidden states 5, the bundle has 0,2; .*--layers"):
+        head.rows_of((0, 2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight": np.zeros((3, 12))},
+        {"weight": np.zeros(12)},
+        {"weight": np.zeros((2, 13))},
+        {"weight": np.zeros((2, 0))},
+        {"weight": np.full((2, 12), np.nan)},
+        {"bias": np.zeros(1)},
+        {"gate": False},
+        {"layers": ()},
+        {"layers": (2, 1, 0)},
+        {"layers": (0, 0, 1)},
+        {"layers": (-1, 0, 1)},
+        {"feature": "logits"},
+        {"feature": "states"},
+        {"token_statistics": ("length",)},
+        {"token_statistics": ("entropy", "entropy")},
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(InvalidOptionError, match=r"the head's .*expected"):
+        replace(make_head(), **changes)
+
+
+def test_weights_cannot_be_changed_and_are_a_copy() -> None:
+    weight = np.zeros((2, 4), np.float32)
+    head = Head(weight, np.zeros(2), layers=(1,))
+    weight[0, 0] = 7
+    assert head.weight[0, 0] == 0
+    with pytest.raises(ValueError, match="read-only"):
+        head.weight[0, 0] = 1
+
+
+def full_head() -> Head:
+    return Head(
+        np.arange(20, dtype=np.float32).reshape(2, 10),
+        np.array([0.5, -0.5], np.float32),
+        layers=(1, 3),
+        token_statistics=("logprob", "entropy"),
+        includes_eos=False,
+        calibration={"kind": "platt", "slope": np.float64(1.5)},
+        fingerprint="cd" * 32,
+        precision="int4",
+        base_model="naïve/模型",
+        summary={"problems": 12, "auroc": {"validation": 0.7}},
+    )
+
+
+def test_saved_head_is_loaded_unchanged(tmp_path: Path) -> None:
+    for head in (full_head(), make_head(gate=False), Head(np.ones((2, 9)), np.zeros(2), layers=(), feature="logits")):
+        save_head(tmp_path / "head.npz", head)
+        loaded = load_head(tmp_path / "head.npz")
+        for name in Head.__dataclass_fields__:
+            np.testing.assert_equal(getattr(loaded, name), getattr(head, name), err_msg=name)
+
+
+def test_saving_is_reproducible_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    save_head(tmp_path / "a.npz", full_head())
+    first = (tmp_path / "a.npz").read_bytes()
+    save_head(tmp_path / "a.npz", make_head())
+    save_head(tmp_path / "a.npz", full_head())
+    assert (tmp_path / "a.npz").read_bytes() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_failed_save_keeps_the_old_file_and_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_head(tmp_path / "a.npz", full_head())
+    before = (tmp_path / "a.npz").read_bytes()
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(HeadFileError, match="No space left"):
+        save_head(tmp_path / "a.npz", make_head())
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_head(tmp_path / "a.npz", make_head())
+    assert (tmp_path / "a.npz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_save_into_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(HeadFileError, match="cannot be written"):
+        save_head(tmp_path / "absent" / "a.npz", make_head())
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_damaged_file_is_a_head_file_error_or_reads_the_same(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "head.npz"
+    save_head(path, full_head())
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(HeadFileError):  # or a byte changed that nothing reads
+        np.testing.assert_array_equal(load_head(path).weight, full_head().weight)
+
+
+def write_members(path: Path, **changes: object) -> None:
+    save_head(path, full_head())
+    with np.load(path) as arrays:
+        members = dict(arrays)
+    metadata = json.loads(str(members["metadata"]))
+    arrays_changed = {name: value for name, value in changes.items() if name in members}
+    metadata |= {name: value for name, value in changes.items() if name not in members}
+    members["metadata"] = np.array(json.dumps({key: value for key, value in metadata.items() if value != "ABSENT"}))
+    members |= arrays_changed
+    np.savez(path, **{key: value for key, value in members.items() if not isinstance(value, str)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": "ABSENT"}, "no weight"),
+        ({"weight": np.zeros((2, 10))}, "weight is float64"),
+        ({"weight": np.zeros((2, 11), np.float32)}, "11 inputs wide"),
+        ({"weight": np.array([[None] * 10] * 2)}, "allow_pickle"),
+        ({"metadata": np.array("{")}, "does not read"),
+        ({"metadata": np.array("[1]")}, "not an object"),
+        ({"metadata": np.array("[" * 100_000)}, "does not read"),
+        ({"format_version": 2}, "format version 2.*pip install --upgrade"),
+        ({"layers": "ABSENT"}, "layers is missing"),
+        ({"layers": [1, 2.5]}, "layers are"),
+        ({"layers": [True, 3]}, "layers are"),
+        ({"gate": 1}, "gate is 1, expected bool"),
+        ({"token_statistics": [["logprob"], "entropy"]}, "expected names"),
+        ({"calibration": 3}, "calibration is 3"),
+        ({"feature": "pixels"}, "feature is pixels"),
+    ],
+)
+def test_malformed_file_says_what_is_wrong(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = tmp_path / "head.npz"
+    write_members(path, **changes)
+    with pytest.raises(HeadFileError, match=message) as caught:
+        load_head(path)
+    assert "\n" not in str(caught.value)
+    assert "convert-head" in str(caught.value)
+
+
+def test_other_files_are_not_heads(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "absent.npz", tmp_path / "array.npy", tmp_path / "empty.npz"):
+        with pytest.raises(HeadFileError, match=r"expected|does not read"):
+            load_head(path)
+
+
+def test_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("weight.npy", "w") as member:
+        for _ in range(257):
+            member.write(bytes(2**20))
+    with pytest.raises(HeadFileError, match="unpacks to"):
+        load_head(path)
+
+
+def test_head_of_this_bundle_passes_without_a_warning() -> None:
+    assert check_head(make_head(), make_manifest()) == []
+    logits = Head(np.zeros((2, 30)), np.zeros(2), layers=(), feature="logits", fingerprint="ab" * 32, precision="fp32")
+    assert check_head(logits, make_manifest(indices=())) == []
+
+
+def test_head_of_another_width_is_refused_with_both_widths() -> None:
+    with pytest.raises(HeadMismatchError, match=r"15 inputs wide.*expected 3 x 4 for tiny/model \(hidden size 4\)"):
+        check_head(make_head(width=5), make_manifest())
+    logits = Head(np.zeros((2, 29)), np.zeros(2), layers=(), feature="logits")
+    with pytest.raises(HeadMismatchError, match="vocabulary size 30"):
+        check_head(logits, make_manifest())
+
+
+def test_head_of_another_model_is_refused_with_both_names() -> None:
+    other = make_manifest(fingerprint="12" * 32, base_model="other/model")
+    with pytest.raises(HeadMismatchError, match=r"trained on tiny/model .* holds other/model"):
+        check_head(make_head(), other)
+
+
+def test_head_on_layers_that_were_not_exported_is_refused_with_the_way_out() -> None:
+    with pytest.raises(HeadMismatchError, match=r"hidden states 0,1, the bundle has 2; .*--layers"):
+        check_head(make_head(), make_manifest(indices=(2,)))
+    with pytest.raises(HeadMismatchError, match="no hidden states"):
+        check_head(make_head(), make_manifest(indices=()))
+
+
+def test_another_precision_is_a_warning_that_names_recalibrate() -> None:
+    (warning,) = check_head(make_head(), make_manifest(precision=Precision("int4", 128, 4)))
+    assert "fp32" in warning
+    assert "int4" in warning
+    assert "swift-edge recalibrate" in warning
+
+
+def test_unknown_fingerprint_is_a_warning() -> None:
+    (warning,) = check_head(make_head(), make_manifest(fingerprint=""))
+    assert warning.startswith("the bundle does not say")
+    (warning,) = check_head(replace(make_head(), fingerprint=""), make_manifest())
+    assert warning.startswith("the head does not say")

@@ -1,0 +1,105 @@
+"""Cores, memory and disk that this process may use, read from made-up /proc and /sys/fs/cgroup trees."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from swift_edge import machine
+from swift_edge.errors import DiskSpaceError, MemoryLimitError
+
+MEMINFO = "MemTotal:       8000000 kB\nMemFree:        1000 kB\nMemAvailable:    4000 kB\n"
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+VERSION_2 = {
+    "proc/self/cgroup": "0::/outer/inner\n",
+    "proc/meminfo": MEMINFO,
+    "sys/fs/cgroup/outer/cpu.max": "150000 100000\n",
+    "sys/fs/cgroup/outer/inner/cpu.max": "max 100000\n",
+    "sys/fs/cgroup/outer/memory.max": "3000000\n",
+    "sys/fs/cgroup/outer/memory.current": "2000000\n",
+    "sys/fs/cgroup/outer/memory.stat": "anon 1500000\ninactive_file 500000\n",
+    "sys/fs/cgroup/outer/inner/memory.max": "max\n",
+    "sys/fs/cgroup/outer/inner/memory.current": "1000\n",
+}
+
+VERSION_1 = {
+    "proc/self/cgroup": "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n",
+    "proc/meminfo": MEMINFO,
+    # The group's name is the host's; in the container only the mounted top is there.
+    "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+    "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": "2000000\n",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": "1900000\n",
+    "sys/fs/cgroup/memory/memory.stat": "inactive_file 0\ntotal_inactive_file 400000\n",
+}
+
+
+def test_version_2_takes_the_least_along_the_parents(tmp_path: Path) -> None:
+    root = tree(tmp_path, VERSION_2)
+    assert machine.cpu_quota(root) == 1.5
+    assert machine.default_threads(root) == 1
+    assert machine.available_memory(root) == 3_000_000 - (2_000_000 - 500_000)
+
+
+def test_version_1_works_inside_a_container(tmp_path: Path) -> None:
+    root = tree(tmp_path, VERSION_1)
+    assert machine.cpu_quota(root) == 0.5
+    assert machine.default_threads(root) == 1
+    assert machine.available_memory(root) == 2_000_000 - (1_900_000 - 400_000)
+
+
+def test_separate_controllers_and_no_quota_are_no_limit(tmp_path: Path) -> None:
+    unlimited = {
+        "proc/self/cgroup": "2:cpu:/\n1:memory:/\n0::/\n",
+        "proc/meminfo": MEMINFO,
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "5000\n",
+    }
+    root = tree(tmp_path, unlimited)
+    assert machine.cpu_quota(root) is None
+    assert machine.available_memory(root) == 4000 * 1024
+
+
+def test_without_any_of_the_files_cores_decide_and_memory_is_unknown(tmp_path: Path) -> None:
+    assert machine.cpu_quota(tmp_path) is None
+    assert machine.available_memory(tmp_path) is None
+    assert 1 <= machine.default_threads(tmp_path) <= (os.cpu_count() or 1)
+    machine.require_memory(2**60, "anything", root=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity here")
+def test_affinity_limits_threads(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert machine.default_threads(tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert machine.default_threads(tmp_path) == len(before)
+
+
+def test_too_much_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"proc/meminfo": MEMINFO})
+    machine.require_memory(4000 * 1024, "the KV cache", root=root)
+    with pytest.raises(MemoryLimitError, match=r"the KV cache needs 3\.00 GiB .* 3\.9 MiB are free; lower n") as caught:
+        machine.require_memory(3 * 2**30, "the KV cache", "lower n", root=root)
+    assert isinstance(caught.value, MemoryError)
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (str(again), again.needed, again.available) == (str(caught.value), 3 * 2**30, 4000 * 1024)
+
+
+def test_too_much_disk_is_refused_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    machine.require_disk(tmp_path / "a" / "b", 1, "the export")
+    with pytest.raises(DiskSpaceError, match=r"the export needs .* GiB on the disk of .*/a/b, .* are free"):
+        machine.require_disk(tmp_path / "a" / "b", 2**60, "the export")

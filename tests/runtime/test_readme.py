@@ -1,0 +1,85 @@
+"""The README does what it says: its Python runs, its commands run, the files it lists are there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import swift_edge
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run this interpreter in the root of the repository."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(Path(swift_edge.__file__).parents[1]), "PYTHONIOENCODING": "utf-8"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def test_the_python_runs_from_the_root_of_the_repository() -> None:
+    # The blocks are one program: the second goes on with the selector of the first.
+    program = "\n".join(blocks("python"))
+    assert "Selector(" in program
+    finished = run("-c", program)
+    assert finished.returncode == 0, finished.stderr
+    score, text = finished.stdout.splitlines()[0].split(" ", 1)
+    assert float(score) < 0
+    assert text.strip()
+    assert finished.stdout.splitlines()[-1] == "Picked"
+
+
+def test_the_first_command_picks_the_best_of_eight() -> None:
+    (command,) = [block for block in blocks("sh") if "python3 -m venv" in block]
+    setting_up, install, pick = command.strip().split(" && ")
+    assert setting_up == "python3 -m venv .venv"
+    assert install == ".venv/bin/pip install ."
+    # Setting up takes a package registry and is for .ci/run; what follows it runs here as it is written.
+    program, *arguments = shlex.split(pick)
+    assert program == ".venv/bin/swift-edge"
+    finished = run("-m", "swift_edge", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip()
+    assert [line.split()[0] for line in finished.stderr.splitlines()[1:9]] == list("12345678")
+
+
+@pytest.mark.skipif(not (ROOT / "swift_edge").is_dir(), reason="the sources are not here")
+@pytest.mark.skipif(not (ROOT / "export").is_dir(), reason="the sources are not here")
+def test_the_tree_lists_every_file_of_both_packages() -> None:
+    (tree,) = [block for block in blocks("text") if "swift_edge/ " in block]
+    listed, folder = set(), ""
+    for indent, name in re.findall(r"^( *)(\S+)", tree, re.MULTILINE):
+        folder = folder if indent else name
+        listed.add(f"{folder}{name}" if indent else name)
+        assert (ROOT / (f"{folder}{name}" if indent else name)).exists(), name
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("swift_edge", "export")
+        for path in (ROOT / package).glob("*.py")
+        if not path.name.startswith("__")
+    }
+    assert {name for name in listed if name.endswith(".py")} == sources
+    assert "swift_edge/cli/" in listed
+
+
+def test_commands_in_the_examples_exist() -> None:
+    from swift_edge.cli import commands
+
+    used = set(re.findall(r"swift-edge ([a-z-]+)", "".join(blocks("sh"))))
+    assert {"pick", "score", "export", "inspect", "convert-head"} <= used
+    assert used <= set(commands.commands)
