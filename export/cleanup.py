@@ -178,14 +178,14 @@ def _linear_layers(graph: ir.Graph) -> int:
         if bias is not None and (bias.shape is None or len(bias.shape) > 1):
             continue  # one number per row of the flat product would meet another axis
         product = ir.node("MatMul", [source, gemm.inputs[1]])
-        product.outputs[0].dtype = restored.dtype
+        product.outputs[0].type = restored.type
         product.outputs[0].shape = restored.shape.copy()
         product.outputs[0].name = f"{gemm.outputs[0].name}_product"
         _insert_before(restore, product)
         result = product.outputs[0]
         if bias is not None:
             biased = ir.node("Add", [result, bias])
-            biased.outputs[0].dtype = restored.dtype
+            biased.outputs[0].type = restored.type
             biased.outputs[0].shape = restored.shape.copy()
             biased.outputs[0].name = f"{gemm.outputs[0].name}_biased"
             _insert_before(restore, biased)

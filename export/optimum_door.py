@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 
 from swift_edge.errors import ExportError, MissingExtraError
 from swift_edge_export.lowering import AttentionCall, TraceState, lowered
-from swift_edge_export.torchscript_graph import normalise, share_weights
+from swift_edge_export.torchscript_graph import attach_weights, normalise
 from swift_edge_export.trace import (
     IR_VERSION,
     OPSET,
@@ -69,13 +70,14 @@ def trace_with_optimum(
         path = Path(scratch) / "model.onnx"
         traced = _TracedForOptimum(model, state, shape)
         try:
-            # Without constant folding the weights keep their names and tied ones stay one.
             config = _export_config(model, shape, report)
-            export(traced, config, path, opset=OPSET, disable_dynamic_axes_fix=True, do_constant_folding=False)
+            # Without constant folding the weights keep their names, and tied ones stay one.
+            with _weights_left_out():
+                export(traced, config, path, opset=OPSET, disable_dynamic_axes_fix=True, do_constant_folding=False)
         except Exception as error:
             raise unsupported(model, error) from error
         graph_model = ir.load(path)
-        share_weights(graph_model, traced.state_dict())
+        attach_weights(graph_model, traced.state_dict())
         normalise(graph_model, Path(scratch), report)
     for note in state.notes:
         report(note)
@@ -180,6 +182,21 @@ def _export_config(model: PreTrainedModel, shape: GraphShape, report: Callable[[
     members["_MODEL_PATCHER"] = type("Patcher", (_OwnForward, family._MODEL_PATCHER), {})
     config_class = type(f"{family.__name__}ForBundle", (_BundleGraph, family), members)
     return config_class(model.config, task=TASK, use_past=True, use_past_in_inputs=True)
+
+
+@contextlib.contextmanager
+def _weights_left_out() -> Iterator[None]:
+    """Let torch write the graph alone, the weights as inputs of their names.
+
+    Written out, they would pass through memory three times: four times the weights for a model of less than 2 GB.
+    optimum has no option for it, so `torch.onnx.export`, which it calls, gets one.
+    """
+    original = torch.onnx.export
+    torch.onnx.export = functools.partial(original, export_params=False)
+    try:
+        yield
+    finally:
+        torch.onnx.export = original
 
 
 @contextlib.contextmanager

@@ -58,7 +58,10 @@ def rotary_can_be_lowered(model: PreTrainedModel, shape: GraphShape) -> bool:
     """
     errors = []
     for rotary in (True, False):
-        errors.append(_largest_error(model, shape, rotary))
+        try:
+            errors.append(_largest_error(model, shape, rotary))
+        except Exception as error:
+            raise unsupported(model, error) from error
         if errors[-1] <= TOLERANCE:
             return rotary
     raise UnsupportedModelError(

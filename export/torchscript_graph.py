@@ -31,28 +31,22 @@ MOST_SIZES = 64
 SIZE_ARITHMETIC = {"Add", "Cast", "Concat", "Div", "Gather", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze"}
 
 
-def share_weights(model: ir.Model, weights: Mapping[str, torch.Tensor]) -> None:
-    """Point initialisers at the torch tensors of their names where both are the same, and read the others into memory.
-
-    Afterwards the file that `model` was loaded from is not needed, and no copy of its weights stays in memory.
-    """
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    for name, value in model.graph.initializers.items():
-        assert value.const_value is not None
-        content = value.const_value.numpy()
-        weight = weights.get(name)
-        if weight is not None and tuple(weight.shape) == content.shape:
-            shared = TorchTensor(weight.detach(), name=name)
-            if shared.dtype == value.const_value.dtype and np.array_equal(shared.numpy(), content):
-                value.const_value = shared
-                continue
-        value.const_value = ir.Tensor(np.array(content), dtype=value.const_value.dtype, name=name)
+def attach_weights(model: ir.Model, weights: Mapping[str, torch.Tensor]) -> None:
+    """Turn the inputs that bear the name of a weight into initialisers, which share its memory."""
+    for value in list(model.graph.inputs):
+        weight = weights.get(value.name or "")
+        if weight is not None:
+            model.graph.inputs.remove(value)
+            tensor = TorchTensor(weight.detach(), name=value.name)
+            value.const_value, value.shape, value.dtype = tensor, ir.Shape(tensor.shape.numpy()), tensor.dtype
+            model.graph.register_initializer(value)
 
 
 def normalise(model: ir.Model, scratch: Path, report: Callable[[str], None]) -> None:
     """Rewrite `model` in place; `scratch` is a folder for temporary files, `report` is called if a step is left out."""
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.IdentityEliminationPass()(model)
-    passes.DeduplicateHashedInitializersPass()(model)
+    passes.DeduplicateInitializersPass()(model)  # small ones; weights that are tied are one already
     _infer_shapes(model, scratch, report)
     _fold_sizes(model.graph)
     _turn_weights(model.graph)
@@ -145,11 +139,12 @@ def _size_read(node: ir.Node) -> NDArray[Any] | None:
 
 def _evaluated(node: ir.Node) -> NDArray[Any] | None:
     """The result of a node that reads nothing but sizes."""
-    feeds = {str(value.name): _sizes(value) for value in node.inputs if value is not None}
+    feeds: dict[str, Any] = {str(value.name): _sizes(value) for value in node.inputs if value is not None}
     if any(array is None for array in feeds.values()):
         return None
     evaluator = onnx.reference.ReferenceEvaluator(ir.to_proto(node), opsets={"": 20})
-    result = evaluator.run(None, feeds)[0]
+    results: Any = evaluator.run(None, feeds)
+    result = results[0]
     return result if isinstance(result, np.ndarray) and np.issubdtype(result.dtype, np.integer) else None
 
 

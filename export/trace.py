@@ -210,7 +210,7 @@ def unsupported(model: PreTrainedModel, error: BaseException) -> UnsupportedMode
             return cause
     root = chain[-1]
     reason = " ".join(str(root).split())[:400] or type(root).__name__
-    return UnsupportedModelError(f"{type(model).__name__} cannot be traced: {reason}")
+    return UnsupportedModelError(f"{type(model).__name__} cannot be lowered or traced: {reason}")
 
 
 @contextlib.contextmanager

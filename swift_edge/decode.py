@@ -101,7 +101,7 @@ class DecodeLoop:
         self._admitted = 0
 
     def admit(self, prompt: Prefilled, indices: Iterable[int], seed: int) -> list[int]:
-        """Add one candidate of `prompt` per index, with the random numbers of `(seed, index)`.
+        """Add one candidate of `prompt` per index, with the random numbers of `(seed, index)` for that prompt.
 
         Returns the numbers by which steps name them, counted up over all calls. `prompt` can be let go afterwards.
         """
@@ -214,7 +214,7 @@ class _Row:
 
     def __init__(self, prompt_ids: Ids, max_new_tokens: int, seed: int, index: int) -> None:
         self.candidate = -1
-        self.generator = candidate_generator(seed, index)
+        self.generator = candidate_generator(seed, index, prompt_ids)
         self.num_new = 0
         self.ended = False
         self._num_prompt = len(prompt_ids)

@@ -17,6 +17,7 @@
     │   ├── PromptTooLongError
     │   └── TemplateError              the chat template refused the messages, or does not run
     ├── TokenizerError               (ValueError)   a tokenizer that does not read or does not belong to the model
+    ├── LogitsError                  (FloatingPointError) logits without a distribution
     ├── ProviderError                (RuntimeError) an execution provider that the session did not get
     ├── MemoryLimitError             (MemoryError)  more memory wanted than there is
     ├── DiskSpaceError               (OSError)      more disk wanted than there is
@@ -171,6 +172,10 @@ class TemplateError(PromptError):
 
 class TokenizerError(SwiftEdgeError, ValueError):
     """The tokenizer does not read, or does not belong to the model."""
+
+
+class LogitsError(SwiftEdgeError, FloatingPointError):
+    """The model's logits have no distribution: NaN, +inf, or nothing but -inf."""
 
 
 class ProviderError(SwiftEdgeError, RuntimeError):

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +32,12 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     names = list(dict.fromkeys([*wanted, "CPUExecutionProvider"]))
     try:
-        session = ort.InferenceSession(str(bundle.model_path), options, providers=names, enable_fallback=0)
+        # The first session of a process flushes denormals on the thread that opens it, too, and for good: that must not
+        # be the caller's, whose arithmetic is none of our business.
+        with ThreadPoolExecutor(1) as opener:
+            session = opener.submit(
+                ort.InferenceSession, str(bundle.model_path), options, providers=names, enable_fallback=0
+            ).result()
     except Exception as error:
         if wanted != ["CPUExecutionProvider"]:
             raise ProviderError(

@@ -10,6 +10,7 @@ Where the nucleus ends inside a group of equal logits, the lowest ids of the gro
 holds what greedy takes; transformers keeps as many, but which ones its unstable sort leaves open.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,14 +67,19 @@ class SamplingOptions:
         _expect(1e-3 <= penalty <= 1e3, "repetition_penalty", penalty, "a number from 0.001 to 1000 (1 is none)")
 
 
-def candidate_generator(seed: int, index: int) -> np.random.Generator:
-    """Random numbers of candidate `index`: a stream of its own, keyed by both numbers, whatever the others draw.
+def candidate_generator(seed: int, index: int, prompt_ids: NDArray[np.int64]) -> np.random.Generator:
+    """Random numbers of candidate `index` of a prompt, int64 [p]: a stream of its own, whatever the others draw.
 
-    Both must lie in 0..2**64-1, else `InvalidOptionError`.
+    `seed` and `index` must lie in 0..2**64-1, else `InvalidOptionError`. The prompt is part of the key: with one seed for
+    many prompts, candidate i would otherwise be drawn from the same numbers every time, and be lucky or unlucky on all.
     """
     for name, value in (("seed", seed), ("candidate index", index)):
         _expect(0 <= value < 2**64, name, value, "an integer from 0 to 2**64 - 1")
-    return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
+    ids = np.ascontiguousarray(prompt_ids, dtype="<i8")
+    digest = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
+    # Streams of one key lie 2**192 draws apart.
+    counter = np.array([0, 0, 0, index], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array([seed, digest], dtype=np.uint64), counter=counter))
 
 
 def sample(

@@ -68,6 +68,9 @@ class ModelSession:
         inputs = {value.name: value.type for value in self._session.get_inputs()}
         outputs = {value.name: value.type for value in self._session.get_outputs()}
         self._in_place = manifest.graph.kv == "in-place"
+        # onnxruntime's kernels for packed weights take rows in pairs, and give the last one of an odd number another
+        # rounding. A row that stands in for it keeps every candidate's numbers the same whatever decodes beside it.
+        self._even_rows = self._in_place and manifest.precision.name in ("int8", "int4")
         self._wants_positions = "position_ids" in inputs
         self._picks_logits = "logits_positions" in inputs
         self._check_names(bundle, inputs, outputs)
@@ -118,6 +121,7 @@ class ModelSession:
         `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time.
         """
         tokens = min(prompt_tokens + new_tokens, self.context_length)
+        rows = self._rows_per_run(rows)
         # The prompt's own row lives until it has been copied; concatenating holds every array twice.
         grown = cache_tokens(prompt_tokens, self.context_length) + rows * cache_tokens(tokens, tokens)
         kv = grown * self.kv_bytes_per_token * (1 if self._in_place else 2)
@@ -188,13 +192,21 @@ class ModelSession:
             raise InvalidOptionError(f"decode takes one token per row, got {len(fed)} tokens for {rows} rows")
         if cache.longest >= self.context_length:
             raise PromptTooLongError(cache.longest + 1, self.context_length)
-        cache.reserve(rows, cache.longest + 1)
+        run_rows = self._rows_per_run(rows)
+        cache.reserve(run_rows, cache.longest + 1)
         memory = cache.step_memory
-        if not isinstance(memory, _StepMemory) or memory.rows < rows or memory.layers != layers:
-            memory = cache.step_memory = _StepMemory(self, rows, 1, rows, layers)
-        wanted = np.arange(rows) if logits else np.zeros(1, np.int64)
+        if not isinstance(memory, _StepMemory) or memory.rows < run_rows or memory.layers != layers:
+            memory = cache.step_memory = _StepMemory(self, run_rows, 1, run_rows, layers)
+        if run_rows > rows:
+            fed = np.concatenate([fed, np.zeros((run_rows - rows, 1), np.int64)])
+        wanted = np.arange(run_rows) if logits else np.zeros(1, np.int64)
         out = memory.run(cache, fed, wanted)
-        return out if logits else StepOutput(None, out.hidden_states)
+        states = None if out.hidden_states is None else out.hidden_states[:, :rows]
+        return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states)
+
+    def _rows_per_run(self, rows: int) -> int:
+        """Rows that a decode step of `rows` live rows runs."""
+        return rows + rows % 2 if self._even_rows else rows
 
     def _chunk_tokens(self, chunk: int) -> int:
         if self._picks_logits:
@@ -244,10 +256,14 @@ class _StepMemory:
         self._bound: tuple[int, ...] = ()
 
     def run(self, cache: KVCache, token_ids: Ids, wanted: Ids) -> StepOutput:
-        """Feed `token_ids` `[m, s]` to the live rows; `wanted` are the positions among the m * s tokens with logits."""
+        """Feed `token_ids` `[m, s]`; `wanted` are the positions among the m * s tokens with logits.
+
+        Rows behind the live ones stand in: they start at length 0, and what they write is never read.
+        """
         session = self._session
         rows, tokens = token_ids.shape
-        before = cache.lengths  # [m]
+        before = np.zeros(rows, np.int64)  # [m]
+        before[: cache.rows] = cache.lengths
         self._ids[:rows] = token_ids
         np.add(before[:, None], np.arange(tokens), out=self._positions[:rows])
         self._logits_positions[: len(wanted)] = wanted
@@ -260,7 +276,8 @@ class _StepMemory:
             self._bind(cache, rows, tokens, len(wanted))
             _bind(self._binding.bind_input, "attention_mask", mask)
             session._session.run_with_iobinding(self._binding)
-            before += tokens
+            lengths = cache.lengths  # a view of the cache's own
+            lengths += tokens
         else:
             self._run_concatenated(cache, rows, tokens, mask)
         return self._output(rows, tokens, wanted)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.errors import InvalidOptionError, SwiftEdgeError
+from swift_edge.errors import InvalidOptionError, LogitsError
 
 SIGNALS: Final = ("mean_logprob", "self_certainty")
 """Names of the signals that can rank candidates; larger is better in both."""
@@ -22,10 +22,6 @@ _CHUNK = 2**18
 """Logits handled at once; 1 MiB of float32 stays in the cache between two passes."""
 _LOWEST = np.float32(-1000.0)
 """Stands for -inf in products with its exponential, which is zero from about -104 on in float32."""
-
-
-class LogitsError(SwiftEdgeError, FloatingPointError):
-    """The model's logits have no distribution: NaN, +inf, or nothing but -inf."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,8 +178,7 @@ class Tokenizer:
         """
         added = self._backend.get_added_tokens_decoder()
         marks = {token for token, entry in added.items() if entry.special and not entry.content.isalnum()}
-        tokens = self._bundle.manifest.tokens
-        return frozenset(marks.union(tokens.eos_ids, (i for i in (tokens.bos_id, tokens.pad_id) if i is not None)))
+        return frozenset(marks.union(self._bundle.manifest.tokens.eos_ids))
 
     @functools.cached_property
     def _byte_tokens(self) -> frozenset[int]:

@@ -123,7 +123,7 @@ def save_checkpoint(config: transformers.PretrainedConfig, folder: Path, seed: i
     make_model(config, seed).save_pretrained(folder)
     letters = {chr(33 + index): index for index in range(3, VOCABULARY - 3)}
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, **letters}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = transformers.PreTrainedTokenizerFast(

@@ -10,11 +10,11 @@ import pytest
 import torch
 from families import REQUIRED, VOCABULARY, save_checkpoint
 from numpy.typing import NDArray
-from swift_edge_export.publish import export_bundle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from swift_edge.bundle import open_bundle
 from swift_edge.session import ModelSession
+from swift_edge_export.publish import export_bundle
 
 # Longer than every attention window of the families, so that a lost window shows.
 LENGTHS = (30, 19, 11)

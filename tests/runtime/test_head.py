@@ -91,10 +91,13 @@ def test_gates_and_rewards_follow_the_formula(
     tokens=st.integers(2, 17),
     layers=st.integers(1, 26),
     width=st.sampled_from([1, 2, 7, 64, 896]),
+    gate=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
-def test_token_in_a_batch_is_the_token_alone_bit_for_bit(seed: int, tokens: int, layers: int, width: int) -> None:
-    head = make_head(seed, tuple(range(layers)), width)
+@settings(max_examples=100, deadline=None)
+def test_token_in_a_batch_is_the_token_alone_bit_for_bit(
+    seed: int, tokens: int, layers: int, width: int, gate: bool
+) -> None:
+    head = make_head(seed, tuple(range(layers)), width, gate)
     states = np.random.default_rng(seed).standard_normal((layers, tokens, width)).astype(np.float32)
     gates, rewards = head.evaluate(states)
     for token in range(tokens):

@@ -47,6 +47,13 @@ heavy = {"torch", "transformers", "optimum", "onnx", "swift_edge_export"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 
+DENORMALS = """
+import sys
+from swift_edge import Selector
+Selector(sys.argv[1], threads=2).pick("Once upon a time", n=2, max_new_tokens=3)
+assert 1e-310 * 0.5 == 5e-311
+"""
+
 
 def run(program: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True)
@@ -68,6 +75,10 @@ def test_telemetry_is_switched_off_where_onnxruntime_was_imported_before(monkeyp
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: calls.append(True))
     ModelSession(open_bundle(STORIES), threads=1)
     assert calls == [True]
+
+
+def test_a_pick_leaves_the_arithmetic_of_the_calling_thread_as_it_was() -> None:
+    run(DENORMALS, str(STORIES))
 
 
 def test_public_names() -> None:

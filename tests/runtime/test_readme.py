@@ -58,7 +58,6 @@ def test_the_first_command_picks_the_best_of_eight() -> None:
     assert [line.split()[0] for line in finished.stderr.splitlines()[1:9]] == list("12345678")
 
 
-@pytest.mark.skipif(not (ROOT / "swift_edge").is_dir(), reason="the sources are not here")
 @pytest.mark.skipif(not (ROOT / "export").is_dir(), reason="the sources are not here")
 def test_the_tree_lists_every_file_of_both_packages() -> None:
     (tree,) = [block for block in blocks("text") if "swift_edge/ " in block]

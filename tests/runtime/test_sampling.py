@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swift_edge.errors import InvalidOptionError
+from swift_edge.errors import InvalidOptionError, LogitsError
 from swift_edge.sampling import SamplingOptions, candidate_generator, kept_tokens, sample
-from swift_edge.signals import LogitsError, summarize
+from swift_edge.signals import summarize
 
 VOCABULARY = 151_936
 DISTANCE = 1e-5  # mass from the nucleus' boundary within which float32 sums may decide differently
@@ -42,8 +42,11 @@ def peaked_logits(rows: int, seed: int = 0) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
+PROMPT = np.array([5, 7, 5])  # [p]
+
+
 def generators(count: int, seed: int = 0) -> list[np.random.Generator]:
-    return [candidate_generator(seed, index) for index in range(count)]
+    return [candidate_generator(seed, index, PROMPT) for index in range(count)]
 
 
 options_strategy = st.builds(
@@ -217,17 +220,20 @@ def test_candidate_does_not_depend_on_how_many_there_are() -> None:
     assert len(set(eight.tolist())) > 4  # the candidates differ among themselves
 
 
-def test_seed_and_index_key_different_streams() -> None:
-    firsts = {candidate_generator(seed, index).random() for seed in range(20) for index in range(20)}
+def test_seed_index_and_prompt_key_different_streams() -> None:
+    firsts = {candidate_generator(seed, index, PROMPT).random() for seed in range(20) for index in range(20)}
     assert len(firsts) == 400
+    # One seed for many prompts must not make candidate 0 lucky, or unlucky, on all of them.
+    prompts = [np.array(ids) for ids in ([5, 7, 5], [5, 7], [7, 5, 5], [5, 7, 6])]
+    assert len({candidate_generator(0, 0, prompt).random() for prompt in prompts}) == 4
     for seed, index in ((-1, 0), (2**64, 0), (0, -1)):
         with pytest.raises(InvalidOptionError, match="from 0 to"):
-            candidate_generator(seed, index)
+            candidate_generator(seed, index, PROMPT)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_one_number_is_drawn_per_token_and_none_when_greedy(temperature: float) -> None:
-    generator, untouched = candidate_generator(1, 2), candidate_generator(1, 2)
+    generator, untouched = candidate_generator(1, 2, PROMPT), candidate_generator(1, 2, PROMPT)
     sample(np.zeros((1, 9), np.float32), SamplingOptions(temperature), [generator])
     if temperature:
         untouched.random()
