@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils.hub import cached_file
 
@@ -122,6 +123,9 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
             revision=revision,
             trust_remote_code=checkpoint.trust_remote_code,
             dtype=torch.float32,
+            # The plainest attention is the reference: a faster one may pass over an argument, as 4.57's does over
+            # Gemma 2's soft cap.
+            attn_implementation="eager",
             output_loading_info=True,
         )
     except Exception as error:
@@ -200,7 +204,13 @@ def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, 
 def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[Any, int]:
     """The tokenizer, and how many of its added tokens have no logit; those are refused only where a text holds them."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        file = cached_file(
+            source, TOKENIZER_NAME, revision=options["revision"], _raise_exceptions_for_missing_entries=False
+        )
+        # The file is what the makers published. transformers 5 builds some families' tokenizers anew from the
+        # vocabulary alone, which is another tokenizer where the family's checkpoint was given one of its own.
+        kind = AutoTokenizer if file is None else PreTrainedTokenizerFast
+        tokenizer = kind.from_pretrained(source, **options)
     except Exception as error:
         raise TokenizerError(
             f"{source} has no tokenizer that loads ({' '.join(str(error).split())[:200]}); "

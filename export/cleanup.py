@@ -42,6 +42,7 @@ def clean(model: ir.Model, axis_names: Callable[[str], dict[int, str]]) -> dict[
         passes.ClearMetadataAndDocStringPass(),
     ):
         cleanup_pass(model)
+    model.metadata_props.clear()
     _drop_unused_inputs(model.graph)
     _name_axes(model.graph, axis_names)
     model.opset_imports.setdefault(MICROSOFT, 1)

@@ -240,7 +240,7 @@ def test_the_context_ends_where_the_rotary_frequencies_change(config: Pretrained
     [
         ({"s_aux": torch.zeros(4)}, "arguments that are not understood: s_aux"),
         ({"position_bias": torch.zeros(1), "head_mask": 1}, "not understood: head_mask, position_bias"),
-        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, "a mask of its own"),
+        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, "an attention mask of its own"),
         ({"dropout": 0.1}, "not plain causal attention"),
         ({"is_causal": False}, "not plain causal attention"),
         ({"value": torch.zeros(1, 2, 3, 8)}, "heads of different widths"),
@@ -257,7 +257,7 @@ def test_attention_that_the_node_cannot_express_is_refused(
     attention = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
     with lowered(tiny_model, EagerEmitter(), 64, rotary=False) as state:
         state.begin([(key, key)] * 2, torch.ones(1, 3, dtype=torch.int64), torch.arange(1))
-        with pytest.raises(UnsupportedModelError, match=f"LlamaAttention.*{reason}"):
+        with pytest.raises(UnsupportedModelError, match=reason):
             attention(layer, **{**given, **change})
         output, _ = attention(layer, **given, output_attentions=False, is_causal=True, position_ids=torch.arange(3))
         assert output.shape == (1, 3, 4, 16)
