@@ -74,9 +74,10 @@ def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_co
     """
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) if folder.is_dir() else "a file"
+        names = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
+        found = f"holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "is a file"
         raise ExportError(
-            f"{source} holds {found or 'nothing'}; expected a transformers checkpoint: a folder with config.json, "
+            f"{source} {found}; expected a transformers checkpoint: a folder with config.json, "
             "weights and tokenizer, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -127,6 +128,7 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
             # Gemma 2's soft cap.
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except Exception as error:
         raise _unreadable(checkpoint.source, error) from error
@@ -135,6 +137,12 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
         raise ExportError(
             f"{checkpoint.source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
             "download or save the checkpoint again"
+        )
+    for name, *shapes in sorted(report["mismatched_keys"]):
+        stored, wanted = (list(shape) for shape in shapes)
+        raise ExportError(
+            f"{checkpoint.source} has {name} of shape {stored}, its config makes it {wanted}; "
+            "use the config that belongs to the weights"
         )
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
@@ -166,6 +174,8 @@ def _unreadable(source: str, error: Exception) -> ExportError:
         return ExportError(
             f"{source} brings code of its own, which is never run unasked; if you trust it: --trust-remote-code"
         )
+    if "Unrecognized configuration class" in reason:
+        return UnsupportedModelError(f"{source} is of a kind that transformers has no causal LM for; expected one")
     if not Path(source).exists():
         return ExportError(
             f"{source} is no folder here and could not be read from the hub ({type(error).__name__}: {reason[:200]}); "
@@ -177,8 +187,8 @@ def _unreadable(source: str, error: Exception) -> ExportError:
 def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, list[str]]:
     if not hasattr(config, "max_position_embeddings"):
         raise UnsupportedModelError(
-            f"{source} ({config.model_type}) has a config without max_position_embeddings; expected a model with "
-            "rotary or learned positions, up to a limit that it states"
+            f"{source} ({config.model_type}) has a config without max_position_embeddings; expected a causal LM "
+            "with rotary or learned positions, up to a limit that it states"
         )
     try:
         heads = config.num_attention_heads

@@ -160,7 +160,7 @@ def export_bundle(
             report(f"  {line}")
         figures.require(precision)
         if figures.greedy_agreement < 0.5:
-            report("  the most likely token changes at most positions: expect other answers; a higher --precision keeps more")
+            report("  the most likely token changes at most positions: expect other answers than its own")
         with _stage("hash files", report):
             manifest = write_bundle(staging, dataclasses.replace(manifest, parity=figures.to_dict()))
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6

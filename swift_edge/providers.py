@@ -27,7 +27,7 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors arrive as exceptions, and are told once
     # Softmax tails and fading activations reach denormals, which cost a hundred times a normal operation.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     names = list(dict.fromkeys([*wanted, "CPUExecutionProvider"]))

@@ -70,8 +70,8 @@ class SamplingOptions:
 def candidate_generator(seed: int, index: int, prompt_ids: NDArray[np.int64]) -> np.random.Generator:
     """Random numbers of candidate `index` of a prompt, int64 [p]: a stream of its own, whatever the others draw.
 
-    `seed` and `index` must lie in 0..2**64-1, else `InvalidOptionError`. The prompt is part of the key: with one seed for
-    many prompts, candidate i would otherwise be drawn from the same numbers every time, and be lucky or unlucky on all.
+    `seed` and `index` must lie in 0..2**64-1, else `InvalidOptionError`. The prompt is part of the key: with one seed
+    for many prompts, candidate i would otherwise draw the same numbers every time, lucky or unlucky on all of them.
     """
     for name, value in (("seed", seed), ("candidate index", index)):
         _expect(0 <= value < 2**64, name, value, "an integer from 0 to 2**64 - 1")

@@ -4,8 +4,9 @@ Knows token ids, arrays and the graph's tensor names. Does not know text, sampli
 what the hidden states are for.
 """
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -57,6 +58,7 @@ class ModelSession:
         manifest = bundle.manifest
         architecture = manifest.architecture
         self.threads = threads or default_threads()
+        self._model_path = bundle.model_path
         self._session = open_graph(bundle, providers, self.threads)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         self.layers: tuple[int, ...] = manifest.hidden_states.indices
@@ -204,6 +206,18 @@ class ModelSession:
         states = None if out.hidden_states is None else out.hidden_states[:, :rows]
         return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states)
 
+    @contextlib.contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turn what onnxruntime raises while the graph runs into one `BundleError`."""
+        try:
+            yield
+        except Exception as error:  # onnxruntime's own kinds have no base class that it exports
+            reason = " ".join(str(error).split())[:300]
+            raise BundleError(
+                f"onnxruntime could not run {self._model_path}: {reason}; "
+                "inspect the folder, or export the model with swift-edge export"
+            ) from error
+
     def _rows_per_run(self, rows: int) -> int:
         """Rows that a decode step of `rows` live rows runs."""
         return rows + rows % 2 if self._even_rows else rows
@@ -275,7 +289,8 @@ class _StepMemory:
         if session._in_place:
             self._bind(cache, rows, tokens, len(wanted))
             _bind(self._binding.bind_input, "attention_mask", mask)
-            session._session.run_with_iobinding(self._binding)
+            with session.failures():
+                session._session.run_with_iobinding(self._binding)
             lengths = cache.lengths  # a view of the cache's own
             lengths += tokens
         else:
@@ -317,7 +332,8 @@ class _StepMemory:
         for part, arrays in (("key", cache.keys), ("value", cache.values)):
             feed |= {f"past_key_values.{layer}.{part}": array for layer, array in enumerate(arrays)}
             names += [f"present.{layer}.{part}" for layer in range(len(arrays))]
-        logits, *present = self._session._session.run(names, feed)
+        with self._session.failures():
+            logits, *present = self._session._session.run(names, feed)
         self._logits[: rows * tokens] = logits.reshape(rows * tokens, -1)
         half = len(present) // 2
         cache.replace(present[:half], present[half:])

@@ -291,3 +291,9 @@ def test_rows_of_different_lengths_are_refused_where_the_graph_concatenates() ->
         else:
             with pytest.raises(InvalidOptionError, match="equally long; run one prompt at a time"):
                 cache.append_copy(source)
+
+
+def test_a_graph_that_fails_is_told_in_one_line(stories: ModelSession, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BundleError, match=r"onnxruntime could not run .*model.onnx: .*out of data bounds"):
+        stories.prefill(stories.new_cache(1, 4), [stories.vocab_size + 9])
+    assert capfd.readouterr().err == ""
