@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file
 
 from swift_edge.errors import ExportError, TokenizerError, UnsupportedModelError
 from swift_edge.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Architecture, DefaultSampling, Tokens
-from swift_edge_export.lowering import check_config, exact_context_length
+from swift_edge_export.attention_config import check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
 FALLBACK_TEMPERATURE = 1.0

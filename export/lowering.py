@@ -20,10 +20,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from swift_edge.errors import UnsupportedModelError
+from swift_edge_export.attention_config import expected_windows
 
 ATTENTION_NAME = "swift_edge_group_query_attention"
 # The rotary kernel of GroupQueryAttention reads the table in vectors of 8 pairs.
@@ -40,10 +41,6 @@ _INERT_KEYWORDS = frozenset(
         "is_causal",
     }
 )
-# Rope types whose frequencies depend on the length: exact as a table only up to the length where they change.
-# What configs call the number of experts that a router chooses from.
-_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_LENGTH_DEPENDENT_ROPE = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -240,70 +237,6 @@ def lowered(model: PreTrainedModel, emitter: Emitter, context_length: int, *, ro
         _active.append(state)
         undo.callback(_active.pop)
         yield state
-
-
-def check_config(config: PretrainedConfig) -> None:
-    """Refuse a model that its config alone shows to be out of reach, before its weights are loaded.
-
-    Raises:
-        UnsupportedModelError: a mixture of experts, or attention that `expected_windows` refuses.
-    """
-    experts = max(int(getattr(config, name, None) or 0) for name in _EXPERT_COUNTS)
-    if experts > 1:
-        raise UnsupportedModelError(
-            f"{config.model_type} is a mixture of {experts} experts, whose routing cannot be traced; "
-            "expected a dense model"
-        )
-    expected_windows(config)
-
-
-def expected_windows(config: PretrainedConfig) -> dict[int, int | None]:
-    """The attention window that the config states for each layer (None: all tokens before it).
-
-    The masks that would show it are never built while tracing, so a layer that does not pass its window on would
-    silently attend to everything: the attention compares what it is given with this.
-
-    Raises:
-        UnsupportedModelError: the config names a kind of attention other than full and sliding, or a bidirectional one.
-    """
-    if getattr(config, "use_bidirectional_attention", None) or getattr(config, "attention_chunk_size", None):
-        raise UnsupportedModelError(
-            f"{config.model_type} uses bidirectional or chunked attention, which GroupQueryAttention does not have"
-        )
-    window = getattr(config, "sliding_window", None)
-    if hasattr(config, "use_sliding_window") and not config.use_sliding_window:
-        window = None
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * (
-        config.num_hidden_layers
-    )
-    others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if others:
-        raise UnsupportedModelError(
-            f"{config.model_type} has layers of the kinds {', '.join(others)}; "
-            "expected full and sliding attention alone"
-        )
-    return {layer: window if kind == "sliding_attention" else None for layer, kind in enumerate(kinds)}
-
-
-def exact_context_length(config: PretrainedConfig) -> tuple[int, str | None]:
-    """Tokens up to which the traced graph equals the model, and a note where that is less than the config states.
-
-    A rope whose frequencies change with the length is frozen at those of its first range.
-    """
-    stated = int(config.max_position_embeddings)
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    limits = []
-    for rope in [parameters, *(inner for inner in parameters.values() if isinstance(inner, dict))]:
-        attribute = _LENGTH_DEPENDENT_ROPE.get(str(rope.get("rope_type", rope.get("type", ""))))
-        if attribute:
-            limits.append(int(rope.get(attribute) or getattr(config, attribute, None) or stated))
-    exact = min([stated, *limits])
-    if exact == stated:
-        return stated, None
-    return (
-        exact,
-        f"context cut from {stated} to {exact} tokens: beyond that the rotary frequencies depend on the length",
-    )
 
 
 def _replace(undo: contextlib.ExitStack, owner: nn.Module | ModuleType, name: str, replacement: Any) -> None:

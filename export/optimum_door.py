@@ -22,18 +22,10 @@ import transformers
 from transformers import PreTrainedModel
 
 from swift_edge.errors import ExportError, MissingExtraError
+from swift_edge_export.graph import GraphShape, TracedModel, dynamic_axes, sample_inputs, unsupported
 from swift_edge_export.lowering import AttentionCall, TraceState, lowered
 from swift_edge_export.torchscript_graph import attach_weights, normalise
-from swift_edge_export.trace import (
-    IR_VERSION,
-    OPSET,
-    GraphShape,
-    TracedModel,
-    dynamic_axes,
-    quiet,
-    sample_inputs,
-    unsupported,
-)
+from swift_edge_export.trace import IR_VERSION, OPSET, quiet
 
 TASK = "text-generation"
 

@@ -35,8 +35,9 @@ from swift_edge.manifest import (
 from swift_edge_export import parity, quantize
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
 from swift_edge_export.cleanup import clean
+from swift_edge_export.graph import GraphShape, dynamic_axes
 from swift_edge_export.self_check import rotary_can_be_lowered
-from swift_edge_export.trace import GraphShape, dynamic_axes, trace
+from swift_edge_export.trace import trace
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EXPORTERS = ("dynamo", "optimum")

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from swift_edge.errors import UnsupportedModelError
+from swift_edge_export.graph import GraphShape, TracedModel, unsupported
 from swift_edge_export.lowering import AttentionCall, lowered, rotate_halves
-from swift_edge_export.trace import GraphShape, TracedModel, unsupported
 
 CHECKED_TOKENS = 12
 TOLERANCE = 1e-4

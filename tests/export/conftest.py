@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from swift_edge.bundle import Bundle, open_bundle
 from swift_edge_export import publish
 from swift_edge_export.checkpoint import fingerprint
+from swift_edge_export.graph import GraphShape
 from swift_edge_export.publish import export_bundle
-from swift_edge_export.trace import GraphShape
 
 
 @dataclasses.dataclass(frozen=True)

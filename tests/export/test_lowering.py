@@ -15,13 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 from swift_edge.errors import UnsupportedModelError
-from swift_edge_export.lowering import (
-    ATTENTION_NAME,
-    check_config,
-    exact_context_length,
-    expected_windows,
-    lowered,
-)
+from swift_edge_export.attention_config import check_config, exact_context_length, expected_windows
+from swift_edge_export.lowering import ATTENTION_NAME, lowered
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.self_check import EagerEmitter
 
@@ -161,6 +156,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
             transformers.Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=6, max_window_layers=1),
             [None, 6],
         ),
+        (transformers.LlamaConfig(**SMALL, use_sliding_window=False, sliding_window=6), [None, None]),
         (transformers.GPT2Config(**GPT2_LIKE), [None, None]),
     ],
     ids=lambda value: value.model_type if isinstance(value, PretrainedConfig) else str(value),

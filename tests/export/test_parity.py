@@ -151,6 +151,7 @@ def test_nan_and_infinity_are_refused_at_every_precision(
 
     parity = compare(changed(change), reference)
     assert not parity.finite
+    assert math.isinf(parity.worst)
     with pytest.raises(ParityError, match=f"the {precision} graph computes NaN or infinity") as caught:
         parity.require(precision)
     assert ("leave the range of float16" in str(caught.value)) == (precision == "fp16")
@@ -269,3 +270,13 @@ def test_a_model_that_computes_nan_itself_is_refused_in_one_line(value: float) -
     with pytest.raises(ExportError, match="GPT2LMHeadModel does not run in torch") as caught:
         record_reference(model, 64)
     assert "\n" not in str(caught.value)
+
+
+def test_nan_behind_the_last_sampled_token_is_found_too(tiny_model: PreTrainedModel) -> None:
+    (row,) = record_reference(tiny_model, 2)
+    first, sampled = row.token_ids
+    assert first != sampled
+    model = copy.deepcopy(tiny_model)
+    model.model.embed_tokens.weight[sampled] = math.nan
+    with pytest.raises(ExportError, match="it computes NaN or infinity"):
+        record_reference(model, 2)
