@@ -6,6 +6,7 @@ The graph it returns is as traced; `cleanup` rewrites it and `quantize` packs it
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import torch
 from transformers import PreTrainedModel
 
-from swift_edge.errors import ExportError
+from swift_edge.errors import ExportError, MissingExtraError
 from swift_edge_export.graph import GraphShape, TracedModel, dynamic_axes, sample_inputs, unsupported
 from swift_edge_export.lowering import AttentionCall, lowered
 
@@ -67,7 +68,10 @@ def trace(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], Non
 
     Raises:
         UnsupportedModelError: the model cannot be lowered or traced; the message carries the reason.
+        MissingExtraError: torch is there, but not what its exporter writes graphs with.
     """
+    if importlib.util.find_spec("onnxscript") is None:
+        raise MissingExtraError("export --exporter dynamo", "onnxscript", "export")
     inputs = sample_inputs(shape, model.dtype)
     past_names = shape.input_names()[4:]
     arguments = (*list(inputs.values())[:4], *(inputs[name] for name in past_names))

@@ -43,6 +43,12 @@ class CommandLine(click.Group):
         except SwiftEdgeError as error:
             click.echo(f"error: {error}", err=True)
             context.exit(EXIT_FAILED)
+        except ImportError as error:
+            # A library that is interrupted while it loads may turn the interruption into a failure to load.
+            if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+                raise
+            click.echo("interrupted", err=True)
+            context.exit(EXIT_INTERRUPTED)
         except OSError as error:
             click.echo(f"error: {system_refusal(error)}", err=True)
             discard_output()

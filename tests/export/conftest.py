@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 from families import REQUIRED, save_checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -17,6 +18,9 @@ from swift_edge_export import publish
 from swift_edge_export.checkpoint import fingerprint
 from swift_edge_export.graph import GraphShape
 from swift_edge_export.publish import export_bundle
+
+# The models are tiny: a second thread has nothing to do, and waits for its core where the machine is busy.
+torch.set_num_threads(1)
 
 
 @dataclasses.dataclass(frozen=True)
