@@ -12,6 +12,11 @@ _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_n
 _LENGTH_DEPENDENT_ROPE = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 
 
+def buffer_head_dim(head_dim: int) -> int:
+    """Width k of a head in the KV buffers: GroupQueryAttention takes multiples of 8, others are filled up to one."""
+    return -(-head_dim // 8) * 8
+
+
 def check_config(config: PretrainedConfig) -> None:
     """Refuse a model that its config alone shows to be out of reach, before its weights are loaded.
 

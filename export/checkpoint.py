@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file
 
 from swift_edge.errors import ExportError, TokenizerError, UnsupportedModelError
 from swift_edge.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Architecture, DefaultSampling, Tokens
-from swift_edge_export.attention_config import check_config, exact_context_length
+from swift_edge_export.attention_config import buffer_head_dim, check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
 FALLBACK_TEMPERATURE = 1.0
@@ -199,7 +199,7 @@ def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, 
             hidden_size=config.hidden_size,
             num_attention_heads=heads,
             num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            head_dim=buffer_head_dim(getattr(config, "head_dim", None) or config.hidden_size // heads),
             vocab_size=config.vocab_size,
             context_length=context_length,
         )

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from swift_edge.errors import UnsupportedModelError
-from swift_edge_export.attention_config import expected_windows
+from swift_edge_export.attention_config import buffer_head_dim, expected_windows
 
 ATTENTION_NAME = "swift_edge_group_query_attention"
 # The rotary kernel of GroupQueryAttention reads the table in vectors of 8 pairs.
@@ -192,11 +192,15 @@ def _attention(
     if tables is not None:
         attributes["do_rotary"] = 1
     past_key, past_value = state.past[layer]
+    # Zeros at the end of every head change no product of queries and keys, and are cut off the output again.
+    width = buffer_head_dim(head_dim)
+    if width > head_dim:
+        query, key, value = (nn.functional.pad(states, (0, width - head_dim)) for states in (query, key, value))
     output, present_key, present_value = state.emitter.group_query_attention(
         AttentionCall(
-            query=query.transpose(1, 2).reshape(rows, steps, num_heads * head_dim),
-            key=key.transpose(1, 2).reshape(rows, steps, kv_heads * head_dim),
-            value=value.transpose(1, 2).reshape(rows, steps, kv_heads * head_dim),
+            query=query.transpose(1, 2).reshape(rows, steps, num_heads * width),
+            key=key.transpose(1, 2).reshape(rows, steps, kv_heads * width),
+            value=value.transpose(1, 2).reshape(rows, steps, kv_heads * width),
             past_key=past_key,
             past_value=past_value,
             row_lengths=state.row_lengths,
@@ -206,7 +210,8 @@ def _attention(
         )
     )
     state.present[layer] = (present_key, present_value)
-    return output.reshape(rows, steps, num_heads, head_dim), None
+    output = output.reshape(rows, steps, num_heads, width)
+    return output[..., :head_dim] if width > head_dim else output, None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _attention)

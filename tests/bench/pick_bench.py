@@ -66,7 +66,11 @@ def main() -> None:
     print(f"{n} picks of one:  median {statistics.median(apart):6.2f} s")
     print(f"ratio:            median {statistics.median(ratios):6.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     print(f"tokens: {last.usage}; timings of the last pick of {n}: {json.dumps(timings)}")
-    print(f"memory: {(peak - before) / 2**20:.0f} MiB above the opened bundle at the peak")
+    session = selector._open().session
+    estimate = sum(session.request_bytes(n, arguments.prompt, arguments.new))
+    print(
+        f"memory: {(peak - before) / 2**20:.0f} MiB above the opened bundle at the peak, estimated {estimate >> 20} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ REQUIRED: dict[str, Callable[[], transformers.PretrainedConfig]] = {
         **({"rotary_pct": 0.5} if int(transformers.__version__.split(".")[0]) < 5 else _partial_rotary(0.5)),
     ),
     "starcoder2": _config("Starcoder2Config", sliding_window=9, use_bias=True),
+    "llama-narrow-heads": _config("LlamaConfig", hidden_size=48),  # of 12, which no attention kernel takes
 }
 
 
