@@ -2,8 +2,9 @@
 
     python tests/bench/pick_bench.py BUNDLE [--prompt 128] [--new 128] [-n 8] [--rounds 5]
 
-For the bundle of `qwen_shape.py`, whose prompts are counted in words. Random weights give flat logits; a temperature of
-0.1 makes their entropy that of a trained model, so that sampling costs what it costs in use.
+For the bundle of `qwen_shape.py`, whose prompts are counted in words. A random head reads every hidden state of the
+bundle, so that scoring is part of both. Random weights give flat logits; a temperature of 0.1 makes their entropy that
+of a trained model, so that sampling costs what it costs in use.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from swift_edge import Selector, __version__
+from swift_edge.bundle import read_manifest
+from swift_edge.head import Head
 from swift_edge.machine import default_threads
 
 
@@ -29,6 +32,15 @@ def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def random_head(bundle: Path) -> Head:
+    """A head over all hidden states that the bundle gives out."""
+    manifest = read_manifest(bundle)
+    layers = manifest.hidden_states.indices
+    width = len(layers) * manifest.architecture.hidden_size
+    weight = np.random.default_rng(0).standard_normal((2, width), np.float32) / width**0.5
+    return Head(weight=weight, bias=np.zeros(2, np.float32), layers=layers, fingerprint=manifest.fingerprint)
 
 
 def main() -> None:
@@ -45,7 +57,7 @@ def main() -> None:
     words = np.random.default_rng(0).integers(0, 100_000, (arguments.rounds + 1, arguments.prompt))
     prompts = [" ".join(f"w{word}" for word in row) for row in words]
     options = {"max_new_tokens": arguments.new, "temperature": arguments.temperature, "top_p": 0.9}
-    selector = Selector(arguments.bundle)
+    selector = Selector(arguments.bundle, head=random_head(Path(arguments.bundle)))
     selector.pick(prompts[-1], n=2, max_new_tokens=2)
     before = resident_bytes()
     together, apart, last = [], [], None
@@ -67,7 +79,7 @@ def main() -> None:
     print(f"ratio:            median {statistics.median(ratios):6.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
     print(f"tokens: {last.usage}; timings of the last pick of {n}: {json.dumps(timings)}")
     session = selector._open().session
-    estimate = sum(session.request_bytes(n, arguments.prompt, arguments.new))
+    estimate = sum(session.request_bytes(n, arguments.prompt, arguments.new, layers=len(session.layers)))
     print(
         f"memory: {(peak - before) / 2**20:.0f} MiB above the opened bundle at the peak, estimated {estimate >> 20} MiB"
     )
