@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from swift_edge import machine
+from swift_edge import __version__, machine
 from swift_edge.bundle import staging_folder, write_bundle
 from swift_edge.errors import InvalidOptionError, ParityError
 from swift_edge.head import check_head, load_head
@@ -45,10 +45,11 @@ _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
 # Peak memory of an export as a multiple of the fp32 weights, as measured on a model of 0.5 B parameters: the weights as
 # loaded and once more with products turned round; in fp32 the finished graph is opened beside them.
 _MEMORY_FACTOR = {"fp32": 2.6, "fp16": 2.2, "int8": 1.8, "int4": 1.8}
+# Below this share of equal most likely tokens an export is published with a warning.
+LOW_AGREEMENT = 0.9
 # Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
 INLINE_MODEL_BYTES = 32 * 1024**2
 _RECORDED_PACKAGES = (
-    "swift-edge",
     "torch",
     "transformers",
     "onnx-ir",
@@ -160,8 +161,11 @@ def export_bundle(
         for line in figures.table():
             report(f"  {line}")
         figures.require(precision)
-        if figures.greedy_agreement < 0.5:
-            report("  the most likely token changes at most positions: expect other answers than its own")
+        if figures.greedy_agreement < LOW_AGREEMENT:
+            report(
+                f"  warning: the most likely token changed at {1 - figures.greedy_agreement:.0%} of the positions; "
+                "a higher --precision or a smaller --block-size keeps more"
+            )
         with _stage("hash files", report):
             manifest = write_bundle(staging, dataclasses.replace(manifest, parity=figures.to_dict()))
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6
@@ -273,7 +277,7 @@ def _staged(staging: Path, manifest: Manifest, checkpoint: Checkpoint) -> Bundle
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions = {"swift-edge": __version__}
     for package in _RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

@@ -253,7 +253,7 @@ def _check_replaceable(out: Path, replace: bool) -> None:
         raise OutputExistsError(f"{out} exists and is not empty; expected a new folder: name another one with --out")
     if not replace:
         raise OutputExistsError(
-            f"{out} already holds a bundle; expected a new folder: name another one with --out, or remove it"
+            f"{out} already holds a bundle; expected a new folder: name another --out, or replace it with --force"
         )
     # Files that someone added, such as a head that took a night to train, would go with the old bundle.
     known = {MANIFEST_NAME, *read_manifest(out).files}

@@ -219,12 +219,12 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
     if head.state_width != width:
         raise HeadMismatchError(
             f"the head is {head.weight.shape[1]} inputs wide and was trained on {ours}; expected "
-            f"{head._width_text(width)} for {theirs} ({quantity} {width}): use the head of this model, or fit one"
+            f"{head._width_text(width)} for {theirs} ({quantity} {width}): use the head of this model"
         )
     if head.fingerprint and manifest.fingerprint and head.fingerprint != manifest.fingerprint:
         raise HeadMismatchError(
             f"the head was trained on {ours} (weights {head.fingerprint[:12]}), the bundle holds {theirs} "
-            f"(weights {manifest.fingerprint[:12]}); expected the same weights: use the head of this model, or fit one"
+            f"(weights {manifest.fingerprint[:12]}); expected the same weights: use the head of this model"
         )
     missing = [layer for layer in head.layers if layer not in manifest.hidden_states.indices]
     if missing:
@@ -236,9 +236,9 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
             f"the {side} does not say which weights it belongs to; "
             f"only the width was checked, make sure that the head was trained on {theirs}"
         )
-    if head.precision != manifest.precision.name:
+    if head.precision and head.precision != manifest.precision.name:
         warnings.append(
-            f"the head was trained at precision {head.precision or 'unknown'}, the bundle has "
+            f"the head was trained at precision {head.precision}, the bundle has "
             f"{manifest.precision.name}; scores may shift: run swift-edge recalibrate"
         )
     return warnings
@@ -268,7 +268,7 @@ def load_head(path: Path | str) -> Head:
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise HeadFileError(
-            f"{path} does not read as a head: {reason}; write it again with swift-edge fit or convert-head"
+            f"{path} does not read as a head: {reason}; expected a file written by save_head or swift-edge convert-head"
         ) from error
 
 

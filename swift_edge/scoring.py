@@ -124,7 +124,7 @@ class GrowingCandidate:
         piece = self._stream.push(token_id)
         self._text += piece
         # The stream may hold back bytes that already spell a stop string.
-        text = self._text if piece or not self._stop else self._tokenizer.decode(self._token_ids)
+        text = self._text if piece or not self._stop else self._tokenizer.decode_response(self._token_ids)
         ends = [end for end in (text.find(stop, start) for stop in self._stop) if end >= 0]
         if ends:
             self.stopped = True

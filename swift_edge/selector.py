@@ -51,7 +51,7 @@ class Selector:
         """Remember what to open: a bundle, a head instead of the bundle's own, providers (None: CPU) and threads."""
         self._path = os.fspath(path)
         self._head = head if head is None or isinstance(head, Head) else os.fspath(head)
-        self._providers = None if providers is None else tuple(providers)
+        self._providers = (providers,) if isinstance(providers, str) else providers and tuple(providers)
         self._threads = threads
         self._lock = threading.Lock()
         self._opened: OpenedModel | None = None
@@ -125,12 +125,14 @@ class Selector:
     ) -> Iterator[Selection]:
         """Pick for every prompt; yields selections as they finish, or in the order of the prompts if `in_order`.
 
-        Each selection is what `pick` gives for that prompt and the same options. Options are checked at once, prompts
-        when their turn comes.
+        Prompts are answered one after another for now, so that they come in order either way. Each selection is what
+        `pick` gives for that prompt and the same options. Options are checked at once, prompts when their turn comes.
         """
         options = _options(
             n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
         )
+        if isinstance(prompts, str):
+            raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
         self._open().verify(options)
         del in_order  # prompt by prompt, they finish in order either way
         return (_last(self._events(self._request(prompt, options))) for prompt in prompts)

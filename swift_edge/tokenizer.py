@@ -25,6 +25,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 # What a template gets that insists on today's date: a prompt must not change from one day to the next.
 FIXED_DATE = datetime.datetime(2024, 7, 26)
 
+# Digits first: most tokenizers keep them apart from letters, so that they do not merge with what follows.
+_ANCHORS = ("1", "0", "a", "A", ".")
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -61,14 +64,22 @@ class Tokenizer:
         else:
             if raw:
                 raise PromptError("raw is set, but the prompt is a list of messages; expected one text, or raw=False")
+            _checked(prompt)
             ids = self._encode(self.render(prompt), add_special_tokens=False)
         if not ids:
             raise EmptyPromptError("the prompt gives no token at all; expected some text to answer")
         return ids
 
     def encode_response(self, text: str) -> list[int]:
-        """Turn a given answer into token ids [t], without special tokens; may be empty."""
+        """Turn a given answer into token ids [t] as they follow a prompt, without special tokens; may be empty.
+
+        `decode_response` of the ids gives the text back where the tokenizer loses nothing.
+        """
         _check_text(text, "the answer")
+        for anchor, ids in self._anchors:
+            whole = self._encode(anchor + text, add_special_tokens=False)
+            if whole[: len(ids)] == ids:  # else the anchor and the text have merged
+                return whole[len(ids) :]
         return self._encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -76,6 +87,11 @@ class Tokenizer:
         return self._backend.decode(
             [token for token in map(int, ids) if self._is_text(token)], skip_special_tokens=False
         )
+
+    def decode_response(self, ids: Iterable[int]) -> str:
+        """Turn the ids of a response into text as it follows a prompt: a space before its first word stays."""
+        anchor = self._anchors[0][1] if self._anchors else []
+        return self.decode([*anchor, *ids])[len(self.decode(anchor)) :]
 
     def stream(self) -> "TextStream":
         """Start a text that grows token by token."""
@@ -170,6 +186,20 @@ class Tokenizer:
         return backend
 
     @functools.cached_property
+    def _anchors(self) -> list[tuple[str, list[int]]]:
+        """Short texts with their ids, to stand where the prompt would.
+
+        Many tokenizers put a space before the first word of a text and take it off again when they decode. A response
+        is not the first word of anything: with something before it, its own spaces are encoded and decoded as they are.
+        """
+        anchors = []
+        for text in _ANCHORS:
+            ids = self._encode(text, add_special_tokens=False)
+            if ids and self.decode(ids) == text:
+                anchors.append((text, ids))
+        return anchors
+
+    @functools.cached_property
     def _skipped(self) -> frozenset[int]:
         """Ids that leave no text.
 
@@ -206,19 +236,19 @@ class Tokenizer:
 
 
 class TextStream:
-    """A text that grows token by token: all pieces, `finish()` included, joined are `decode` of all ids.
+    """A response that grows token by token: all pieces, `finish()` included, joined are `decode_response` of all ids.
 
     A piece never ends within a UTF-8 character; what is not complete yet comes with a later piece.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Start with no token."""
+        """Start with no token but what stands for the prompt."""
         self._tokenizer = tokenizer
         # Only the tokens of the last piece are decoded again, as context for the next one: decoders treat the first
         # token of a sequence in their own way, and do so here in both texts that are compared.
-        self._ids: list[int] = []
-        self._context = ""
-        self._context_length = 0
+        self._ids: list[int] = list(tokenizer._anchors[0][1]) if tokenizer._anchors else []
+        self._context = tokenizer.decode(self._ids)
+        self._context_length = len(self._ids)
         self._pieces: list[str] = []
 
     @property

@@ -59,7 +59,9 @@ def report(line: str) -> None:
     show_default=True,
     help="dynamo: torch.onnx with transformers 5; optimum: optimum's ONNX exporter with transformers 4.57.",
 )
-@click.option("--block-size", type=int, metavar="WEIGHTS", help="Weights that share one scale (int8 and int4).")
+@click.option(
+    "--block-size", type=int, metavar="WEIGHTS", help="Weights that share one scale (int8 and int4).  [default: 128]"
+)
 @click.option("--revision", metavar="COMMIT", help="Revision of a model on the hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Read it first.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already at --out.")
@@ -77,6 +79,8 @@ def export(
 ) -> None:
     """Make a bundle from MODEL, a folder or a hub id, and check it against the original before it is published."""
     with requirements_of(EXTRAS[exporter], f"export --exporter {exporter}"):
+        if exporter == "optimum":  # known now rather than after the weights are loaded
+            importlib.import_module("optimum.exporters.onnx")
         publish: Any = importlib.import_module("swift_edge_export.publish")
         publish.export_bundle(
             model,
@@ -110,7 +114,11 @@ def layer_list(_context: click.Context, _parameter: click.Parameter, text: str |
 )
 @click.option("--layers", callback=layer_list, metavar="I,J,...", help="Hidden states it reads, where that is open.")
 @click.option("--feature", type=click.Choice(["hidden", "logits"]), help="What it reads, where that is open.")
-@click.option("--final-norm", is_flag=True, help="It was trained with the final norm on every hidden state.")
+@click.option(
+    "--final-norm",
+    is_flag=True,
+    help="It was trained with the final norm on every hidden state, and cannot be converted.",
+)
 @click.option("--force", is_flag=True, help="Replace a file that is already at --out.")
 def convert_head(
     file: Path,

@@ -78,7 +78,7 @@ def _rows(bundle: "Bundle") -> Iterator[tuple[str, str]]:
         f"{sizes.model_type}: {sizes.num_layers} layers, hidden size {sizes.hidden_size}, "
         f"{sizes.num_attention_heads} heads and {sizes.num_key_value_heads} KV heads of {sizes.head_dim}",
     )
-    yield "vocabulary", f"{sizes.vocab_size} tokens, EOS ids: {_listed(manifest.tokens.eos_ids) or 'none'}"
+    yield "vocabulary", f"{sizes.vocab_size} tokens, EOS ids: {', '.join(map(str, manifest.tokens.eos_ids)) or 'none'}"
     yield "context", f"{sizes.context_length} tokens, KV {manifest.graph.kv}"
     details = {"block size": precision.block_size, "accuracy level": precision.accuracy_level}
     known = "".join(f", {name} {value}" for name, value in details.items() if value is not None)

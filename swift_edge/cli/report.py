@@ -76,7 +76,9 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
     """Give the lines of the report."""
     yield " rank  candidate      score  tokens  finish"
     for rank, candidate in enumerate(selection.ranked, start=1):
-        unscored = " (context full, last token unscored)" if candidate.unscored_tokens else ""
+        unscored = (
+            " (context full, last token unscored)" if candidate.unscored_tokens and selection.signal is None else ""
+        )
         yield (
             f"{rank:5}  {candidate.index:9}  {candidate.score:9.4f}  {candidate.n_tokens:6}  "
             f"{candidate.finish_reason}{unscored}"

@@ -160,7 +160,7 @@ def test_streamed_pieces_joined_are_the_text_of_all_ids(
     by_name: dict[str, Tokenizer], name: str, ids: list[int]
 ) -> None:
     tokenizer = by_name[name]
-    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids)
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode_response(ids)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,7 +168,7 @@ def test_streamed_pieces_joined_are_the_text_of_all_ids(
 def test_runs_of_single_bytes_stream_exactly(by_name: dict[str, Tokenizer], name: str, ids: list[int]) -> None:
     # In the stories tokenizer nearly all of these ids are bytes, valid UTF-8 or not.
     tokenizer = by_name[name]
-    assert "".join(streamed(tokenizer, [*ids, 300, *ids])) == tokenizer.decode([*ids, 300, *ids])
+    assert "".join(streamed(tokenizer, [*ids, 300, *ids])) == tokenizer.decode_response([*ids, 300, *ids])
 
 
 @pytest.mark.parametrize("name", ["stories", "byte level"])
@@ -192,17 +192,29 @@ def test_half_a_character_is_held_back_until_it_is_whole(by_name: dict[str, Toke
     assert broken_off.finish() == "�"
 
 
+@pytest.mark.parametrize("name", NAMES)
+@given(text=st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), max_size=20))
+def test_a_response_is_encoded_as_it_follows_a_prompt(by_name: dict[str, Tokenizer], name: str, text: str) -> None:
+    tokenizer = by_name[name]
+    ids = tokenizer.encode_response(text)
+    assert tokenizer.encode_response(tokenizer.decode_response(ids)) == ids
+    if name == "stories":  # which loses nothing, and would put a space before a text of its own
+        assert tokenizer.decode_response(ids) == text
+        assert ids == tokenizer.encode_prompt("5" + text)[len(tokenizer.encode_prompt("5")) :]
+
+
 def test_words_come_as_soon_as_they_are_there(by_name: dict[str, Tokenizer]) -> None:
     tokenizer = by_name["stories"]
     ids = tokenizer.encode_prompt("Once upon a time")
     assert ids == [1, 403, 407, 261, 378]
-    assert streamed(tokenizer, ids) == ["", "Once", " upon", " a", " time", ""]
+    # A response follows something: the space before its first word is part of it.
+    assert streamed(tokenizer, ids) == ["", " Once", " upon", " a", " time", ""]
 
 
 def test_special_tokens_and_ids_without_a_token_leave_no_text(by_name: dict[str, Tokenizer]) -> None:
     tokenizer = by_name["stories"]
     assert tokenizer.decode([1, 403, 0, 2, 2047]) == "Once"
-    assert streamed(tokenizer, [1, 403, 0, 2, 2047]) == ["", "Once", "", "", "", ""]
+    assert streamed(tokenizer, [1, 403, 0, 2, 2047]) == ["", " Once", "", "", "", ""]
 
 
 def test_an_ordinary_token_that_is_declared_special_stays(tmp_path: Path) -> None:
