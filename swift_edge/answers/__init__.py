@@ -1,0 +1,101 @@
+"""Answers: what a response says, whether two say the same, and whether one is right.
+
+    from swift_edge.answers import answer_task
+    task = answer_task("number")
+    task.extract("She has 3 + 4 = 7 apples left. The answer is 7.")  # "7"
+    task.equal("1,234.50", "$1234.5")  # True
+    task.correct("... so it is \\\\boxed{7}", "7")  # True
+
+Two answers are equal when their canonical texts are: equality is an equivalence, and votes over many candidates group
+by a dictionary. Nothing is ever evaluated as code, and all work is bounded by the length of the text, so nothing needs
+to be timed or stopped. Knows text only: not where it came from, not how its candidates are scored.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from swift_edge.answers import plain
+from swift_edge.answers.latex import canonical_latex
+from swift_edge.answers.stated import displayed, displayed_first, last_box, stated
+from swift_edge.errors import InvalidOptionError
+
+__all__ = ["ANSWER_TASKS", "AnswerTask", "answer_task"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTask:
+    """One kind of answer. None of its functions but `correct` raises, on any text."""
+
+    name: str
+    """As `answer_task` and `--task` call it."""
+    extract: Callable[[str], str | None]
+    """From a whole response: the answer as it was written, or None."""
+    canonical: Callable[[str], str]
+    """From an answer: a text that it shares with all that are equal to it, and with no other."""
+    reference: Callable[[str], str | None]
+    """From a reference as data sets hold it, bare or at the end of a worked solution: the answer, or None."""
+
+    def equal(self, a: str, b: str) -> bool:
+        """Tell whether two answers are the same."""
+        return self.canonical(a) == self.canonical(b)
+
+    def correct(self, text: str, reference: str) -> bool:
+        """Tell whether a response gives the reference's answer; `InvalidOptionError` where the reference has none."""
+        expected = self.reference(reference)
+        if expected is None:
+            shown = reference if len(reference) <= 60 else reference[:57] + "..."
+            raise InvalidOptionError(
+                f"the reference {shown!r} holds no answer of the task {self.name!r}; "
+                f"correct the row, or choose another of the tasks {', '.join(ANSWER_TASKS)}"
+            )
+        found = self.extract(text)
+        return found is not None and self.equal(found, expected)
+
+    def groups(self, answers: Iterable[str | None]) -> list[list[int]]:
+        """Return the indices of equal answers, the largest group first, then the earliest; None is in no group."""
+        members: dict[str, list[int]] = {}
+        for index, answer in enumerate(answers):
+            if answer is not None:
+                members.setdefault(self.canonical(answer), []).append(index)
+        return sorted(members.values(), key=len, reverse=True)
+
+
+def answer_task(name: str) -> AnswerTask:
+    """Return the task of that name, one of `ANSWER_TASKS`; `InvalidOptionError` for another."""
+    if name not in ANSWER_TASKS:
+        raise InvalidOptionError(f"there is no task {name!r}; expected one of {', '.join(ANSWER_TASKS)}")
+    return ANSWER_TASKS[name]
+
+
+def _extract_latex(text: str) -> str | None:
+    if box := last_box(text):
+        return box
+    for place in stated(text):
+        if place:
+            return displayed_first(place) or place.strip("$ ")
+    return displayed(text) or plain.extract_number(text)
+
+
+def _reference_latex(text: str) -> str | None:
+    return last_box(text) or text.strip() or None
+
+
+def _whole(text: str) -> str | None:
+    return text.strip() or None
+
+
+ANSWER_TASKS: Final = {
+    task.name: task
+    for task in (
+        AnswerTask("number", plain.extract_number, plain.canonical_number, plain.extract_number),
+        AnswerTask("latex", _extract_latex, canonical_latex, _reference_latex),
+        AnswerTask("letter", plain.extract_letter, plain.canonical_letter, plain.extract_letter),
+        AnswerTask("yes-no", plain.extract_yes_no, plain.canonical_yes_no, plain.extract_yes_no),
+        AnswerTask("literal", plain.extract_literal, plain.canonical_literal, _whole),
+        AnswerTask("text", plain.extract_text, plain.canonical_text, _whole),
+        AnswerTask("exact", plain.extract_text, plain.canonical_exact, _whole),
+    )
+}
+"""Every task by its name: `number` (GSM8K), `latex` (MATH), `letter` (AQuA, HellaSwag), `yes-no` (CoinFlip), `literal`
+(what Python code prints), `text` (words, without case and punctuation), `exact` (every character counts)."""

@@ -1,0 +1,270 @@
+"""Extraction and equality of answers, on real model text and against every text that hypothesis can think of."""
+
+import json
+import pickle
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from swift_edge.answers import ANSWER_TASKS, answer_task
+from swift_edge.answers.latex import canonical_latex
+from swift_edge.answers.plain import canonical_literal
+from swift_edge.answers.residue import NoValueError, P, Q, number, power
+from swift_edge.answers.stated import last_box
+from swift_edge.errors import InvalidOptionError
+
+DATA = Path(__file__).parents[1] / "data" / "answers"
+
+TASKS = st.sampled_from(sorted(ANSWER_TASKS))
+SPELT = r"""
+    \boxed{ } { ( ) [ ] $ \frac \sqrt ^ _ - + / = , . : | ! < > \pm \text{ \begin{pmatrix} \end{pmatrix} \\ & 0 1 12 0.5
+    x y i e \pi \sin \log \cup \in \le \infty and or cm yes no A (B) #### The~answer~is Answer: [1, {1:2} 'a' 1e999 ² ½
+    ٣ % \% word:a \binom
+"""
+FRAGMENTS = st.sampled_from(SPELT.split())
+TEXTS = st.one_of(st.text(), st.lists(FRAGMENTS, max_size=14).map(lambda parts: " ".join(parts).replace("~", " ")))
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    assert len(lines) >= 50
+    return lines
+
+
+def test_grades_of_solutions_by_language_models() -> None:
+    task = answer_task("number")
+    for row in rows("gsm8k.jsonl"):
+        assert task.correct(row["solution"], row["reference"]) is row["is_correct"], row
+
+
+def test_grades_of_predicted_python_outputs() -> None:
+    task = answer_task("literal")
+    for row in rows("cruxeval.jsonl"):
+        assert task.correct(row["answer"], row["reference"]) is row["is_correct"], row
+
+
+def test_worked_solutions_give_their_own_answers_and_nobody_elses() -> None:
+    task = answer_task("latex")
+    lines = rows("math500.jsonl")
+    for row in lines:
+        assert task.correct(row["solution"], row["answer"]), row
+    distinct = {row["answer"] for row in lines}
+    assert len({task.canonical(answer) for answer in distinct}) == len(distinct)
+
+
+def test_latex_pairs() -> None:
+    wrong = [row for row in rows("latex_pairs.jsonl") if answer_task("latex").equal(row["a"], row["b"]) != row["equal"]]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "answer"),
+    [
+        ("number", r"so \boxed{3}, no: \boxed{\frac{1}{2}}", "1/2"),
+        ("number", r"\boxed{x = 18\text{ dollars}} of 20", "18"),
+        ("number", "18 - 5 = 13\n#### 13\n(20 checks)", "13"),
+        ("number", "The answer is -$1,234.50. Then 7.", "-$1,234.50"),
+        ("number", "The answer is 3 + 4 = 7 apples, 2 left", "7"),
+        ("number", "first 5-3", "3"),
+        ("number", "The answer is 1\nNo, the answer is 2.\n", "2"),
+        ("number", "nothing", None),
+        ("latex", r"\boxed{\left\{\frac{1}{\sqrt{2}}\right\}} is it", r"\left\{\frac{1}{\sqrt{2}}\right\}"),
+        ("latex", r"The answer is $\frac{1.5}{2}$. It is $x$.", r"$\frac{1.5}{2}$"),
+        ("latex", "The answer is $1$ and $-2$ because $x>3$", "$1$ and $-2$"),
+        ("latex", r"\boxed{1} then \boxed{\frac{2}{3", "1"),
+        ("latex", r"hence $x$ and \(y+1\)", "y+1"),
+        ("letter", r"\boxed{\textbf{(C)}\ 12}", "C"),
+        ("letter", "**Answer:** B", "B"),
+        ("letter", "The correct option is (d).", "D"),
+        ("letter", "The answer is A because D is not", "A"),
+        ("letter", "I chose (B) over A) and then C. A bat flies", "C"),
+        ("letter", "E", "E"),
+        ("letter", "G - T = 46.\nAnswer A is correct option", "A"),
+        ("letter", "nothing here", None),
+        ("yes-no", "Yes? Let me see. There is no flip, so the answer is Yes, no doubt.", "yes"),
+        ("yes-no", "yes ... No", "no"),
+        ("yes-no", "nobody knows", None),
+        ("literal", "It returns\n[ANSWER]\n[1, 2]\n[/ANSWER]\n", "[1, 2]"),
+        ("literal", "The answer is `{'a': 1}`.", "{'a': 1}"),
+        ("literal", "assert f(1) == 'a b'", "'a b'"),
+        ("literal", "```python\n(1, 2)\n```", "(1, 2)"),
+        ("text", "Thinking.\nThe answer is  **New York**.", "New York"),
+        ("text", "Thinking.\nParis\n\n", "Paris"),
+        ("exact", "Answer: Paris", "Paris"),
+        ("exact", " \n", None),
+    ],
+)
+def test_where_answers_are_found(task: str, text: str, answer: str | None) -> None:
+    assert answer_task(task).extract(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("task", "a", "b", "equal"),
+    [
+        ("number", "$1,234.50", "2469/2", True),
+        ("number", "1 1/2", "1.5", True),
+        ("number", "50%", "50", True),
+        ("number", "50%", "0.5", False),  # no tolerance for a factor of 100
+        ("number", "5", "500", False),
+        ("number", "0.333", "1/3", False),
+        ("number", "1e3", "1000", True),
+        ("number", "-5", "5", False),
+        ("number", "9" * 400, "9" * 400, True),
+        ("letter", "(b)", "B.", True),
+        ("letter", "A", "B", False),
+        ("yes-no", "YES", "yes.", True),
+        ("yes-no", "yes", "no", False),
+        ("literal", "[1.0, True, {2, 3}]", "[1, 1, {3, 2}]", True),
+        ("literal", "{'a': 1, 'b': 2}", '{"b": 2, "a": 1}', True),
+        ("literal", "(1, 2)", "[1, 2]", False),
+        ("literal", "(1,)", "1", False),
+        ("literal", "{}", "set()", False),
+        ("literal", "'1'", "1", False),
+        ("literal", "b'a'", "'a'", False),
+        ("literal", "9007199254740993", "9007199254740992.0", False),
+        ("literal", "'a' + str(1)", "'a1'", False),  # never evaluated
+        ("text", "“New  York.”", r"\text{new york}", True),
+        ("text", "New York", "York", False),
+        ("exact", " a b ", "a b", True),
+        ("exact", "a B", "a b", False),
+    ],
+)
+def test_which_answers_are_equal(task: str, a: str, b: str, equal: bool) -> None:
+    assert answer_task(task).equal(a, b) is equal
+
+
+PHRASINGS = (
+    "So \\boxed{{{0}}}.", "1 and 2, yes (A) no.\n#### {0}", "Perhaps 7. The answer is {0}.", "**Answer:** {0}",
+    "The final answer is: {0}\n\nThat took 99 steps.", "A: {0}", "Thus the answer would be {0}.",
+    "first \\boxed{{8}} then \\fbox{{{0}}}",
+)  # fmt: skip
+
+
+@given(
+    task_and_answer=st.one_of(
+        st.tuples(st.just("number"), st.one_of(st.integers().map(str), st.decimals(-9999, 9999, places=2).map(str))),
+        st.tuples(st.just("number"), st.integers(0, 10**12).map(lambda value: f"${value:,}")),
+        st.tuples(st.just("latex"), st.sampled_from([row["a"] for row in rows("latex_pairs.jsonl")])),
+        st.tuples(st.just("letter"), st.sampled_from([*"ABCDE", "(A)", "(e)"])),
+        st.tuples(st.just("yes-no"), st.sampled_from(["yes", "No", "YES"])),
+        st.tuples(st.just("literal"), st.recursive(st.integers() | st.booleans(), st.lists, max_leaves=5).map(repr)),
+        st.tuples(st.just("text"), st.from_regex(r"[a-z]{1,8}( [a-z]{1,8})?", fullmatch=True)),
+    ),
+    phrasing=st.sampled_from(PHRASINGS),
+)
+def test_a_right_answer_is_right_in_every_phrasing(task_and_answer: tuple[str, str], phrasing: str) -> None:
+    name, answer = task_and_answer
+    # After a phrasing, mathematics stands between dollar signs.
+    shown = f"${answer}$" if name == "latex" and "boxed" not in phrasing and "fbox" not in phrasing else answer
+    assume(not (name == "latex" and shown.startswith(r"$\$")))  # a dollar sign between dollar signs
+    text = phrasing.format(shown)
+    assert answer_task(name).correct(text, answer), text
+
+
+@given(task=TASKS, text=TEXTS)
+def test_no_text_makes_extraction_or_equality_raise(task: str, text: str) -> None:
+    used = answer_task(task)
+    answer = used.extract(text)
+    assert answer is None or used.equal(answer, answer)
+    assert used.equal(text, text)
+    assert used.reference(text) is None or isinstance(used.correct(text, text), bool)
+
+
+@given(task=TASKS, texts=st.tuples(TEXTS, TEXTS, TEXTS))
+def test_equality_is_an_equivalence(task: str, texts: tuple[str, str, str]) -> None:
+    used = answer_task(task)
+    a, b, c = texts
+    assert used.equal(a, b) == used.equal(b, a) == (used.canonical(a) == used.canonical(b))
+    assert not (used.equal(a, b) and used.equal(b, c)) or used.equal(a, c)
+
+
+@given(st.text(alphabet="{}\\ab ", max_size=30))
+def test_the_box_ends_where_its_brace_closes(inside: str) -> None:
+    depth = 0
+    for index, character in enumerate(inside):
+        escaped = (index - len(inside[:index].rstrip("\\"))) % 2
+        depth += ((character == "{") - (character == "}")) * (not escaped)
+        assume(depth >= 0)
+    assume(depth == 0 and (len(inside) - len(inside.rstrip("\\"))) % 2 == 0)
+    assert last_box(rf"a \boxed{{b}} \boxed{{{inside}}} c }} {{") == inside.strip()
+
+
+@given(a=st.fractions(-(10**9), 10**9, max_denominator=10**6), b=st.fractions(-(10**9), 10**9, max_denominator=10**6))
+def test_rational_answers_are_compared_exactly(a: Fraction, b: Fraction) -> None:
+    def latex(value: Fraction) -> str:
+        return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+    assert canonical_latex(latex(a)) == str(a)
+    assert (canonical_latex(latex(a)) == canonical_latex(latex(b))) == (a == b)
+    assert canonical_latex(f"{latex(a)} + {latex(b)}") == str(a + b)
+    assert canonical_latex(f"({latex(a)})({latex(b)})") == str(a * b)
+
+
+@given(n=st.integers(0, 10**4), m=st.integers(1, 10**4), degree=st.integers(2, 7))
+def test_roots_and_powers_of_integers(n: int, m: int, degree: int) -> None:
+    root = power(number(n), number(Fraction(1, degree)))
+    powered = number(1)
+    for _ in range(degree):
+        powered *= root
+    assert powered.rational() == n
+    assert canonical_latex(rf"\sqrt[{degree}]{{{m}^{{{degree}}}}}") == str(m)
+    assert canonical_latex(rf"\sqrt{{{n}}}\sqrt{{{m}}}") == canonical_latex(rf"\sqrt{{{n * m}}}")
+
+
+def test_the_prime_is_what_the_arithmetic_needs() -> None:
+    primes = [q for q in range(3, 98) if all(q % divisor for divisor in range(2, q))]
+    assert all((P + 1) % q == 0 for q in [8, *primes])
+    assert all(pow(witness, candidate - 1, candidate) == 1 for candidate in (P, Q) for witness in (2, 3, 5, 7, 97))
+    assert all(pow(q, Q, P) == 1 for q in [2, *primes])
+    with pytest.raises(NoValueError):
+        number(1) / number(0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^{9^9}}}", "10^{10^{10}}!", "(x+y+z)^{99999}", r"\binom{10^9}{10^8}", "(" * 1000 + "1" + ")" * 1000,
+        "x^" + "-" * 1900 + "1", r"\sqrt" * 390 + "2", "1" * 1999, "9" * 100_000, "{" * 1999, r"\frac1" * 300,
+        r"\text{" * 300,
+    ],
+)  # fmt: skip
+def test_costly_answers_are_only_as_costly_as_they_are_long(answer: str) -> None:
+    for task in ANSWER_TASKS.values():
+        assert task.equal(answer, answer)
+        assert not task.equal(answer, "7 or 8")
+
+
+def test_deep_and_long_literals_are_text() -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    assert canonical_literal(deep) == "text:" + deep
+    assert canonical_literal("[" * 41 + "]" * 41).startswith("text:")
+    assert canonical_literal("[" * 40 + "]" * 40).startswith("[")
+    assert canonical_literal("-" * 5000 + "1").startswith("text:")
+    assert canonical_literal("[" + "1," * 9000 + "]").startswith("[0x1, ")
+
+
+def test_a_reference_may_be_bare_or_a_worked_solution() -> None:
+    assert answer_task("number").correct("It is 18.", "2 * 9 = 18\n#### 18")
+    assert answer_task("latex").correct(r"\boxed{0.5}", r"Halving gives \boxed{\frac12}.")
+    assert answer_task("text").correct("It is\nThe answer is blue", "Blue")
+    assert not answer_task("text").correct("", "Blue")
+
+
+@pytest.mark.parametrize("task", ["number", "latex", "letter", "yes-no", "literal", "text", "exact"])
+def test_a_reference_without_an_answer_is_an_error(task: str) -> None:
+    with pytest.raises(InvalidOptionError, match=f"holds no answer of the task '{task}'"):
+        answer_task(task).correct("7, yes, A", " ")
+
+
+def test_an_unknown_task_is_an_error() -> None:
+    with pytest.raises(InvalidOptionError, match="no task 'sums'; expected one of number, latex"):
+        answer_task("sums")
+
+
+def test_votes_group_equal_answers_and_tasks_can_be_pickled() -> None:
+    task = pickle.loads(pickle.dumps(answer_task("latex")))  # noqa: S301
+    assert task.groups(["0.5", None, "2", r"\frac12", "2", "3", r"\frac{2}{4}"]) == [[0, 3, 6], [2, 4], [5]]
