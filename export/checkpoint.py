@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -93,7 +94,7 @@ def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_co
     tokenizer, beyond = _tokenizer(source, options, architecture.vocab_size)
     if beyond:
         notes.append(f"{beyond} of the tokenizer's added tokens have ids beyond the vocabulary; no text may hold them")
-    generation = _generation_config(source, revision)
+    generation = _stated(source, revision, "generation_config.json")
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -228,6 +229,7 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(f"{source} has only a slow tokenizer; expected one with a tokenizer.json")
+    _settle_bos(tokenizer, _stated(source, options["revision"], "tokenizer_config.json").get("add_bos_token"))
     added = {token for token in tokenizer.added_tokens_decoder if token >= vocab_size}
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     beyond = {token for token in tokenizer.get_vocab().values() if token >= vocab_size}
@@ -239,27 +241,44 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
     return tokenizer, len(added)
 
 
-def _generation_config(source: str, revision: str | None) -> dict[str, Any]:
-    """What `generation_config.json` states, and nothing else; empty without the file."""
+def _settle_bos(tokenizer: Any, wanted: bool | None) -> None:
+    """Let the tokenizer put BOS before a text exactly where `add_bos_token` of its config says so.
+
+    transformers' own classes of some families read that setting and rewrite what `tokenizer.json` does.
+    """
+    bos = tokenizer.bos_token
+    if wanted is None or bos is None:
+        return
+    backend = tokenizer.backend_tokenizer
+    puts = backend.encode("1").ids[:1] == [tokenizer.bos_token_id]
+    if bool(wanted) != puts:
+        single = f"{bos} $A" if wanted else "$A"
+        special = [(bos, tokenizer.bos_token_id)] if wanted else []
+        backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
+
+
+def _stated(source: str, revision: str | None, name: str) -> dict[str, Any]:
+    """What a JSON file of the checkpoint states, and nothing else; empty without the file."""
     try:
-        # transformers' own class fills in defaults, which cannot be told from recommendations afterwards.
-        file = cached_file(source, "generation_config.json", revision=revision)
+        # transformers' own classes fill in defaults, which cannot be told from what the makers wrote afterwards.
+        file = cached_file(source, name, revision=revision)
     except OSError:
         return {}
     try:
         stated = json.loads(Path(str(file)).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ExportError(f"generation_config.json of {source} is not JSON ({error}); repair or remove it") from error
+        raise ExportError(f"{name} of {source} is not JSON ({error}); repair or remove it") from error
     return stated if isinstance(stated, dict) else {}
 
 
 def _token_ids(generation: Mapping[str, Any], config: PretrainedConfig, tokenizer: Any) -> Tokens:
     eos: list[int] = []
-    # The tokenizer's comes first: it is what chat templates call eos_token.
-    for ids in (tokenizer.eos_token_id, generation.get("eos_token_id"), getattr(config, "eos_token_id", None)):
+    named = [generation.get("eos_token_id"), getattr(config, "eos_token_id", None)]
+    # The first one counts most: what a chat template calls eos_token, or what ends a text where there is no template.
+    for ids in [tokenizer.eos_token_id, *named] if tokenizer.chat_template else [*named, tokenizer.eos_token_id]:
         eos += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    bos = getattr(config, "bos_token_id", None) if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return Tokens(eos_ids=tuple(dict.fromkeys(eos)), bos_id=bos, pad_id=tokenizer.pad_token_id)
+    # BOS is the tokenizer's alone: configs name one for models that never see it, and templates would write it.
+    return Tokens(eos_ids=tuple(dict.fromkeys(eos)), bos_id=tokenizer.bos_token_id, pad_id=tokenizer.pad_token_id)
 
 
 def _sampling(generation: Mapping[str, Any]) -> DefaultSampling:

@@ -24,6 +24,8 @@ FP32_TOLERANCE = 1e-4
 # Half precision keeps 11 bits; dozens of layers add up. Beyond this something other than rounding is at work.
 FP16_TOLERANCE = 5e-2
 LONGEST_ROW = 40
+# So many equal most likely tokens are good whatever chance is: some models nearly always say the same.
+CLEAR_AGREEMENT = 0.9
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,11 +94,14 @@ class Parity:
                 f"the {precision} graph differs from the torch model: relative error {worst[0]:.2e} of {worst[1]}, "
                 f"expected at most {limit:.0e}; no bundle was written"
             )
-        # Where every token is the same, chance agrees everywhere; and what is exact needs no second opinion.
-        if precision != "fp32" and self.greedy_agreement <= self.chance_agreement < 1:
+        # Unrelated predictions exceed their expectation half of the time, hence four standard errors. Where nearly
+        # every token is the same, chance agrees too; and what is exact needs no second opinion.
+        spread = (self.chance_agreement * (1 - self.chance_agreement) / self.positions) ** 0.5
+        by_chance = self.greedy_agreement <= self.chance_agreement + 4 * spread
+        if precision != "fp32" and by_chance and self.greedy_agreement < CLEAR_AGREEMENT:
             raise ParityError(
                 f"the {precision} graph agrees with the torch model on {self.greedy_agreement:.1%} of the most likely "
-                f"tokens, which is no better than chance ({self.chance_agreement:.1%}); use a higher --precision"
+                f"tokens, which chance could give as well ({self.chance_agreement:.1%}); use a higher --precision"
             )
 
 
@@ -212,19 +217,20 @@ class _Comparison:
         """Compare logits [m, v] and hidden states [l, m, d] with the positions `where` of a row."""
         assert logits is not None
         wanted = row.logits[where]
-        self._note(check, "logits", logits, wanted, float(np.abs(row.logits).max()))
+        self._note(check, "logits", logits, wanted)
         self._wanted.append(wanted.argmax(axis=-1))
         self._given.append(logits.argmax(axis=-1))
         if hidden_states is None:
             return
         for slot, layer in enumerate(self._layers):
             states = row.hidden_states[layer]
-            self._note(check, "hidden_states", hidden_states[slot], states[where], float(np.abs(states).max()))
+            self._note(check, "hidden_states", hidden_states[slot], states[where])
 
-    def _note(
-        self, check: str, tensor: str, given: NDArray[np.float32], wanted: NDArray[np.float32], scale: float
-    ) -> None:
-        error = float(np.abs(given - wanted).max()) / max(scale, 1e-12)
+    def _note(self, check: str, tensor: str, given: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+        # Each position against its own largest value: the first token of many models is so large that, measured by it,
+        # every other position could hold anything.
+        scale = np.maximum(np.abs(wanted).max(axis=-1), 1e-12)  # [m]
+        error = float((np.abs(given - wanted).max(axis=-1) / scale).max())
         self._finite = self._finite and bool(np.isfinite(given).all())
         figures = self._figures.setdefault(check, {})
         # max() drops a NaN that comes second; infinity keeps it visible.

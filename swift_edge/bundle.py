@@ -107,8 +107,10 @@ def _open_bundle(folder: Path, hashes: bool) -> Bundle:
             raise ManifestError(
                 f"{folder / MANIFEST_NAME} does not list {name!r}, which every bundle has; export the bundle again"
             )
+    # A head may be replaced at any time: it says itself which model it is for, and its archive has checksums.
+    fixed = {name: record for name, record in manifest.files.items() if name != HEAD_NAME}
     # Sizes of all files before the first hash: a copy that broke off is found at once.
-    for name, record in manifest.files.items():
+    for name, record in fixed.items():
         file = file_inside(folder, name)
         if not file.is_file():
             raise MissingFileError(folder, name)
@@ -116,7 +118,7 @@ def _open_bundle(folder: Path, hashes: bool) -> Bundle:
         if size != record.size:
             raise DamagedFileError(file, "size", str(size), str(record.size))
     if hashes:
-        for name, record in manifest.files.items():
+        for name, record in fixed.items():
             digest = _sha256(folder / name)
             if digest != record.sha256:
                 raise DamagedFileError(folder / name, "SHA-256", digest[:12] + "...", record.sha256[:12] + "...")

@@ -118,17 +118,6 @@ class Head:
         statistics = len(self.token_statistics)
         return f"{self._slices} x {width}" + (f" + {statistics} token statistics" if statistics else "")
 
-    def rows_of(self, available: Sequence[int]) -> list[int]:
-        """Where this head's layers lie among hidden states of the layers `available`.
-
-        >>> Head(np.zeros((2, 8)), np.zeros(2), layers=(3, 4)).rows_of([2, 3, 4])
-        [1, 2]
-        """
-        missing = [layer for layer in self.layers if layer not in available]
-        if missing:
-            raise HeadMismatchError(_not_exported(missing, available))
-        return [list(available).index(layer) for layer in self.layers]
-
     def evaluate(
         self, states: NDArray[Any], statistics: TokenStatistics | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -26,9 +26,6 @@ class KVCache:
     `step_memory` is kept here for the session that decodes these rows, so that it lives exactly as long as they do.
     """
 
-    ragged = True
-    """Whether rows of different lengths can live side by side."""
-
     def __init__(
         self, num_layers: int, num_heads: int, head_dim: int, dtype: DTypeLike, rows: int, tokens: int, limit: int
     ) -> None:
@@ -125,8 +122,6 @@ class ConcatenatedCache(KVCache):
 
     For graphs whose `present` is the past with the new tokens appended. Every step allocates the arrays anew.
     """
-
-    ragged = False
 
     def __init__(self, num_layers: int, num_heads: int, head_dim: int, dtype: DTypeLike, limit: int) -> None:
         """Start without rows and without tokens."""

@@ -94,7 +94,8 @@ class OpenedModel:
     def ranking(self, signal: str | None) -> Ranking:
         """By what to rank: the signal that was asked for, else the head, else the mean log-probability."""
         if signal is None and self.head is not None:
-            return Ranking(self.head, None)
+            eos_ids = self.bundle.manifest.tokens.eos_ids
+            return Ranking(self.head, None, frozenset(() if self.head.includes_eos else eos_ids))
         return Ranking(None, check_signal(signal or "mean_logprob"))
 
     def prompt_ids(self, prompt: Prompt, *, raw: bool, ranking: Ranking) -> Ids:
@@ -107,10 +108,10 @@ class OpenedModel:
     def answer_ids(self, text: str, place: int, prompt_tokens: int, ranking: Ranking) -> list[int]:
         """Token ids `[t]` of a given response, with the EOS if the head counts it; fits into the context."""
         answer = self.tokenizer.encode_response(text)
-        eos_ids = self.bundle.manifest.tokens.eos_ids
-        ended = bool(answer) and answer[-1] in eos_ids
-        if ranking.head is not None and ranking.head.includes_eos and eos_ids and not ended:
-            answer.append(eos_ids[0])
+        end = self.tokenizer.end_of_turn
+        ended = bool(answer) and answer[-1] in self.bundle.manifest.tokens.eos_ids
+        if ranking.head is not None and ranking.head.includes_eos and end is not None and not ended:
+            answer.append(end)
         context = self.session.context_length
         if not answer:
             raise InvalidOptionError(f"text {place} has no tokens; expected some text to score")

@@ -1,4 +1,4 @@
-"""A given response read in one go: the same figures as if it had been decoded, without sampling.
+"""A given response read in one go: the figures that decoding it would give, up to rounding, without sampling.
 
 Knows one row and one candidate. Does not know where the text comes from, or how candidates compare.
 """
@@ -54,6 +54,6 @@ def read_answer(
         watch.sample_s += sampled - read
         watch.head_s += time.perf_counter() - sampled
         growing.add_tokens(token_ids, statistics, slice(None))
-        growing.add_rewards(gates, rewards)
+        growing.add_rewards(token_ids, gates, rewards)
         if after is not None:
             logits = after[-1:]

@@ -25,6 +25,8 @@ class Ranking:
     """The head that scores; None for a signal."""
     signal: str | None
     """The label-free signal that ranks; None with a head."""
+    uncounted: frozenset[int] = frozenset()
+    """Token ids that the head does not score: the EOS ids, where it was trained without them."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -91,10 +93,15 @@ class GrowingCandidate:
             self._self_certainty = sum(statistics.self_certainty[rows].tolist(), self._self_certainty or 0.0)
         return "".join([self._add_text(token_id) for token_id in token_ids])
 
-    def add_rewards(self, gates: Floats, rewards: Floats) -> None:
-        """Take what the head made of tokens that were fed, `[t]` each; nothing happens without a head."""
+    def add_rewards(self, token_ids: Sequence[int], gates: Floats, rewards: Floats) -> None:
+        """Take what the head made of tokens that were fed, `[t]` each; nothing happens without a head.
+
+        There may be more tokens than gates and rewards: the last one is not always fed.
+        """
         if self._running is None:
             return
+        counted = [token_id not in self.ranking.uncounted for token_id in token_ids[: len(gates)]]
+        gates, rewards = gates[counted], rewards[counted]
         self._gates.append(gates)
         self._rewards.append(rewards)
         for gate, reward in zip(gates.tolist(), rewards.tolist(), strict=True):

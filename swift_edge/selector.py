@@ -172,7 +172,8 @@ class Selector:
         opened = self._open()
         loaded = time.perf_counter()
         ranking = opened.ranking(signal)
-        if isinstance(texts, str) or not texts:
+        texts = texts if isinstance(texts, str) else list(texts)
+        if not texts or not all(isinstance(text, str) for text in texts) or isinstance(texts, str):
             raise InvalidOptionError(f"texts is {texts!r}; expected a list of at least one response to rank")
         prompt_ids = opened.prompt_ids(prompt, raw=raw, ranking=ranking)  # [p]
         answers = [opened.answer_ids(text, place, len(prompt_ids), ranking) for place, text in enumerate(texts)]
@@ -247,7 +248,7 @@ class Selector:
                 candidate = growing[index]
                 token_id = int(step.token_ids[row])
                 text = candidate.add_tokens([token_id], step.statistics, slice(row, row + 1))
-                candidate.add_rewards(gates[row : row + 1], rewards[row : row + 1])
+                candidate.add_rewards([token_id], gates[row : row + 1], rewards[row : row + 1])
                 yield TokenSampled(index, token_id, text, candidate.score)
                 if candidate.stopped or index in finished:
                     loop.drop(index)

@@ -5,7 +5,6 @@ what the hidden states are for.
 """
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -54,7 +53,6 @@ class ModelSession:
         Raises `ProviderError` if the session does not get a provider that was asked for, `InvalidOptionError` for a
         number of threads below 1, `BundleError` for a graph that onnxruntime does not open.
         """
-        started = time.perf_counter()
         if threads is not None and threads < 1:
             raise InvalidOptionError(f"threads is {threads}; expected at least 1, or None for every core there is")
         manifest = bundle.manifest
@@ -82,12 +80,6 @@ class ModelSession:
         self._logits_dtype = _dtype(outputs, "logits", bundle)
         first_state = f"hidden_states.{self.layers[0]}" if self.layers else "logits"
         self._hidden_dtype = _dtype(outputs, first_state, bundle)
-        self.load_s = time.perf_counter() - started
-
-    @property
-    def ragged(self) -> bool:
-        """Whether rows of different lengths can be decoded in one batch."""
-        return self._in_place
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -6,7 +6,6 @@ figures of a row do not depend on the rows beside it, bit for bit.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -129,17 +128,6 @@ def check_signal(name: str) -> str:
     if name not in SIGNALS:
         raise InvalidOptionError(f"the signal {name!r} is not known; expected one of {', '.join(SIGNALS)}")
     return name
-
-
-def mean_over_tokens(values: Sequence[float]) -> float:
-    """Signal of a candidate: the mean of its response tokens' log-probabilities, or self-certainties.
-
-    NaN for a candidate without tokens, which ranks last.
-
-    >>> mean_over_tokens([-1.0, -2.0])
-    -1.5
-    """
-    return math.fsum(values) / len(values) if len(values) else math.nan
 
 
 def require_distribution(maximum: NDArray[Any], first_row: int = 0) -> None:

@@ -3,6 +3,7 @@
 Knows strings, messages and ids. Does not know the graph, and takes no part in choosing tokens.
 """
 
+import contextlib
 import datetime
 import functools
 import json
@@ -48,7 +49,8 @@ class Tokenizer:
     def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
         """Turn a prompt into token ids [p], ready for generation.
 
-        Messages go through the chat template. So does a text, as one user message, if the bundle has a template;
+        Special tokens that are spelled out in the prompt become those tokens, in messages too: filter text that is not
+        yours. Messages go through the chat template. So does a text, as one user message, if the bundle has a template;
         otherwise, or with `raw`, it is encoded as it stands, with the special tokens that the tokenizer adds.
         Raises `EmptyPromptError`, `TemplateError`, `TokenizerError`, or `PromptError` for malformed messages and for
         text that is not valid Unicode.
@@ -93,6 +95,22 @@ class Tokenizer:
         anchor = self._anchors[0][1] if self._anchors else []
         return self.decode([*anchor, *ids])[len(self.decode(anchor)) :]
 
+    @functools.cached_property
+    def end_of_turn(self) -> int | None:
+        """The EOS id that ends an answer: the one that the chat template writes, else the first; None without any.
+
+        A model may have several, and the tokenizer's own is not always the one that its answers end with.
+        """
+        eos_ids = self._bundle.manifest.tokens.eos_ids
+        if self._bundle.chat_template is not None and len(eos_ids) > 1:
+            turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "1"}]
+            with contextlib.suppress(TemplateError, TokenizerError):  # a template may refuse answers: no hint then
+                ids = self._encode(self._write(turns, add_generation_prompt=False), add_special_tokens=False)
+                written = [token for token in ids if token in eos_ids]
+                if written:
+                    return written[-1]
+        return eos_ids[0] if eos_ids else None
+
     def stream(self) -> "TextStream":
         """Start a text that grows token by token."""
         return TextStream(self)
@@ -103,9 +121,12 @@ class Tokenizer:
             raise TemplateError(
                 f"{self._bundle.path} has no chat template, but the prompt is a list of messages; expected one text"
             )
+        return self._write(_checked(messages), add_generation_prompt=True)
+
+    def _write(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         values = {
-            "messages": _checked(messages),
-            "add_generation_prompt": True,
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
             # Templates tell these from undefined names.
             "tools": None,
             "documents": None,

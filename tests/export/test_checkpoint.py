@@ -60,14 +60,34 @@ def refusal(folder: Path | str, kind: type[SwiftEdgeError] = ExportError) -> str
         (None, None, (2,)),
     ],
 )
-def test_every_eos_id_is_kept_once_and_the_tokenizers_own_comes_first(
+def test_every_eos_id_is_kept_once_and_the_one_that_counts_comes_first(
     folder: Path, of_generation: Any, of_config: Any, eos_ids: tuple[int, ...]
 ) -> None:
     change(folder / "generation_config.json", eos_token_id=of_generation)
     change(folder / "config.json", eos_token_id=of_config)
+    # Without a template, what generation stops at; with one, the tokenizer's own, which templates call eos_token.
+    tokens = read_checkpoint(str(folder)).tokens
+    assert (set(tokens.eos_ids), len(tokens.eos_ids)) == (set(eos_ids), len(eos_ids))
+    assert tokens.eos_ids[0] == ([of_generation] if isinstance(of_generation, int) else of_generation or [2])[0]
+    change(folder / "tokenizer_config.json", chat_template="{{ eos_token }}")
     tokens = read_checkpoint(str(folder)).tokens
     assert tokens.eos_ids == eos_ids
     assert (tokens.bos_id, tokens.pad_id) == (1, 0)
+
+
+def test_a_bos_that_only_the_config_names_is_none(folder: Path) -> None:
+    change(folder / "config.json", bos_token_id=1)
+    change(folder / "tokenizer_config.json", bos_token=None)
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    assert read_checkpoint(str(folder)).tokens.bos_id is None
+
+
+@pytest.mark.parametrize("wanted", [True, False, None])
+def test_bos_is_put_before_a_text_as_the_config_of_the_tokenizer_says(folder: Path, wanted: bool | None) -> None:
+    change(folder / "tokenizer_config.json", add_bos_token=wanted)
+    ids = read_checkpoint(str(folder)).tokenizer.backend_tokenizer.encode("AB").ids
+    assert (ids[0] == 1) is bool(wanted)
+    assert len(ids) == 2 + bool(wanted)
 
 
 def test_a_config_around_a_text_config_says_no_ids_itself(tmp_path: Path) -> None:

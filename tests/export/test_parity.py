@@ -167,7 +167,7 @@ def test_agreement_at_chance_is_refused(
     parity = compare(changed(always_the_same), reference)
     assert parity.greedy_agreement == pytest.approx(parity.chance_agreement)
     for precision in ("int8", "int4"):
-        with pytest.raises(ParityError, match="no better than chance"):
+        with pytest.raises(ParityError, match="which chance could give as well"):
             parity.require(precision)
 
 
@@ -280,3 +280,22 @@ def test_nan_behind_the_last_sampled_token_is_found_too(tiny_model: PreTrainedMo
     model.model.embed_tokens.weight[sampled] = math.nan
     with pytest.raises(ExportError, match="it computes NaN or infinity"):
         record_reference(model, 2)
+
+
+def test_agreement_a_little_above_chance_is_chance() -> None:
+    # Unrelated tokens agree more often than expected half of the time: two standard errors say nothing.
+    with pytest.raises(ParityError, match="which chance could give as well"):
+        parity_of(agreement=0.09, chance=0.05).require("int4")
+    parity_of(agreement=0.2, chance=0.05).require("int4")
+    parity_of(agreement=0.95, chance=0.93).require("int4")  # a model that nearly always says the same
+
+
+def test_a_large_first_position_does_not_hide_the_others() -> None:
+    states = np.ones((2, 5, 8), np.float32)  # [L + 1, s, d]
+    states[:, 0] = 1e4
+    row = ReferenceRow(np.arange(5), np.ones((5, 3), np.float32), states)
+    comparison = _Comparison([0, 1])
+    wrong = states.copy()
+    wrong[:, 3] = 0.0
+    comparison.add("prefill in chunks", row, slice(0, 5), row.logits, wrong)
+    assert comparison.result().worst == pytest.approx(1.0)

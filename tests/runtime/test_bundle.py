@@ -350,3 +350,12 @@ def test_a_bundle_with_a_file_of_its_own_is_not_replaced(folder: Path) -> None:
     with pytest.raises(errors.OutputExistsError, match=r"'head\.npz'"), staging_folder(folder, replace=True):
         pytest.fail("the body must not run")
     assert (folder / "head.npz").read_bytes() == b"a night's work"
+
+
+def test_a_head_that_was_published_may_be_replaced(tmp_path: Path) -> None:
+    made = tmp_path / "bundle"
+    made.mkdir()
+    (made / "head.npz").write_bytes(b"first head")
+    assert "head.npz" in fill(made).files
+    (made / "head.npz").write_bytes(b"another head, and a longer one")
+    assert open_bundle(made).head_path == made / "head.npz"

@@ -149,13 +149,6 @@ def test_no_tokens_have_no_score_and_shut_gates_have_zero() -> None:
     assert running.score == 0
 
 
-def test_rows_of_finds_the_layers_among_those_of_a_bundle() -> None:
-    head = make_head(layers=(2, 5))
-    assert head.rows_of((0, 2, 4, 5)) == [1, 3]
-    with pytest.raises(HeadMismatchError, match=r"hidden states 5, the bundle has 0,2; .*--layers"):
-        head.rows_of((0, 2))
-
-
 @pytest.mark.parametrize(
     "changes",
     [

@@ -3,12 +3,10 @@
 import itertools
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.errors import InvalidOptionError
-from swift_edge.selection import pick, rank
+from swift_edge.selection import rank
 
 scores_strategy = st.lists(st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, math.nan])), max_size=12)
 
@@ -25,13 +23,8 @@ def test_ranking_descends_with_ties_by_index_and_nan_last(scores: list[float]) -
             assert scores[better] > scores[worse] or (scores[better] == scores[worse] and better < worse)
 
 
-def test_pick_is_the_first_of_the_ranking() -> None:
-    assert pick([math.nan, -math.inf, 2.0, 2.0]) == 2
-    assert pick([math.nan, -math.inf]) == 1
-    assert pick([math.nan, math.nan]) == 0
-
-
-def test_nothing_to_pick_from_is_an_error() -> None:
+def test_the_first_of_the_ranking_is_the_pick() -> None:
+    assert rank([math.nan, -math.inf, 2.0, 2.0])[0] == 2
+    assert rank([math.nan, -math.inf])[0] == 1
+    assert rank([math.nan, math.nan])[0] == 0
     assert rank([]) == []
-    with pytest.raises(InvalidOptionError, match="no candidates"):
-        pick([])

@@ -352,3 +352,41 @@ def test_requests_that_cannot_be_served_are_refused_before_the_first_event(plain
 def test_texts_that_cannot_be_scored_are_refused(plain: Selector, texts: Any, complaint: str) -> None:
     with pytest.raises(InvalidOptionError, match=complaint):
         plain.score(PROMPT, texts)
+
+
+def test_given_texts_are_the_tokens_that_pick_wrote_of_them(plain: Selector, scoring: Selector) -> None:
+    # A tokenizer that puts a space before the first word of a text must not put one before a response.
+    for selector in (plain, scoring):
+        written = selector.pick(PROMPT, n=6, max_new_tokens=40, seed=3).candidates
+        read = selector.score(PROMPT, [candidate.text for candidate in written]).candidates
+        for old, new in zip(written, read, strict=True):
+            assert new.token_ids[: old.n_tokens] == old.token_ids
+        if selector is plain:
+            np.testing.assert_allclose([c.score for c in read], [c.score for c in written], rtol=0, atol=1e-4)
+
+
+def test_a_head_trained_without_eos_does_not_score_it(stories_head: Head) -> None:
+    options = {"n": 8, "max_new_tokens": 400, "temperature": 1.0, "seed": 1}
+    without = dataclasses.replace(stories_head, includes_eos=False)
+    counting = Selector(STORIES, head=stories_head, threads=1).pick(PROMPT, **options)
+    skipping = Selector(STORIES, head=without, threads=1).pick(PROMPT, **options)
+    pairs = list(zip(counting.candidates, skipping.candidates, strict=True))
+    ended = [pair for pair in pairs if pair[0].finish_reason == "stop"]
+    assert ended
+    for one, other in ended:
+        assert one.token_ids == other.token_ids
+        assert one.gates is not None
+        assert other.gates is not None
+        np.testing.assert_array_equal(other.gates, one.gates[:-1])
+        assert other.score != one.score
+    for one, other in pairs:
+        assert one.finish_reason == "stop" or one.score == other.score
+
+
+def test_texts_to_score_have_to_be_a_list_of_texts(plain: Selector) -> None:
+    assert len(plain.score(PROMPT, (text for text in ("a", "b"))).candidates) == 2  # type: ignore[arg-type]
+    for texts in ([5], [], "one text", [b"bytes"]):
+        with pytest.raises(InvalidOptionError, match="expected a list"):
+            plain.score(PROMPT, texts)  # type: ignore[arg-type]
+    with pytest.raises(InvalidOptionError, match="a list of prompts"):
+        plain.pick_many("Once upon a time")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swift_edge.errors import InvalidOptionError, LogitsError
-from swift_edge.signals import check_signal, mean_over_tokens, summarize, token_statistics
+from swift_edge.signals import check_signal, summarize, token_statistics
 
 
 @given(
@@ -121,11 +121,6 @@ def test_token_ids_that_do_not_fit_are_refused(token_ids: np.ndarray) -> None:
 def test_no_rows_are_summed_up_to_nothing() -> None:
     empty = token_statistics(np.zeros((0, 5), np.float32), np.zeros(0, np.int64), entropy=True)
     assert empty.logprob.shape == (0,)
-
-
-def test_mean_over_tokens_is_nan_without_tokens() -> None:
-    assert mean_over_tokens([-1.0, -3.0]) == -2.0
-    assert math.isnan(mean_over_tokens([]))
 
 
 def test_unknown_signal_is_refused_with_the_known_ones() -> None:

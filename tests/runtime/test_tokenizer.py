@@ -381,3 +381,14 @@ def test_the_file_is_read_only_when_it_is_needed(tmp_path: Path) -> None:
     tokenizer = Tokenizer(dataclasses.replace(bundle, chat_template=QWEN))
     with pytest.raises(errors.EmptyPromptError):
         tokenizer.encode_prompt("")
+
+
+def test_the_end_of_a_turn_is_the_eos_that_the_template_writes() -> None:
+    two = Tokens((2, 1), None)
+    ending_in_1 = "{% for m in messages %}{{ m.content }}<s>{% endfor %}"
+    assert Tokenizer(bundle_with(STORIES, template=ending_in_1, tokens=two)).end_of_turn == 1
+    assert Tokenizer(bundle_with(STORIES, template="{{ messages[0].content }}", tokens=two)).end_of_turn == 2
+    refusing = "{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}"
+    assert Tokenizer(bundle_with(STORIES, template=refusing, tokens=two)).end_of_turn == 2
+    assert Tokenizer(bundle_with(STORIES, tokens=two)).end_of_turn == 2
+    assert Tokenizer(bundle_with(STORIES, tokens=Tokens(()))).end_of_turn is None
