@@ -3,6 +3,7 @@
 Data only: nothing here computes a score or knows where one comes from.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -118,8 +119,8 @@ class Selection:
                     "index": candidate.index,
                     "text": candidate.text,
                     "token_ids": list(candidate.token_ids),
-                    "score": candidate.score,
-                    "logprob": candidate.logprob,
+                    "score": _finite(candidate.score),
+                    "logprob": _finite(candidate.logprob),
                     "finish_reason": candidate.finish_reason,
                     "n_tokens": candidate.n_tokens,
                 }
@@ -137,6 +138,11 @@ class Selection:
         if self.warnings:
             document["warnings"] = list(self.warnings)
         return document
+
+
+def _finite(number: float) -> float | None:
+    """A number as JSON has it: infinity and NaN, as a token of probability zero gives, are null there."""
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -390,3 +390,13 @@ def test_texts_to_score_have_to_be_a_list_of_texts(plain: Selector) -> None:
             plain.score(PROMPT, texts)  # type: ignore[arg-type]
     with pytest.raises(InvalidOptionError, match="a list of prompts"):
         plain.pick_many("Once upon a time")
+
+
+def test_numbers_that_json_does_not_have_are_null(plain: Selector) -> None:
+    selection = plain.pick(PROMPT, n=2, max_new_tokens=2)
+    first, second = selection.candidates
+    odd = dataclasses.replace(first, score=float("inf"), logprob=float("-inf"))
+    document = dataclasses.replace(selection, candidates=(odd, second)).to_dict()
+    assert (document["candidates"][0]["score"], document["candidates"][0]["logprob"]) == (None, None)
+    assert document["candidates"][1]["score"] == second.score
+    json.dumps(document, allow_nan=False)
