@@ -24,7 +24,8 @@ FP32_TOLERANCE = 1e-4
 # Half precision keeps 11 bits; dozens of layers add up. Beyond this something other than rounding is at work.
 FP16_TOLERANCE = 5e-2
 LONGEST_ROW = 40
-# So many equal most likely tokens are good whatever chance is: some models nearly always say the same.
+# So many equal most likely tokens are good whatever chance is, as some models nearly always say the same; fewer are
+# published with a warning.
 CLEAR_AGREEMENT = 0.9
 
 

@@ -45,8 +45,6 @@ _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
 # Peak memory of an export as a multiple of the fp32 weights, as measured on a model of 0.5 B parameters: the weights as
 # loaded and once more with products turned round; in fp32 the finished graph is opened beside them.
 _MEMORY_FACTOR = {"fp32": 2.6, "fp16": 2.2, "int8": 1.8, "int4": 1.8}
-# Below this share of equal most likely tokens an export is published with a warning.
-LOW_AGREEMENT = 0.9
 # Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
 INLINE_MODEL_BYTES = 32 * 1024**2
 _RECORDED_PACKAGES = (
@@ -161,7 +159,7 @@ def export_bundle(
         for line in figures.table():
             report(f"  {line}")
         figures.require(precision)
-        if figures.greedy_agreement < LOW_AGREEMENT:
+        if figures.greedy_agreement < parity.CLEAR_AGREEMENT:
             report(
                 f"  warning: the most likely token changed at {1 - figures.greedy_agreement:.0%} of the positions; "
                 "a higher --precision or a smaller --block-size keeps more"
@@ -260,7 +258,8 @@ def _compare(bundle: Bundle, reference: Sequence[parity.ReferenceRow]) -> parity
     try:
         return parity.compare(bundle, reference)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        # What onnxruntime said, without the session's words around it: they name a folder that is about to go.
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ParityError(f"the exported graph does not run: {reason}; try the other --exporter") from error
 
 

@@ -51,7 +51,9 @@ class Selector:
         """Remember what to open: a bundle, a head instead of the bundle's own, providers (None: CPU) and threads."""
         self._path = os.fspath(path)
         self._head = head if head is None or isinstance(head, Head) else os.fspath(head)
-        self._providers = (providers,) if isinstance(providers, str) else providers and tuple(providers)
+        if isinstance(providers, str):
+            providers = (providers,)
+        self._providers = None if providers is None else tuple(providers)
         self._threads = threads
         self._lock = threading.Lock()
         self._opened: OpenedModel | None = None
@@ -172,8 +174,7 @@ class Selector:
         opened = self._open()
         loaded = time.perf_counter()
         ranking = opened.ranking(signal)
-        texts = texts if isinstance(texts, str) else list(texts)
-        if not texts or not all(isinstance(text, str) for text in texts) or isinstance(texts, str):
+        if isinstance(texts, str) or not (texts := list(texts)) or not all(isinstance(text, str) for text in texts):
             raise InvalidOptionError(f"texts is {texts!r}; expected a list of at least one response to rank")
         prompt_ids = opened.prompt_ids(prompt, raw=raw, ranking=ranking)  # [p]
         answers = [opened.answer_ids(text, place, len(prompt_ids), ranking) for place, text in enumerate(texts)]

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -26,12 +24,15 @@ from swift_edge.head import Head
 from swift_edge.machine import default_threads
 
 
-def resident_bytes() -> int:
-    """Memory that the process holds now, where the system tells (Linux)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+def reset_peak() -> None:
+    """Let the process's peak memory start again from what it holds now: loading the bundle has a peak of its own."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory_bytes(field: str) -> int:
+    """Memory of the process, `VmRSS` for now and `VmHWM` for the peak, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def random_head(bundle: Path) -> Head:
@@ -59,7 +60,8 @@ def main() -> None:
     options = {"max_new_tokens": arguments.new, "temperature": arguments.temperature, "top_p": 0.9}
     selector = Selector(arguments.bundle, head=random_head(Path(arguments.bundle)))
     selector.pick(prompts[-1], n=2, max_new_tokens=2)
-    before = resident_bytes()
+    reset_peak()
+    before = memory_bytes("VmRSS")
     together, apart, last = [], [], None
     for prompt in prompts[:-1]:
         begun = time.perf_counter()
@@ -70,7 +72,7 @@ def main() -> None:
             selector.pick(prompt, n=1, seed=seed, **options)
         apart.append(time.perf_counter() - begun)
     assert last is not None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory_bytes("VmHWM")
     ratios = [slow / fast for slow, fast in zip(apart, together, strict=True)]
     timings = last.to_dict()["timings"]
     print(f"swift-edge {__version__}, {platform.machine()}, {default_threads()} threads, {arguments}")
