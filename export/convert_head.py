@@ -47,8 +47,8 @@ def convert_head(
         )
     if final_norm:
         raise InvalidOptionError(
-            "a head trained with the final norm on every hidden state cannot be converted: the norm divides each state "
-            "by its own length, which no linear weights express; train it without the norm"
+            "a head trained with the final norm on every hidden state cannot be converted: it needs the norm's own "
+            "weights, which a bundle does not hold apart; train a head with swift-edge fit --norm rms instead"
         )
     state = read_checkpoint(source)
     weight, bias, gate = _parameters(state, source)

@@ -32,6 +32,7 @@ from swift_edge.manifest import (
     Manifest,
     Precision,
 )
+from swift_edge.opening import parse_layers
 from swift_edge_export import parity, quantize
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
 from swift_edge_export.cleanup import clean
@@ -169,29 +170,6 @@ def export_bundle(
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6
     report(f"{out}: {megabytes:.1f} MB, {time.perf_counter() - started:.1f} s")
     return manifest
-
-
-def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
-    """Hidden state indices, ascending, from `all`, `last:K` or `i,j,...` (negative ones count from the last).
-
-    Raises:
-        InvalidOptionError: not one of these forms, or an index that the model does not have.
-    """
-    everything = range(num_layers + 1)
-    expected = (
-        f"expected all, last:K with K from 1 to {num_layers + 1}, or indices from 0 to {num_layers} such as 0,4,8"
-    )
-    if text == "all":
-        return tuple(everything)
-    try:
-        if text.startswith("last:"):
-            count = int(text.removeprefix("last:"))
-            if not 1 <= count <= num_layers + 1:
-                raise ValueError
-            return tuple(everything[-count:])
-        return tuple(sorted({everything[int(part)] for part in text.split(",")}))
-    except (ValueError, IndexError):
-        raise InvalidOptionError(f"layers is {text!r}; {expected}") from None
 
 
 def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:

@@ -11,6 +11,9 @@
     │   └── OutputExistsError          (FileExistsError)    the place to write to is taken
     ├── HeadFileError                (ValueError)   a head file that does not read
     ├── HeadMismatchError            (ValueError)   a head for another model
+    ├── DataError                    (ValueError)   a data file, or a row of it, that cannot be used
+    ├── StoreError                   (ValueError)   a store of features that does not read, or does not fit
+    ├── TrainingError                (RuntimeError) data that nothing can be learned from
     ├── InvalidOptionError           (ValueError)   an option out of its range, or two that exclude each other
     ├── PromptError                  (ValueError)   a prompt that cannot be answered
     │   ├── EmptyPromptError
@@ -137,6 +140,18 @@ class HeadFileError(SwiftEdgeError, ValueError):
 
 class HeadMismatchError(SwiftEdgeError, ValueError):
     """A head was trained for another model, or reads states that the bundle does not have."""
+
+
+class DataError(SwiftEdgeError, ValueError):
+    """A data file, or a row of it, cannot be used."""
+
+
+class StoreError(SwiftEdgeError, ValueError):
+    """A store of features does not read, or does not fit what is asked of it."""
+
+
+class TrainingError(SwiftEdgeError, RuntimeError):
+    """Nothing can be learned from the data as it is."""
 
 
 class InvalidOptionError(SwiftEdgeError, ValueError):

@@ -2,9 +2,10 @@
 
     (gate logit, reward) = W h + b        gate = sigmoid(gate logit)        score = Σ gate·reward / max(Σ gate, 1e-8)
 
-(SWIFT, arXiv 2505.12225.) Here are the head as data, its file, the check against a bundle, and the arithmetic. Knows
-arrays only: not the model that made them, not text. Runs on the calling thread without BLAS, whose threads would fight
-onnxruntime's, and the result of a row does not depend on the rows beside it, bit for bit.
+(SWIFT, arXiv 2505.12225.) With the norm `rms` each state is divided by its root mean square first. Here are the head as
+data, its file, the check against a bundle, and the arithmetic. Knows arrays only: not the model that made them, not
+text. Runs on the calling thread without BLAS, whose threads would fight onnxruntime's, and the result of a row does not
+depend on the rows beside it, bit for bit.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.calibration import Calibration
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
 from swift_edge.manifest import Manifest
 from swift_edge.signals import TokenStatistics
@@ -28,8 +30,12 @@ HEAD_FORMAT_VERSION: Final = 1
 LEAST_GATE_SUM: Final = 1e-8
 """The divisor is never smaller, so that a candidate whose gates are all shut has a score."""
 
+RMS_EPSILON: Final = 1e-6
+"""Added to the mean square of a state before its root is taken, as models do in their own norm."""
+
 Feature = Literal["hidden", "logits"]
 TokenStatistic = Literal["logprob", "entropy"]
+Norm = Literal["none", "rms"]
 
 _LARGEST_FILE = 2**28
 """Bytes; a head of a million inputs has 8 MB, so more is damage or malice."""
@@ -44,8 +50,13 @@ _METADATA: dict[str, tuple[type, ...]] = {
     "precision": (str,),
     "base_model": (str,),
     "summary": (dict,),
+    "norm": (str,),
 }
 """Fields of `Head` besides the arrays and their JSON types."""
+_ABSENT = {"norm": "none"}
+"""What fields mean that a file may leave out."""
+_STANDARDISATION = ("input_mean", "input_scale")
+"""Arrays that a file may leave out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +87,14 @@ class Head:
     """Name of the base model, for messages."""
     summary: Mapping[str, Any] = field(default_factory=dict)
     """What training reported."""
+    norm: Norm = "none"
+    """What is done to each state of each token before the weights: nothing, or division by its root mean square. That
+    is a model's final RMS norm but for the norm's own weights, which are linear and absorbed in `weight`. A layer norm
+    takes the mean off first: that is linear, too, but it divides by another length, so it is not among the choices."""
+    input_mean: NDArray[np.float32] | None = None  # [f]
+    """Mean of each input over the training tokens, so that another precision can be matched to it; None if unknown."""
+    input_scale: NDArray[np.float32] | None = None  # [f]
+    """Scale by which each input was standardised in training; given exactly if `input_mean` is."""
 
     def __post_init__(self) -> None:
         """Check that the fields fit together; raises `InvalidOptionError` where they do not."""
@@ -104,6 +123,28 @@ class Head:
         state_inputs = self.weight.shape[1] - len(names)
         whole = state_inputs > 0 and state_inputs % self._slices == 0
         _expect(whole, "weight", f"{self.weight.shape[1]} inputs wide", self._width_text("d"))
+        _expect(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
+        on_states = self.norm == "none" or self.feature == "hidden"
+        _expect(on_states, "norm", self.norm, "none, because the feature is logits")
+        self._check_standardisation()
+        if self.calibration is not None:
+            Calibration.from_dict(self.calibration)
+
+    def _check_standardisation(self) -> None:
+        for name in _STANDARDISATION:
+            array = getattr(self, name)
+            if array is None:
+                continue
+            array = np.array(array, dtype=np.float32)
+            inputs = self.weight.shape[1]
+            _expect(array.shape == (inputs,), name, f"of shape {list(array.shape)}", f"[{inputs}], one per input")
+            _expect(bool(np.isfinite(array).all()), name, "not finite everywhere", "finite numbers")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        both = (self.input_mean is None) == (self.input_scale is None)
+        _expect(both, "input_mean", "given" if self.input_scale is None else "absent", "input_mean with input_scale")
+        if self.input_scale is not None:
+            _expect(bool((self.input_scale > 0).all()), "input_scale", "not positive everywhere", "positive numbers")
 
     @property
     def state_width(self) -> int:
@@ -117,6 +158,13 @@ class Head:
     def _width_text(self, width: object) -> str:
         statistics = len(self.token_statistics)
         return f"{self._slices} x {width}" + (f" + {statistics} token statistics" if statistics else "")
+
+    def probability(self, score: float) -> float | None:
+        """Calibrated P(correct) of a candidate with this score; None without a calibration, and for NaN."""
+        if self.calibration is None:
+            return None
+        chance = float(Calibration.from_dict(self.calibration).probability(score))
+        return chance if math.isfinite(chance) else None
 
     def evaluate(
         self, states: NDArray[Any], statistics: TokenStatistics | None = None
@@ -139,6 +187,10 @@ class Head:
         contiguous = np.ascontiguousarray(states, dtype=np.float32)
         # Without `optimize`, einsum has its own loop over d for each token and slice: no BLAS, no sum that m changes.
         products = np.einsum("lmd,gld->gml", contiguous, weight)  # [g, m, l]
+        if self.norm == "rms":
+            # Dividing the products is dividing the states: one number per token and slice.
+            squares = np.einsum("lmd,lmd->ml", contiguous, contiguous)  # [m, l]
+            products /= np.sqrt(squares / np.float32(width) + np.float32(RMS_EPSILON))
         # The sum over l runs along memory for every m; across rows its order would be another at m = 1.
         sums = np.ascontiguousarray(products, dtype=np.float64).sum(axis=2)  # [g, m]
         sums += self.bias[:, np.newaxis]
@@ -249,11 +301,12 @@ def load_head(path: Path | str) -> Head:
             absent = [name for name in names if name not in arrays]
             if absent:
                 raise HeadFileError(f"it has no {', '.join(absent)}, expected {', '.join(names)}")
-            weight, bias, metadata = (arrays[name] for name in names)
-        for name, array in (("weight", weight), ("bias", bias)):
+            found = {name: arrays[name] for name in (*names, *_STANDARDISATION) if name in arrays}
+        metadata = found.pop("metadata")
+        for name, array in found.items():
             if array.dtype != np.float32:
                 raise HeadFileError(f"its {name} is {array.dtype}, expected float32")
-        return Head(weight, bias, **_read_metadata(json.loads(str(metadata[()]))))
+        return Head(**found, **_read_metadata(json.loads(str(metadata[()]))))
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise HeadFileError(
@@ -266,10 +319,11 @@ def save_head(path: Path | str, head: Head) -> None:
     path = Path(path)
     metadata = {"format_version": HEAD_FORMAT_VERSION} | {name: getattr(head, name) for name in _METADATA}
     text = json.dumps(metadata, default=_plain, allow_nan=False, sort_keys=True)
+    standardisation = {name: array for name in _STANDARDISATION if (array := getattr(head, name)) is not None}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            np.savez(file, weight=head.weight, bias=head.bias, metadata=np.array(text))
+            np.savez(file, weight=head.weight, bias=head.bias, metadata=np.array(text), **standardisation)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -290,6 +344,7 @@ def _read_metadata(document: Any) -> dict[str, Any]:
             f"it has format version {version}, this swift-edge reads version {HEAD_FORMAT_VERSION} "
             "(for a later one run: pip install --upgrade swift-edge)"
         )
+    document = _ABSENT | document
     for name, kinds in _METADATA.items():
         if name not in document or not isinstance(document[name], kinds):
             found = repr(document[name])[:60] if name in document else "missing"

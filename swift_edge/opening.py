@@ -98,19 +98,19 @@ class OpenedModel:
             return Ranking(self.head, None, frozenset(() if self.head.includes_eos else eos_ids))
         return Ranking(None, check_signal(signal or "mean_logprob"))
 
-    def prompt_ids(self, prompt: Prompt, *, raw: bool, ranking: Ranking) -> Ids:
-        """Token ids `[p]` of a prompt that leaves room for one more token, fed again if a head is to see it."""
+    def prompt_ids(self, prompt: Prompt, *, raw: bool, feeds_last: bool) -> Ids:
+        """Token ids `[p]` of a prompt that leaves room for one more token, fed again if something is read after it."""
         prompt_ids = np.array(self.tokenizer.encode_prompt(prompt, raw=raw), np.int64)
-        if len(prompt_ids) + (ranking.head is not None) > self.session.context_length:
+        if len(prompt_ids) + feeds_last > self.session.context_length:
             raise PromptTooLongError(len(prompt_ids), self.session.context_length)
         return prompt_ids
 
-    def answer_ids(self, text: str, place: int, prompt_tokens: int, ranking: Ranking) -> list[int]:
-        """Token ids `[t]` of a given response, with the EOS if the head counts it; fits into the context."""
+    def answer_ids(self, text: str, place: int, prompt_tokens: int, *, with_eos: bool) -> list[int]:
+        """Token ids `[t]` of a given response, with the EOS at its end if asked for; fits into the context."""
         answer = self.tokenizer.encode_response(text)
         end = self.tokenizer.end_of_turn
         ended = bool(answer) and answer[-1] in self.bundle.manifest.tokens.eos_ids
-        if ranking.head is not None and ranking.head.includes_eos and end is not None and not ended:
+        if with_eos and end is not None and not ended:
             answer.append(end)
         context = self.session.context_length
         if not answer:
@@ -146,6 +146,28 @@ class OpenedModel:
                 "expected n=1, or a temperature above 0"
             )
         return sampling, self.ranking(options.signal)
+
+
+def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
+    """Hidden state indices, ascending, from `all`, `last:K` or `i,j,...` (negative ones count from the last).
+
+    Raises `InvalidOptionError` for another form, and for an index that a model of `num_layers` blocks does not have.
+    """
+    everything = range(num_layers + 1)
+    expected = (
+        f"expected all, last:K with K from 1 to {num_layers + 1}, or indices from 0 to {num_layers} such as 0,4,8"
+    )
+    if text == "all":
+        return tuple(everything)
+    try:
+        if text.startswith("last:"):
+            count = int(text.removeprefix("last:"))
+            if not 1 <= count <= num_layers + 1:
+                raise ValueError
+            return tuple(everything[-count:])
+        return tuple(sorted({everything[int(part)] for part in text.split(",")}))
+    except (ValueError, IndexError):
+        raise InvalidOptionError(f"layers is {text!r}; {expected}") from None
 
 
 def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:

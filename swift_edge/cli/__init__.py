@@ -17,9 +17,12 @@ from typing import Any
 import click
 
 from swift_edge import __version__
+from swift_edge.cli.evaluating import evaluate
 from swift_edge.cli.exporting import convert_head, export
+from swift_edge.cli.fitting import fit, recalibrate
 from swift_edge.cli.inspecting import inspect
 from swift_edge.cli.selecting import pick, score
+from swift_edge.cli.training import collect
 from swift_edge.errors import SwiftEdgeError
 
 EXIT_FAILED = 1
@@ -78,7 +81,7 @@ def commands() -> None:
     """Best of N from a small language model: write N candidates in one batch, score them in the same pass, pick one."""
 
 
-for command in (pick, score, inspect, export, convert_head):
+for command in (pick, score, collect, fit, recalibrate, evaluate, inspect, export, convert_head):
     commands.add_command(command)
 
 

@@ -50,6 +50,7 @@ def head_document(path: Path | None) -> dict[str, Any] | None:
         "layers": list(head.layers),
         "token_statistics": list(head.token_statistics),
         "gate": head.gate,
+        "norm": head.norm,
         "inputs": head.weight.shape[1],
         "includes_eos": head.includes_eos,
         "calibrated": head.calibration is not None,

@@ -5,35 +5,27 @@ Options that are not given are left to the bundle. Ranges are checked by the run
 
 import json
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from swift_edge.cli.options import Command, running_options, writing_options
 from swift_edge.cli.report import Progress, report
 from swift_edge.cli.text import prompt_from, text_from
 
 if TYPE_CHECKING:
     from swift_edge.results import Selection
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+    from swift_edge.selector import Selector
 
 
 def model_options(command: Command) -> Command:
-    """Add the options that say what runs, and where: the same for every command that opens a model."""
+    """Add the options of every command that answers with a selection."""
     options = (
         click.option("-m", "--model", required=True, metavar="DIR", help="Bundle to run."),
         click.option("--head", metavar="FILE", help="Head to score with, instead of the bundle's own."),
         click.option("--signal", metavar="NAME", help="Rank by mean_logprob or self_certainty instead of a head."),
-        click.option(
-            "--provider",
-            "providers",
-            multiple=True,
-            metavar="NAME",
-            help="Execution provider of onnxruntime, such as cuda; may be repeated, best first.  [default: cpu]",
-        ),
-        click.option("--threads", type=int, metavar="N", help="Threads for the model.  [default: the cores allowed]"),
-        click.option("--raw", is_flag=True, help="Continue the prompt as it stands, without the chat template."),
+        running_options,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON line with everything."),
     )
     for option in reversed(options):
@@ -41,19 +33,20 @@ def model_options(command: Command) -> Command:
     return command
 
 
+explain_option = click.option(
+    "--explain",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write a page that shows every token with its reward and gate.",
+)
+
+
 @click.command(short_help="Write N answers and print the best one.")
 @click.argument("prompt")
 @click.option("-n", type=int, default=8, show_default=True, metavar="N", help="Candidates to write.")
-@click.option("--max-new-tokens", type=int, default=512, show_default=True, metavar="N", help="Most tokens of each.")
-@click.option("--temperature", type=float, metavar="T", help="0 is greedy.  [default: the bundle's]")
-@click.option("--top-p", type=float, metavar="P", help="Probability mass to keep, in (0, 1].  [default: the bundle's]")
-@click.option("--top-k", type=int, metavar="K", help="Most likely tokens to keep.  [default: the bundle's]")
-@click.option("--min-p", type=float, metavar="P", help="Least share of the top probability.  [default: the bundle's]")
-@click.option("--repetition-penalty", type=float, metavar="R", help="1 is none.  [default: the bundle's]")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends a candidate; may be repeated.")
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="The same seed gives the same candidates."
-)
+@writing_options
+@explain_option
 @model_options
 def pick(
     prompt: str,
@@ -66,6 +59,7 @@ def pick(
     repetition_penalty: float | None,
     stop: tuple[str, ...],
     seed: int,
+    page: Path | None,
     model: str,
     head: str | None,
     signal: str | None,
@@ -77,6 +71,7 @@ def pick(
     """Write N answers to PROMPT in one batch and print the best one. PROMPT - reads stdin."""
     question = prompt_from(prompt)
     stops = [text_from(text, "--stop") for text in stop]
+    check_page(page)
 
     from swift_edge.results import CandidateFinished, Picked, TokenSampled
     from swift_edge.selector import Selector
@@ -105,15 +100,18 @@ def pick(
                 case Picked():
                     selection = event.selection
     show(selection, selector.providers, as_json)
+    explain(page, question, selection, selector)
 
 
 @click.command(short_help="Rank given answers.")
 @click.argument("prompt")
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@explain_option
 @model_options
 def score(
     prompt: str,
     texts: tuple[str, ...],
+    page: Path | None,
     model: str,
     head: str | None,
     signal: str | None,
@@ -125,12 +123,31 @@ def score(
     """Rank given answers to PROMPT and print the best one. PROMPT - reads stdin."""
     question = prompt_from(prompt)
     answers = [text_from(text, f"text {number}") for number, text in enumerate(texts, start=1)]
+    check_page(page)
 
     from swift_edge.selector import Selector
 
     selector = Selector(model, head=head, providers=providers or None, threads=threads)
     selection = selector.score(question, answers, signal=signal, raw=raw)
     show(selection, selector.providers, as_json)
+    explain(page, question, selection, selector)
+
+
+def check_page(page: Path | None) -> None:
+    """Refuse a page that cannot be written, before anything is computed."""
+    if page is not None:
+        from swift_edge.explain import require_page_path
+
+        require_page_path(page)
+
+
+def explain(page: Path | None, question: str, selection: "Selection", selector: "Selector") -> None:
+    """Write the page that shows what the pick was made from, if one was asked for."""
+    if page is not None:
+        from swift_edge.explain import explain_page, write_page
+        from swift_edge.tokenizer import Tokenizer
+
+        write_page(page, explain_page(question, selection, Tokenizer(selector.bundle)))
 
 
 def show(selection: "Selection", providers: tuple[str, ...], as_json: bool) -> None:

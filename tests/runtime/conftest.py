@@ -1,6 +1,8 @@
-"""The bundles that the tests of the runtime run, opened once."""
+"""The bundles that the tests of the runtime run, opened once, and stores of candidates made up for a test."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from swift_edge.bundle import open_bundle
 from swift_edge.head import Head
 from swift_edge.session import ModelSession
+from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -40,3 +43,93 @@ def stories_head() -> Head:
         fingerprint=manifest.fingerprint,
         precision=manifest.precision.name,
     )
+
+
+@pytest.fixture(scope="session")
+def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
+    """Make a store whose signal is known, at a new place: `make_store(problems=40, signal=1.5, precision="int4")`."""
+
+    def make(
+        *,
+        problems: int = 40,
+        n: int = 6,
+        width: int = 6,
+        most: int = 8,
+        signal: float = 1.5,
+        shift: float = 0.0,
+        stretch: float = 1.0,
+        labels: Sequence[Sequence[bool]] | None = None,
+        random_labels: bool = False,
+        written: int | None = None,
+        shard_bytes: int = 2**26,
+        seed: int = 0,
+        **info: Any,
+    ) -> Store:
+        """Only tokens that input 0 marks tell right from wrong, in input 1; in the others input 1 misleads.
+
+        Each problem has its own level, input 2 is large, input 3 constant. `shift` and `stretch` change every state as
+        another precision might. `labels` are given, drawn per problem, or drawn without any relation to the features.
+        """
+        settings = {
+            "base_model": "tiny/model",
+            "fingerprint": "ab" * 32,
+            "precision": "fp32",
+            "bundle": "bundles/tiny",
+            "feature": "hidden",
+            "layers": (1, 3),
+            "width": width,
+            "eos_ids": (1,),
+            "problems": problems,
+            "n": n,
+            "seed": seed,
+            "sampling": {"temperature": 1.0},
+            "max_new_tokens": most,
+            "raw": False,
+            "task": "number",
+            "tokens_per_candidate": None,
+            "data_sha256": f"{seed:064x}",
+            "version": "0",
+        }
+        described = StoreInfo(**(settings | info))
+        random = np.random.default_rng(seed)
+        folder = tmp_path_factory.mktemp("store") / "store"
+        with StoreWriter(folder, described, shard_bytes=shard_bytes) as writer:
+            for problem in range(problems if written is None else written):
+                chance, level = random.uniform(0.15, 0.85), random.normal(0, 1, (described.slices, width))
+                rows = []
+                for index in range(n if labels is None else len(labels[problem])):
+                    tokens = int(random.integers(1, most + 1))
+                    right = bool(random.random() < chance) if labels is None else labels[problem][index]
+                    correct = bool(random.random() < 0.5) if random_labels else right
+                    states = random.normal(0, 1, (tokens, described.slices, width)) + level
+                    marked = np.append(random.random(tokens - 1) < 0.3, True)
+                    truth, noise = (1.0 if right else -1.0), random.choice([-1.0, 1.0], tokens)
+                    states[:, 0, 0] = np.where(marked, 2, -2) + random.normal(0, 0.3, tokens)
+                    states[:, 0, 1] = signal * np.where(marked, truth, noise) + random.normal(0, 1, tokens)
+                    states[:, -1, 2] += 500
+                    states[:, -1, 3] = 5
+                    ids = (*random.integers(2, 90, tokens - 1).tolist(), 1)
+                    statistics = np.stack([-random.exponential(1, tokens), random.exponential(1, tokens)], axis=1)
+                    statistics = np.column_stack([statistics, random.normal(size=tokens)])
+                    candidate = StoredCandidate(
+                        problem=problem,
+                        index=index,
+                        correct=correct,
+                        answer="right" if correct else f"wrong {random.integers(3)}",
+                        text="",
+                        token_ids=ids,
+                        tokens=tokens,
+                        n_tokens=tokens,
+                        finish_reason="stop",
+                        unscored_tokens=0,
+                        logprob=float(statistics[:, 0].sum()),
+                        mean_logprob=float(statistics[:, 0].mean()),
+                        self_certainty=0.0,
+                        entropy=float(statistics[:, 1].mean()),
+                    )
+                    kept = (states * stretch + shift).astype(np.float16)
+                    rows.append(CandidateRows(candidate, kept, statistics, np.arange(tokens)))
+                writer.add(problem, rows)
+        return Store.open(folder)
+
+    return make

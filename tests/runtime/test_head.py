@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
-from swift_edge.head import Head, RunningScore, check_head, load_head, save_head, score_tokens
+from swift_edge.head import Head, Norm, RunningScore, check_head, load_head, save_head, score_tokens
 from swift_edge.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.signals import TokenStatistics
 
 
-def make_head(seed: int = 0, layers: tuple[int, ...] = (0, 1, 2), width: int = 4, gate: bool = True) -> Head:
+def make_head(
+    seed: int = 0, layers: tuple[int, ...] = (0, 1, 2), width: int = 4, gate: bool = True, norm: Norm = "none"
+) -> Head:
     random = np.random.default_rng(seed)
     rows = 2 if gate else 1
     weight = random.standard_normal((rows, len(layers) * width)).astype(np.float32)
@@ -31,6 +33,7 @@ def make_head(seed: int = 0, layers: tuple[int, ...] = (0, 1, 2), width: int = 4
         fingerprint="ab" * 32,
         precision="fp32",
         base_model="tiny/model",
+        norm=norm,
     )
 
 
@@ -55,7 +58,10 @@ def make_manifest(indices: tuple[int, ...] = (0, 1, 2), **changes: object) -> Ma
 def reference(
     head: Head, states: NDArray[np.float32], extras: list[NDArray[np.float64]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    inputs = np.concatenate([*states.astype(np.float64), *(extra[:, None] for extra in extras)], axis=1)  # [m, f]
+    states = states.astype(np.float64)
+    if head.norm == "rms":
+        states = states / np.sqrt((states**2).mean(axis=2, keepdims=True) + 1e-6)
+    inputs = np.concatenate([*states, *(extra[:, None] for extra in extras)], axis=1)  # [m, f]
     outputs = inputs @ head.weight.astype(np.float64).T + head.bias
     gates = 1 / (1 + np.exp(-outputs[:, 0])) if head.gate else np.ones(len(inputs))
     return gates, outputs[:, -1]
@@ -68,15 +74,16 @@ def reference(
     width=st.sampled_from([1, 4, 65]),
     gate=st.booleans(),
     names=st.sampled_from([(), ("logprob",), ("entropy", "logprob")]),
+    norm=st.sampled_from(["none", "rms"]),
 )
 @settings(max_examples=80, deadline=None)
 def test_gates_and_rewards_follow_the_formula(
-    seed: int, tokens: int, layers: tuple[int, ...], width: int, gate: bool, names: tuple[str, ...]
+    seed: int, tokens: int, layers: tuple[int, ...], width: int, gate: bool, names: tuple[str, ...], norm: Norm
 ) -> None:
     random = np.random.default_rng(seed)
     rows = 2 if gate else 1
     weight = random.standard_normal((rows, len(layers) * width + len(names))).astype(np.float32)
-    head = Head(weight, random.standard_normal(rows), layers=layers, gate=gate, token_statistics=names)
+    head = Head(weight, random.standard_normal(rows), layers=layers, gate=gate, token_statistics=names, norm=norm)
     states = random.standard_normal((len(layers), tokens, width)).astype(np.float32)
     statistics = TokenStatistics(random.standard_normal(tokens), random.standard_normal(tokens))
     gates, rewards = head.evaluate(states, statistics)
@@ -92,17 +99,29 @@ def test_gates_and_rewards_follow_the_formula(
     layers=st.integers(1, 26),
     width=st.sampled_from([1, 2, 7, 64, 896]),
     gate=st.booleans(),
+    norm=st.sampled_from(["none", "rms"]),
 )
 @settings(max_examples=100, deadline=None)
 def test_token_in_a_batch_is_the_token_alone_bit_for_bit(
-    seed: int, tokens: int, layers: int, width: int, gate: bool
+    seed: int, tokens: int, layers: int, width: int, gate: bool, norm: Norm
 ) -> None:
-    head = make_head(seed, tuple(range(layers)), width, gate)
+    head = make_head(seed, tuple(range(layers)), width, gate, norm)
     states = np.random.default_rng(seed).standard_normal((layers, tokens, width)).astype(np.float32)
     gates, rewards = head.evaluate(states)
     for token in range(tokens):
         gate, reward = head.evaluate(states[:, token : token + 1])
         assert (gate[0], reward[0]) == (gates[token], rewards[token])
+
+
+def test_with_the_norm_a_state_counts_by_its_direction_alone() -> None:
+    head = make_head(norm="rms")
+    states = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(np.float16)
+    gates, rewards = head.evaluate(states)
+    # Far from zero the epsilon of the norm is nothing; 65,504 is the greatest float16.
+    scaled = states.astype(np.float32) * np.array([1e4, 64, 8], np.float32)[:, np.newaxis, np.newaxis]
+    np.testing.assert_allclose(head.evaluate(scaled)[1], rewards, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(head.evaluate(scaled)[0], gates, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(head.evaluate(np.zeros((3, 1, 4), np.float16))[1]).all()
 
 
 def test_head_on_logits_reads_them_as_one_slice() -> None:
@@ -167,10 +186,16 @@ def test_no_tokens_have_no_score_and_shut_gates_have_zero() -> None:
         {"feature": "states"},
         {"token_statistics": ("length",)},
         {"token_statistics": ("entropy", "entropy")},
+        {"norm": "layer"},
+        {"input_mean": np.zeros(12)},
+        {"input_mean": np.zeros(12), "input_scale": np.zeros(12)},
+        {"input_mean": np.full(12, np.inf), "input_scale": np.ones(12)},
+        {"calibration": {"slope": 1.0}},
+        {"weight": np.zeros((2, 7)), "layers": (), "feature": "logits", "norm": "rms"},
     ],
 )
 def test_fields_that_do_not_fit_together_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(InvalidOptionError, match=r"the head's .*expected"):
+    with pytest.raises(InvalidOptionError, match=r"the (head's|calibration) .*expected"):
         replace(make_head(), **changes)
 
 
@@ -190,11 +215,21 @@ def full_head() -> Head:
         layers=(1, 3),
         token_statistics=("logprob", "entropy"),
         includes_eos=False,
-        calibration={"kind": "platt", "slope": np.float64(1.5)},
+        calibration={
+            "slope": np.float64(1.5),
+            "intercept": -0.25,
+            "base_rate": 0.5,
+            "error": 0.01,
+            "candidates": 80,
+            "problems": 10,
+        },
         fingerprint="cd" * 32,
         precision="int4",
         base_model="naïve/模型",
         summary={"problems": 12, "auroc": {"validation": 0.7}},
+        norm="rms",
+        input_mean=np.arange(10, dtype=np.float32),
+        input_scale=np.arange(1, 11, dtype=np.float32),
     )
 
 
@@ -204,6 +239,18 @@ def test_saved_head_is_loaded_unchanged(tmp_path: Path) -> None:
         loaded = load_head(tmp_path / "head.npz")
         for name in Head.__dataclass_fields__:
             np.testing.assert_equal(getattr(loaded, name), getattr(head, name), err_msg=name)
+
+
+def test_file_without_the_later_fields_means_none_of_them(tmp_path: Path) -> None:
+    write_members(tmp_path / "head.npz", norm="ABSENT", input_mean="ABSENT", input_scale="ABSENT")
+    head = load_head(tmp_path / "head.npz")
+    assert (head.norm, head.input_mean, head.input_scale) == ("none", None, None)
+
+
+def test_probability_is_the_calibrated_one_and_none_where_there_is_none() -> None:
+    assert full_head().probability(0.5) == pytest.approx(1 / (1 + math.exp(-0.5)))
+    assert full_head().probability(math.nan) is None
+    assert make_head().probability(0.5) is None
 
 
 def test_saving_is_reproducible_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -290,6 +337,12 @@ def write_members(path: Path, **changes: object) -> None:
         ({"gate": 1}, "gate is 1, expected bool"),
         ({"token_statistics": [["logprob"], "entropy"]}, "expected names"),
         ({"calibration": 3}, "calibration is 3"),
+        ({"calibration": {"slope": 1.0}}, "calibration has slope; expected slope, intercept"),
+        ({"norm": 1}, "norm is 1, expected str"),
+        ({"norm": "layer"}, "norm is layer; expected none or rms"),
+        ({"input_scale": "ABSENT"}, "input_mean is given; expected input_mean with input_scale"),
+        ({"input_scale": np.ones(10)}, "input_scale is float64"),
+        ({"input_mean": np.ones(9, np.float32)}, r"input_mean is of shape \[9\]"),
         ({"feature": "pixels"}, "feature is pixels"),
     ],
 )

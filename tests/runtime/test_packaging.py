@@ -53,14 +53,23 @@ def test_the_runtime_imports_its_five_dependencies_and_nothing_else() -> None:
 
 def test_only_two_commands_reach_for_the_exporter_by_name() -> None:
     # importlib.import_module("torch") would slip past the imports: look for the names in every string, too.
-    reaching = set()
+    reaching, extras = set(), set()
     for source in RUNTIME.rglob("*.py"):
+        name = source.relative_to(RUNTIME).as_posix()
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called.endswith("import_extra"):
+                extras.add(ast.unparse(node.args[0]).strip("'\"").partition(".")[0])
+            # What import_extra imports is what its callers name.
+            elif called.endswith(("import_module", "__import__")) and name != "extras.py":
                 named = ast.unparse(node.args[0])
                 if named.strip("'\"").partition(".")[0] in BANNED or not isinstance(node.args[0], ast.Constant):
-                    reaching.add(source.relative_to(RUNTIME).as_posix())
+                    reaching.add(name)
     assert reaching == {"cli/exporting.py"}
+    assert "scipy" in extras
+    assert extras <= {"scipy", "matplotlib"}
 
 
 def test_versions_agree() -> None:

@@ -1,0 +1,188 @@
+"""Scores to probabilities: Platt's curve, P(correct | score) = sigmoid(slope * score + intercept), and its fit.
+
+(Platt, "Probabilistic outputs for support vector machines", 1999.) Knows scores, labels and problems; does not know
+heads or stores. NumPy alone: the curve has two parameters and Newton's method finds them in a few steps.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from swift_edge.errors import InvalidOptionError, TrainingError
+
+BINS: Final = 10
+"""Bins of equal count in the expected calibration error."""
+FOLDS: Final = 5
+"""Parts into which the problems are dealt; each is judged by the curve of the others."""
+
+_RIDGE: Final = 0.1
+"""Pull of the slope of standardised scores towards 0, in candidates: finite even where the classes are separable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How a score becomes a probability of being correct."""
+
+    slope: float
+    """Log-odds per unit of score, never negative; 0 where the score says nothing."""
+    intercept: float
+    """Log-odds at score 0."""
+    base_rate: float
+    """Share of correct candidates among those it was fitted on, between 0 and 1."""
+    error: float
+    """Expected calibration error on held-out problems: mean gap between probability and share, in 10 equal bins."""
+    candidates: int
+    """Candidates it was fitted on."""
+    problems: int
+    """Problems it was fitted on."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers; raises `InvalidOptionError`, which is a ValueError, for those that make no curve."""
+        for name in ("slope", "intercept", "base_rate", "error"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+            _expect(number and math.isfinite(value), name, value, "a finite number")
+            object.__setattr__(self, name, float(value))
+        for name in ("candidates", "problems"):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            _expect(whole and value >= 1, name, value, "an integer of at least 1")
+            object.__setattr__(self, name, int(value))
+        _expect(self.slope >= 0, "slope", self.slope, "0 or more: a greater score is never worse")
+        _expect(0 < self.base_rate < 1, "base_rate", self.base_rate, "a share between 0 and 1")
+        _expect(0 <= self.error <= 1, "error", self.error, "a share from 0 to 1")
+
+    def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """P(correct) of candidates with these scores, `[n]`; NaN for a score that is no finite number."""
+        log_odds = self._log_odds(scores)
+        chances = np.full_like(log_odds, np.nan)
+        there = np.isfinite(log_odds)
+        chances[there] = _sigmoid(log_odds[there])
+        return chances
+
+    def log_likelihood_ratio(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """Log of p(score | correct) / p(score | wrong), `[n]`: the log-odds less those of the base rate."""
+        return self._log_odds(scores) - _logit(self.base_rate)
+
+    def _log_odds(self, scores: ArrayLike) -> NDArray[np.float64]:
+        values = np.asarray(scores, np.float64)
+        return self.slope * np.where(np.isfinite(values), values, np.nan) + self.intercept
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Calibration":
+        """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
+        names = [each.name for each in fields(cls)]
+        if set(document) != set(names):
+            raise InvalidOptionError(
+                f"the calibration has {', '.join(map(str, document)) or 'nothing'}; expected {', '.join(names)}"
+            )
+        return cls(**{name: document[name] for name in names})
+
+
+def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, seed: int) -> Calibration:
+    """Fit the curve to labelled candidates, `[c]` each; they must not be those that the head was trained on.
+
+    The error is measured by cross-validation: the problems are dealt into five parts by `seed`, and each part is
+    judged by the curve of the others. Candidates without a finite score are left out. Raises `TrainingError` where
+    all candidates have the same label, or all belong to one problem.
+    """
+    values, labels, groups = np.asarray(scores, np.float64), np.asarray(correct, np.bool_), np.asarray(problems)
+    if values.ndim != 1 or not values.shape == labels.shape == groups.shape:
+        raise InvalidOptionError(
+            f"{values.size} scores came with {labels.size} labels and {groups.size} problems; expected one each"
+        )
+    finite = np.isfinite(values)
+    values, labels, groups = values[finite], labels[finite], groups[finite]
+    names, number = np.unique(groups, return_inverse=True)
+    right = int(labels.sum())
+    if right in (0, len(labels)) or len(names) < 2:
+        raise TrainingError(
+            f"{len(labels)} candidates of {len(names)} problems, {right} of them correct, give no calibration; "
+            "expected correct and wrong ones out of at least two problems: collect more problems"
+        )
+    slope, intercept = _platt(values, labels)
+    fold = np.random.default_rng(seed).permutation(len(names))[number] % min(FOLDS, len(names))  # [c]
+    held_out = np.empty(len(values))
+    for part in range(int(fold.max()) + 1):
+        inside = fold == part
+        curve = _platt(values[~inside], labels[~inside])
+        held_out[inside] = _sigmoid(curve[0] * values[inside] + curve[1])
+    return Calibration(
+        slope, intercept, right / len(labels), calibration_error(held_out, labels), len(labels), len(names)
+    )
+
+
+def calibration_error(probabilities: ArrayLike, correct: ArrayLike) -> float:
+    """Expected calibration error of `[c]` candidates: the mean gap between mean probability and share correct in a bin.
+
+    The bins hold equal numbers of candidates, in order of their probability; equal probabilities share their labels,
+    so that the order of candidates does not matter. NaN without candidates.
+    """
+    chances, labels = np.asarray(probabilities, np.float64), np.asarray(correct, np.float64)
+    if not len(chances):
+        return math.nan
+    values, number = np.unique(chances, return_inverse=True)
+    shares = np.bincount(number, weights=labels) / np.bincount(number)  # of each probability
+    order = np.argsort(number, kind="stable")
+    gaps = values[number][order] - shares[number][order]  # [c]
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, min(BINS, len(gaps)))) / len(gaps))
+
+
+def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and intercept of greatest likelihood; slope 0 where the scores say nothing, or point the wrong way."""
+    right, total = int(correct.sum()), len(correct)
+    # One class alone has no finite log-odds; half a candidate on either side gives some.
+    level = _logit(right / total) if 0 < right < total else _logit((right + 0.5) / (total + 1))
+    spread = float(scores.std())
+    if right in (0, total) or not spread > 1e-12 * float(np.abs(scores).max()):
+        return 0.0, level
+    mean = float(scores.mean())
+    inputs = np.stack([(scores - mean) / spread, np.ones(total)])  # [2, c]
+    targets = correct.astype(np.float64)
+    parameters = np.array([0.0, level])
+    ridge = np.array([_RIDGE, 0.0])
+
+    def cost(at: NDArray[np.float64]) -> float:
+        margins = at @ inputs
+        return float(np.logaddexp(0.0, margins).sum() - targets @ margins + 0.5 * ridge @ at**2)
+
+    current = cost(parameters)
+    for _ in range(100):
+        chances = _sigmoid(parameters @ inputs)
+        gradient = inputs @ (chances - targets) + ridge * parameters
+        hessian = (inputs * np.maximum(chances * (1 - chances), 1e-12)) @ inputs.T + np.diag(ridge)
+        step = np.linalg.solve(hessian, gradient)
+        # The cost is convex: a step that is short enough lowers it, and none that does is left at the minimum.
+        length = 1.0
+        while length > 1e-10 and not cost(parameters - length * step) < current:
+            length /= 2
+        if length <= 1e-10:
+            break
+        parameters = parameters - length * step
+        current = cost(parameters)
+    if parameters[0] <= 0:
+        return 0.0, level
+    slope = float(parameters[0]) / spread
+    return slope, float(parameters[1]) - slope * mean
+
+
+def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    # log(1 + exp(-x)) neither overflows nor loses small probabilities.
+    return cast(NDArray[np.float64], np.exp(-np.logaddexp(0.0, -log_odds)))
+
+
+def _logit(share: float) -> float:
+    return math.log(share) - math.log1p(-share)
+
+
+def _expect(condition: bool, name: str, found: object, expected: str) -> None:
+    if not condition:
+        raise InvalidOptionError(f"the calibration's {name} is {found!r}; expected {expected}")

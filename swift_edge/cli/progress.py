@@ -1,0 +1,72 @@
+"""A line on stderr that says how far a command is: it moves on a terminal, elsewhere a new one comes now and then.
+
+Knows stderr. Does not know what is being done.
+"""
+
+import shutil
+import sys
+import time
+from types import TracebackType
+
+import click
+
+REFRESH_S = 0.1
+"""Seconds between two states of a line that moves."""
+LOG_S = 30.0
+"""Seconds between two lines where nothing moves."""
+
+
+class ProgressLine:
+    """A context manager: on the way out, whatever the reason, the line is cleared."""
+
+    def __init__(self) -> None:
+        """Look at stderr, once."""
+        self._moves = sys.stderr is not None and sys.stderr.isatty()
+        self._width = 0
+        self._next = time.monotonic() + (0 if self._moves else LOG_S)
+
+    def __enter__(self) -> "ProgressLine":
+        """Nothing is shown before the first text."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Clear the line."""
+        self._clear()
+
+    def due(self) -> bool:
+        """Whether a text would be shown now, so that none has to be made in vain."""
+        return time.monotonic() >= self._next
+
+    def show(self, text: str) -> None:
+        """Show how far it is, if the last text is old enough."""
+        if not self.due():
+            return
+        self._next = time.monotonic() + (REFRESH_S if self._moves else LOG_S)
+        if not self._moves:
+            click.echo(text, err=True)
+            return
+        # Blanks instead of an escape sequence: any terminal knows them. The last column stays free, or the line wraps.
+        text = text[: shutil.get_terminal_size().columns - 1]
+        click.echo("\r" + text.ljust(self._width), err=True, nl=False)
+        self._width = len(text)
+
+    def say(self, text: str) -> None:
+        """Write a line that stays."""
+        self._clear()
+        click.echo(text, err=True)
+
+    def _clear(self) -> None:
+        if self._width:
+            click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
+            self._width = 0
+
+
+def duration_text(seconds: float) -> str:
+    """Write a duration for people: `duration_text(4000)` is `"1 h 7 min"`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

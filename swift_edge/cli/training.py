@@ -1,0 +1,197 @@
+"""`swift-edge collect`: candidates with labels and features, for `fit` to learn from.
+
+Ranges are checked by the runtime, whose messages say the way out; here is checked which options go together.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from swift_edge.cli.options import running_options, writing_options
+from swift_edge.cli.progress import ProgressLine, duration_text
+from swift_edge.cli.text import text_from
+
+if TYPE_CHECKING:
+    from swift_edge.opening import OpenedModel
+    from swift_edge.training.collected import CollectProgress
+
+WRITING_OPTIONS = (
+    "n",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "seed",
+    "rows",
+)
+"""Options that say how candidates are written, and nothing about given ones."""
+
+
+@click.command(short_help="Write and grade candidates to train a head on.")
+@click.option("-m", "--model", required=True, metavar="DIR", help="Bundle to run.")
+@click.option(
+    "--data",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Problems: JSON lines with prompt, question or messages, and answer.",
+)
+@click.option(
+    "--responses",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Ready-made answers instead: JSON lines with prompt, reference, completions, correctness.",
+)
+@click.option("--task", metavar="NAME", help="What answers are: number, latex, letter, yes-no, literal, text or exact.")
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Store to write.")
+@click.option("-n", type=int, default=8, show_default=True, metavar="N", help="Candidates per problem.")
+@click.option(
+    "--layers", metavar="all|last:K|I,J,...", help="Hidden states to keep.  [default: all that the bundle has]"
+)
+@click.option(
+    "--feature", type=click.Choice(["hidden", "logits"]), default="hidden", show_default=True, help="What to keep."
+)
+@click.option("--tokens-per-candidate", type=int, metavar="K", help="Keep K tokens, evenly spread.  [default: all]")
+@writing_options
+@click.option("--rows", type=int, default=16, show_default=True, metavar="N", help="Candidates to write at a time.")
+@click.option("--limit", type=int, metavar="N", help="Take the first N problems only.")
+@running_options
+@click.option("--force", is_flag=True, help="Start over in a folder that holds a store.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the summary.")
+@click.pass_context
+def collect(
+    context: click.Context,
+    model: str,
+    data: Path | None,
+    responses: Path | None,
+    task: str | None,
+    out: Path,
+    n: int,
+    layers: str | None,
+    feature: str,
+    tokens_per_candidate: int | None,
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    stop: tuple[str, ...],
+    seed: int,
+    rows: int,
+    limit: int | None,
+    threads: int | None,
+    providers: tuple[str, ...],
+    raw: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write candidates for the problems of a file, grade them, and store them with their hidden states.
+
+    The same command goes on with a store that was interrupted.
+    """
+    _check_combination(context, data, responses, task)
+    stops = [text_from(text, "--stop") for text in stop]
+
+    from swift_edge.training.collect import collect as write
+    from swift_edge.training.collect import collect_responses, open_model
+    from swift_edge.training.given import read_responses
+    from swift_edge.training.problems import read_problems
+
+    given = None if responses is None else read_responses(responses).first(limit)
+    problems = None if data is None else read_problems(data).first(limit)
+    opened = open_model(model, providers or None, threads)
+    kept = _layers(layers, opened)
+    with ProgressLine() as line:
+
+        def progress(state: "CollectProgress") -> None:
+            if line.due():
+                line.show(_state_text(state))
+
+        common: dict[str, Any] = {
+            "task": task,
+            "layers": kept,
+            "feature": feature,
+            "tokens_per_candidate": tokens_per_candidate,
+            "raw": raw,
+            "force": force,
+            "report": line.say,
+            "progress": progress,
+        }
+        try:
+            if given is not None:
+                collected = collect_responses(opened, given, out, **common)
+            else:
+                assert problems is not None
+                collected = write(
+                    opened,
+                    problems,
+                    out,
+                    n=n,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                    min_p=min_p,
+                    repetition_penalty=repetition_penalty,
+                    stop=stops,
+                    seed=seed,
+                    rows=rows,
+                    **common,
+                )
+        except KeyboardInterrupt:
+            line.say(f"what is complete stays in {out}; the same command goes on with it")
+            raise
+    speed = f", {collected.new_tokens / collected.total_s:.0f} tok/s" if collected.new_tokens else ""
+    click.echo(
+        f"{collected.problems} problems, {collected.candidates} candidates, {collected.share_correct:.1%} right, "
+        f"{collected.mixed} problems with right and wrong ones, {collected.tokens} tokens, "
+        f"{collected.nbytes / 1e6:.1f} MB; this time {duration_text(collected.total_s)}{speed}",
+        err=True,
+    )
+    click.echo(json.dumps(collected.to_dict()) if as_json else collected.path)
+
+
+def _check_combination(context: click.Context, data: Path | None, responses: Path | None, task: str | None) -> None:
+    if (data is None) == (responses is None):
+        raise click.UsageError("expected --data with problems, or --responses with ready-made answers, and not both")
+    if data is not None and task is None:
+        raise click.UsageError(
+            "--data needs a --task to grade by: number, latex, letter, yes-no, literal, text or exact"
+        )
+    if responses is not None:
+        given = [
+            parameter.opts[-1]
+            for parameter in context.command.params
+            if parameter.name in WRITING_OPTIONS
+            and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        ]
+        if given:
+            raise click.UsageError(
+                f"{', '.join(given)} say how candidates are written; --responses are written already"
+            )
+
+
+def _layers(text: str | None, opened: "OpenedModel") -> tuple[int, ...] | None:
+    """The hidden states to keep; None for all that the bundle has."""
+    from swift_edge.opening import parse_layers
+
+    return None if text in (None, "all") else parse_layers(text, opened.session.num_layers)
+
+
+def _state_text(state: "CollectProgress") -> str:
+    """How far it is, in one line."""
+    parts = [f"{state.problems} of {state.total} problems"]
+    if state.candidates:
+        parts.append(f"{state.correct / state.candidates:.0%} right")
+    if state.seconds > 0:
+        parts.append(f"{state.tokens / state.seconds:.0f} tok/s")
+    done = state.problems - state.begun
+    if done:
+        parts.append(f"{duration_text(state.seconds / done * (state.total - state.problems))} left")
+    return ", ".join(parts)

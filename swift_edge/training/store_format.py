@@ -1,0 +1,295 @@
+"""What a store of labelled candidates says, as data: its settings, a line per candidate, and the names of its files.
+
+Knows JSON and the types of the fields. Does not know arrays, shards as a whole, or where candidates come from.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from swift_edge.errors import StoreError
+
+STATISTICS: Final = ("logprob", "entropy", "self_certainty")
+"""Columns of a shard's token statistics, in nats at temperature 1 and before any filter."""
+FORMAT_VERSION: Final = 1
+STORE_NAME: Final = "store.json"
+TIMINGS_NAME: Final = "timings.json"
+PARTIAL: Final = ".partial"
+"""At the end of a file's name: it is not complete."""
+ARRAY_NAMES: Final = ("states", "statistics", "tokens", "positions")
+"""Arrays of a shard; `states` is left out where no features are kept."""
+
+StoredFeature: TypeAlias = Literal["hidden", "logits", "none"]
+
+_COUNT = (int,)
+_NUMBER = (int, float, type(None))
+_INFO_TYPES: dict[str, tuple[type, ...]] = {
+    "base_model": (str,),
+    "fingerprint": (str,),
+    "precision": (str,),
+    "bundle": (str,),
+    "feature": (str,),
+    "layers": (list,),
+    "width": _COUNT,
+    "eos_ids": (list,),
+    "problems": _COUNT,
+    "n": (int, type(None)),
+    "seed": (int, type(None)),
+    "sampling": (dict, type(None)),
+    "max_new_tokens": (int, type(None)),
+    "raw": (bool,),
+    "task": (str, type(None)),
+    "tokens_per_candidate": (int, type(None)),
+    "data_sha256": (str,),
+    "version": (str,),
+    "format_version": _COUNT,
+    "bundle_sha256": (str,),
+    "heads": (dict,),
+}
+_CANDIDATE_TYPES: dict[str, tuple[type, ...]] = {
+    "problem": _COUNT,
+    "index": _COUNT,
+    "correct": (bool,),
+    "answer": (str, type(None)),
+    "text": (str,),
+    "token_ids": (list,),
+    "tokens": _COUNT,
+    "n_tokens": _COUNT,
+    "finish_reason": (str,),
+    "unscored_tokens": _COUNT,
+    "logprob": _NUMBER,
+    "mean_logprob": _NUMBER,
+    "self_certainty": _NUMBER,
+    "entropy": _NUMBER,
+    "scores": (dict,),
+}
+_MEANS = ("logprob", "mean_logprob", "self_certainty", "entropy")
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list"}
+_UNCOMPARED = ("bundle", "version")
+"""Fields that do not change a candidate: where the bundle lay, and who wrote the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """The settings that made a store; the same settings give the same store, byte for byte."""
+
+    base_model: str
+    """Name of the model, as its bundle says it."""
+    fingerprint: str
+    """Fingerprint of the model's weights; empty where unknown."""
+    precision: str
+    """Name of the bundle's precision."""
+    bundle: str
+    """The bundle, as the caller named it."""
+    feature: StoredFeature
+    """What is kept per token: hidden states, logits, or neither."""
+    layers: tuple[int, ...]
+    """Hidden states that are kept, ascending; empty for logits and for none."""
+    width: int
+    """Width w of a slice: the hidden size, the vocabulary size, or 0 for none."""
+    eos_ids: tuple[int, ...]
+    """Ids that end a response: a head may leave them uncounted."""
+    problems: int
+    """Problems of the finished store."""
+    n: int | None
+    """Candidates per problem; None where texts were given."""
+    seed: int | None
+    """Seed of all candidates; None where texts were given."""
+    sampling: Mapping[str, Any] | None
+    """Sampling options as they were used, stop strings included; None where texts were given."""
+    max_new_tokens: int | None
+    """Most tokens of a candidate; None where texts were given."""
+    raw: bool
+    """Whether prompts were taken without the chat template."""
+    task: str | None
+    """Task that graded; None for labels that came with the texts, or from a callable."""
+    tokens_per_candidate: int | None
+    """Most tokens per candidate that are kept; None keeps all."""
+    data_sha256: str
+    """SHA-256 of the data file."""
+    version: str
+    """Version of swift-edge that wrote it."""
+    format_version: int = FORMAT_VERSION
+    """Version of this list of fields."""
+    bundle_sha256: str = ""
+    """SHA-256 over the hashes of the bundle's files, its head apart; empty where the bundle has none."""
+    heads: Mapping[str, str] = field(default_factory=dict)
+    """Heads that scored while the candidates were written: SHA-256 by name."""
+
+    @property
+    def slices(self) -> int:
+        """Slices l per token: one for logits, none where nothing is kept."""
+        return {"hidden": len(self.layers), "logits": 1, "none": 0}[self.feature]
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Arrays that each shard of this store has."""
+        return ARRAY_NAMES if self.feature != "none" else ARRAY_NAMES[1:]
+
+    def to_json(self) -> str:
+        """Write it; `from_json` reads it back unchanged."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> "StoreInfo":
+        """Read what `to_json` wrote; raises `StoreError`, which names `path`."""
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path} is not JSON ({error}); collect again into another folder") from error
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise StoreError(
+                f"{path} has format version {version}, this swift-edge reads version {FORMAT_VERSION}; "
+                "run: pip install --upgrade swift-edge"
+            )
+        try:
+            values = _checked(document, _INFO_TYPES)
+            _expect(
+                values["feature"] in get_args(StoredFeature), "feature", values["feature"], "hidden, logits or none"
+            )
+            for name in ("layers", "eos_ids"):
+                values[name] = _integers(values[name], name)
+        except _FieldError as error:
+            raise StoreError(f"{path}: {error}; collect again into another folder") from None
+        return cls(**values)
+
+    def difference(self, other: "StoreInfo") -> str | None:
+        """Name of the first field in which the settings differ; None where both make the same candidates."""
+        # Without hashes only its path tells one bundle from another.
+        compared = [each.name for each in fields(self) if each.name not in _UNCOMPARED]
+        if not (self.bundle_sha256 and other.bundle_sha256):
+            compared.insert(0, "bundle")
+        mine, theirs = (json.loads(info.to_json()) for info in (self, other))  # as read back, tuples are lists
+        return next((name for name in compared if mine[name] != theirs[name]), None)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCandidate:
+    """One labelled response to one problem; a line of a shard."""
+
+    problem: int
+    """Place of its problem in the data, from 0."""
+    index: int
+    """Place among the candidates of its problem, from 0."""
+    correct: bool
+    """The label."""
+    answer: str | None
+    """The answer as the task extracts it; None where it finds none, or no task is named."""
+    text: str
+    """The response as text."""
+    token_ids: tuple[int, ...]  # [t]
+    """Every response token, the EOS included."""
+    tokens: int
+    """Its rows m in the arrays of the shard."""
+    n_tokens: int
+    """Number of response tokens t."""
+    finish_reason: str
+    """`stop`, `length` or `given`."""
+    unscored_tokens: int
+    """1 if the context was full, so that the last token could not be fed and has no features; else 0."""
+    logprob: float
+    """Sum of the log-probabilities of its tokens in nats; NaN where that is no number."""
+    mean_logprob: float
+    """Mean of the same."""
+    self_certainty: float
+    """Mean self-certainty of its tokens in nats; NaN where that is no number."""
+    entropy: float
+    """Mean entropy of the distributions its tokens were chosen from, in nats."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Score by each head that scored it while it was written, by the head's name."""
+
+    def to_line(self) -> str:
+        """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
+        document = asdict(self)
+        for name in _MEANS:
+            document[name] = _finite(document[name])
+        document["scores"] = {name: _finite(score) for name, score in self.scores.items()}
+        return json.dumps(document, ensure_ascii=False, allow_nan=False)
+
+
+def read_lines(data: bytes, path: Path) -> Iterator[StoredCandidate]:
+    """Read the lines of a shard, `data`; raises `StoreError` with file and line for anything but sound ones."""
+    shared: dict[int, int] = {}  # one object per token id: 8 bytes per token instead of 36
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            values = _checked(json.loads(line), _CANDIDATE_TYPES)
+            values["token_ids"] = tuple(shared.setdefault(each, each) for each in _integers(values["token_ids"], "ids"))
+            scores = values["scores"]
+            _expect(all(isinstance(each, _NUMBER) for each in scores.values()), "scores", scores, "numbers")
+            values["scores"] = {name: _as_float(score) for name, score in scores.items()}
+            for name in _MEANS:
+                values[name] = _as_float(values[name])
+            yield StoredCandidate(**values)
+        except (ValueError, RecursionError, _FieldError) as error:
+            raise StoreError(
+                f"{path} line {number} does not read as a candidate ({error}); "
+                "delete the files of this shard and of all later ones, and run the same collect again"
+            ) from error
+
+
+def array_path(folder: Path, shard: int, name: str) -> Path:
+    """Where an array of a shard lies."""
+    return folder / f"shard-{shard:05}.{name}.npy"
+
+
+def lines_path(folder: Path, shard: int) -> Path:
+    """Where the candidates of a shard lie."""
+    return folder / f"shard-{shard:05}.jsonl"
+
+
+def partial_path(path: Path) -> Path:
+    """Name of a file while it is not complete."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def read_info(folder: Path) -> StoreInfo:
+    """Read the settings of the store in `folder`; raises `StoreError` where there is none."""
+    path = folder / STORE_NAME
+    try:
+        return StoreInfo.from_json(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise StoreError(
+            f"{folder} holds no {STORE_NAME}; expected a store, as swift-edge collect --out DIR makes"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); expected a store that this user may read") from error
+
+
+class _FieldError(Exception):
+    """A field is missing or of another type."""
+
+
+def _checked(document: Any, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The fields of `types`, each of one of its types; others are passed over."""
+    if not isinstance(document, dict):
+        raise _FieldError("it is not an object")
+    for name, kinds in types.items():
+        if name not in document:
+            raise _FieldError(f"{name} is missing")
+        value = document[name]
+        sound = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+        _expect(sound, name, value, " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS) or "an object")
+    return {name: document[name] for name in types}
+
+
+def _integers(values: list[Any], name: str) -> tuple[int, ...]:
+    _expect(all(type(value) is int for value in values), name, values, "integers")
+    return tuple(values)
+
+
+def _expect(condition: bool, name: str, found: object, expected: str) -> None:
+    if not condition:
+        shown = repr(found)
+        raise _FieldError(f"{name} is {shown if len(shown) <= 60 else shown[:57] + '...'}, expected {expected}")
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _as_float(number: float | None) -> float:
+    return math.nan if number is None else float(number)

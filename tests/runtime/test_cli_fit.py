@@ -1,0 +1,249 @@
+"""`swift-edge fit` and `recalibrate`: what goes to stdout and stderr, and what happens when things go wrong."""
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from swift_edge.cli import main
+from swift_edge.cli.fitting import fit, layers_of, memory_size
+from swift_edge.errors import InvalidOptionError
+from swift_edge.head import load_head
+from swift_edge.training.fit import FitOptions
+from swift_edge.training.store import Store
+
+MakeStore = Callable[..., Store]
+QUICK = ("--weight-decay", "0.03", "--max-iterations", "12")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the program in this process, as the console script does."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["swift-edge", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        captured = capsys.readouterr()
+        assert isinstance(leaving.value.code, int)
+        return Outcome(leaving.value.code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def store(make_store: MakeStore) -> Path:
+    return make_store(problems=40).path
+
+
+@pytest.fixture(scope="module")
+def local(make_store: MakeStore) -> Path:
+    return make_store(problems=40, seed=1, precision="int8").path
+
+
+def error_of(outcome: Outcome) -> str:
+    """The one line of an error, and nothing else."""
+    assert (outcome.status, outcome.out) == (1, "")
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_fit_writes_a_head_and_prints_its_path(run: Run, store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "head.npz"
+    outcome = run("fit", store, "--out", out, *QUICK)
+    assert (outcome.status, outcome.out) == (0, f"{out}\n")
+    head = load_head(out)
+    assert head.layers == (1, 3)
+    assert head.summary["validation"]["within_problem_auroc"] > 0.9
+    lines = outcome.err.splitlines()
+    assert "28 train, 6 validation, 6 calibration" in lines[0]
+    assert any(line.startswith("iteration 10: loss 0.") and "AUROC" in line for line in lines)
+    assert "calibration error" in lines[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
+
+
+def test_json_is_one_line_with_everything(run: Run, store: Path, tmp_path: Path) -> None:
+    outcome = run("fit", store, "--out", tmp_path / "head.npz", *QUICK, "--json")
+    (line,) = outcome.out.splitlines()
+    document = json.loads(line)
+    assert document["head"] == str(tmp_path / "head.npz")
+    assert document["summary"] == dict(load_head(tmp_path / "head.npz").summary)
+    assert document["calibration"]["slope"] > 0
+
+
+def test_options_reach_the_fit(run: Run, store: Path, make_store: MakeStore, tmp_path: Path) -> None:
+    out = tmp_path / "head.npz"
+    second = make_store(problems=10, seed=7).path
+    options = (
+        "--loss hinge --pairwise-weight 0.5 --no-gate --layers 3 --token-statistics entropy --norm rms --prefixes 1"
+    )
+    options += " --prefix-weight 0.5 --weight-decay 0.2 --search start --max-iterations 7 --patience 3 --problems 30"
+    options += " --seed 5 --memory 2MiB --no-eos"
+    assert run("fit", store, second, "--out", out, *options.split()).status == 0
+    head = load_head(out)
+    assert (head.gate, head.layers, head.token_statistics) == (False, (3,), ("entropy",))
+    assert (head.norm, head.includes_eos) == ("rms", False)
+    expected = {
+        "loss": "hinge",
+        "pairwise_weight": 0.5,
+        "layers": [3],
+        "prefixes": 1,
+        "prefix_weight": 0.5,
+        "weight_decay": 0.2,
+        "search": "start",
+        "max_iterations": 7,
+        "patience": 3,
+        "problems": 30,
+        "seed": 5,
+    }
+    assert {name: head.summary["options"][name] for name in expected} == expected
+    assert len(head.summary["data_sha256"]) == 2
+    assert (
+        run("fit", store, "--out", out, *QUICK, "--layers", "last:1", "--token-statistics", "none", "--force").status
+        == 0
+    )
+    assert (load_head(out).layers, load_head(out).token_statistics) == ((3,), ())
+
+
+def test_defaults_that_the_help_names_are_those_of_the_fit() -> None:
+    defaults = {each.name: each.default for each in dataclasses.fields(FitOptions)}
+    named = 0
+    for option in fit.params:
+        assert option.name is not None
+        help_text = getattr(option, "help", "") or ""
+        if option.name in defaults and "[default: " in help_text:
+            told = help_text.rpartition("[default: ")[2].rstrip("]")
+            if option.name != "weight_decay":
+                assert str(defaults[option.name]).removesuffix(".0") == told
+                named += 1
+    assert named >= 8
+    options = {option.name: option.default for option in fit.params}
+    assert options["memory_bytes"] == "1GiB"
+    assert defaults["memory_bytes"] == 2**30
+    assert tuple(str(options["token_statistics"]).split(",")) == defaults["token_statistics"]
+
+
+def test_recalibrate_writes_another_head(run: Run, store: Path, local: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "head.npz", tmp_path / "int8.npz"
+    run("fit", store, "--out", first, *QUICK)
+    outcome = run("recalibrate", first, local, "--out", second)
+    assert (outcome.status, outcome.out) == (0, f"{second}\n")
+    assert "inputs matched from fp32 to int8; before: within-problem AUROC" in outcome.err
+    assert load_head(second).precision == "int8"
+    (line,) = run("recalibrate", first, local, "--out", second, "--force", "--json").out.splitlines()
+    assert json.loads(line)["summary"]["recalibration"]["to_precision"] == "int8"
+
+
+def test_heads_are_shown_with_their_norm(run: Run, store: Path, tmp_path: Path) -> None:
+    from swift_edge.cli.inspecting import head_document
+
+    run("fit", store, "--out", tmp_path / "head.npz", *QUICK, "--norm", "rms")
+    document = head_document(tmp_path / "head.npz")
+    assert document is not None
+    assert document["norm"] == "rms"
+    assert document["calibrated"]
+    json.dumps(document)
+
+
+def test_a_file_that_is_there_is_not_replaced_unless_asked(run: Run, store: Path, local: Path, tmp_path: Path) -> None:
+    out = tmp_path / "head.npz"
+    out.write_text("mine")
+    for command in (("fit", store), ("recalibrate", out, local)):
+        assert "--force" in error_of(run(*command, "--out", out))
+        assert out.read_text() == "mine"
+    assert run("fit", store, "--out", out, *QUICK, "--force").status == 0
+    assert load_head(out).layers == (1, 3)
+    assert "exists already" in error_of(run("fit", store, "--out", tmp_path, "--force"))
+    assert "there is no folder" in error_of(run("fit", store, "--out", tmp_path / "absent" / "head.npz"))
+
+
+def test_errors_are_one_line(run: Run, store: Path, local: Path, make_store: MakeStore, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "head.npz")
+    assert "store.json" in error_of(run("fit", tmp_path / "absent", *out))
+    assert "loss is 'mse'; expected one of bce" in error_of(run("fit", store, *out, "--loss", "mse"))
+    assert "token_statistics" in error_of(run("fit", store, *out, "--token-statistics", "length"))
+    assert "memory_bytes" in error_of(run("fit", store, *out, "--memory", "3"))
+    assert "holds hidden states 1, 3" in error_of(run("fit", store, *out, "--layers", "2"))
+    assert "--layers is 'last:9'; expected all, last:K with K from 1 to 2" in error_of(
+        run("fit", store, *out, "--layers", "last:9")
+    )
+    assert "has precision" in error_of(run("fit", store, local, *out))
+    hopeless = make_store(problems=3, labels=[[True, True]] * 3).path
+    assert "nothing can be learned from 3 problems" in error_of(run("fit", hopeless, *out))
+    assert "no head file" in error_of(run("recalibrate", tmp_path / "absent.npz", store, *out))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_call_that_makes_no_sense_is_a_usage_error(run: Run, store: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "head.npz")
+    for arguments in (("fit", *out), ("fit", store), ("fit", store, *out, "--memory", "much"), ("recalibrate", store)):
+        assert run(*arguments).status == 2
+
+
+def test_an_interruption_leaves_nothing(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("swift_edge.training.descent._Watch.see", interrupted)
+    outcome = run("fit", store, "--out", tmp_path / "head.npz")
+    assert outcome.status == 130
+    assert outcome.err.splitlines()[-1] == "interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_old_file(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "head.npz"
+    run("fit", store, "--out", out, *QUICK)
+    before = out.read_bytes()
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    outcome = run("fit", store, "--out", out, *QUICK, "--force", "--seed", "2")
+    assert outcome.status == 1
+    assert "No space left" in outcome.err.splitlines()[-1]
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1GiB", 2**30), ("512 MiB", 2**29), ("1.5gib", 3 * 2**29), ("2GB", 2 * 10**9), ("1000000", 10**6), ("7kb", 7000)],
+)
+def test_memory_is_read_with_its_unit(text: str, size: int) -> None:
+    context = click.Context(fit)
+    assert memory_size(context, fit.params[0], text) == size
+    for wrong in ("-1GiB", "1GiBs", "G", "", "1e9"):
+        with pytest.raises(click.BadParameter, match="no amount of memory"):
+            memory_size(context, fit.params[0], wrong)
+
+
+def test_layers_are_those_of_the_store(store: Path, make_store: MakeStore) -> None:
+    info = Store.open(store).info
+    assert layers_of("all", info) is None
+    assert layers_of("last:2", info) == (1, 3)
+    assert layers_of("3,1,3", info) == (1, 3)
+    for text in ("last:0", "last:x", "1,,3", "first"):
+        with pytest.raises(InvalidOptionError, match=r"expected all, last:K with K from 1 to 2, or some of 1,3"):
+            layers_of(text, info)
+    with pytest.raises(InvalidOptionError, match="holds logits"):
+        layers_of("1", dataclasses.replace(info, feature="logits", layers=()))

@@ -1,0 +1,533 @@
+"""Fitting: a known signal is learned, noise is not, and neither memory nor the order of the work changes the head."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from swift_edge.calibration import Calibration
+from swift_edge.errors import InvalidOptionError, MissingExtraError, StoreError, TrainingError
+from swift_edge.head import Head, load_head, save_head, score_tokens
+from swift_edge.ranking_quality import within_problem_auroc
+from swift_edge.signals import TokenStatistics
+from swift_edge.training import descent
+from swift_edge.training.descent import Limits, Objective, Standard, descend
+from swift_edge.training.examples import (
+    Candidates,
+    Examples,
+    check_stores,
+    read_candidates,
+    read_examples,
+    split_problems,
+    survey,
+)
+from swift_edge.training.fit import FitOptions, fit_head
+from swift_edge.training.objectives import LOSSES, Loss, contrasts
+from swift_edge.training.rows import ArrayRows, Inputs, starts_of
+from swift_edge.training.store import Store
+
+MakeStore = Callable[..., Store]
+QUICK = FitOptions(weight_decay=0.03, max_iterations=40, patience=10)
+
+
+@pytest.fixture(scope="module")
+def store(make_store: MakeStore) -> Store:
+    return make_store(problems=60, n=6, shard_bytes=20_000)
+
+
+@pytest.fixture(scope="module")
+def head(store: Store) -> Head:
+    return fit_head(store, QUICK)
+
+
+def scores_of(head: Head, store: Store) -> NDArray[np.float64]:
+    """Scores as the runtime computes them, candidate by candidate."""
+    places = [store.info.layers.index(layer) for layer in head.layers] or [0]
+    scores = []
+    for shard in store.shards:
+        for begin, end in zip(shard.starts[:-1], shard.starts[1:], strict=True):
+            states = np.ascontiguousarray(shard.states[begin:end, places].transpose(1, 0, 2))
+            logprob, entropy, _ = shard.statistics[begin:end].astype(np.float64).T
+            counted = np.ones(end - begin, bool)
+            if not head.includes_eos:
+                counted[-1] = shard.token_ids[end - 1] not in store.info.eos_ids
+            gates, rewards = head.evaluate(states, TokenStatistics(logprob, entropy))
+            scores.append(score_tokens(gates[counted], rewards[counted]))
+    return np.array(scores)
+
+
+def auroc(head: Head, store: Store) -> float:
+    labels, problems = zip(*((each.correct, each.problem) for each in store.candidates), strict=True)
+    return within_problem_auroc(scores_of(head, store), labels, problems)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "rms"}, {"prefixes": 0}, {"layers": (1,)}], ids=str)
+def test_a_known_signal_is_learned(store: Store, make_store: MakeStore, options: dict[str, Any]) -> None:
+    fresh = make_store(problems=40, seed=1)
+    found = fit_head(store, replace(QUICK, **options))
+    assert auroc(found, fresh) > 0.93
+    assert found.layers == options.get("layers", (1, 3))
+    assert found.norm == options.get("norm", "none")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns_it(store: Store, make_store: MakeStore, loss: Loss) -> None:
+    fresh = make_store(problems=40, seed=1)
+    assert auroc(fit_head(store, replace(QUICK, loss=loss, pairwise_weight=0.0)), fresh) > 0.93
+
+
+def test_the_gate_finds_the_tokens_that_tell(head: Head, store: Store, make_store: MakeStore) -> None:
+    fresh = make_store(problems=40, seed=1)
+    plain = fit_head(store, replace(QUICK, gate=False))
+    assert plain.weight.shape[0] == 1
+    assert not plain.gate
+    assert 0.6 < auroc(plain, fresh) < auroc(head, fresh) - 0.05
+    states = np.array(fresh.shards[0].states[:200]).transpose(1, 0, 2)
+    marked = states[0, :, 0] > 0
+    gates, _ = head.evaluate(states, TokenStatistics(np.zeros(200) - 1, np.ones(200)))
+    assert gates[marked].mean() > 2 * gates[~marked].mean()
+
+
+def test_layers_without_the_signal_do_not_learn_it(store: Store, make_store: MakeStore) -> None:
+    blind = fit_head(store, replace(QUICK, layers=(3,), token_statistics=()))
+    assert abs(auroc(blind, make_store(problems=120, seed=1)) - 0.5) < 0.08
+
+
+def test_random_labels_are_not_learned_and_are_calibrated_to_their_rate(make_store: MakeStore) -> None:
+    noise = make_store(problems=60, random_labels=True)
+    found = fit_head(noise, QUICK)
+    # Over 60 problems of nine pairs chance has a standard deviation of about 0.03.
+    assert abs(auroc(found, make_store(problems=60, random_labels=True, seed=1)) - 0.5) < 0.1
+    assert found.calibration is not None
+    chances = Calibration.from_dict(found.calibration).probability(scores_of(found, noise))
+    assert 0.3 < np.quantile(chances, 0.1) <= np.quantile(chances, 0.9) < 0.7
+
+
+def test_token_statistics_are_inputs(make_store: MakeStore) -> None:
+    settings = {"problems": 60, "layers": (1,), "signal": 0.0}
+    plain, telling = make_store(**settings), make_store(**settings)
+    for shard in telling.shards:
+        path = telling.path / "shard-00000.statistics.npy"
+        labels = np.repeat([each.correct for each in shard.candidates], np.diff(shard.starts))
+        changed = np.array(shard.statistics)
+        changed[:, 0] += labels
+        np.save(path, changed)
+    telling = Store.open(telling.path)
+    assert auroc(fit_head(plain, QUICK), plain) < 0.8
+    assert auroc(fit_head(telling, QUICK), telling) > 0.95
+    assert auroc(fit_head(telling, replace(QUICK, token_statistics=("entropy",))), telling) < 0.8
+    only = fit_head(telling, replace(QUICK, token_statistics=("logprob",)))
+    assert only.weight.shape[1] == 6 + 1
+    assert auroc(only, telling) > 0.95
+
+
+def test_logits_make_a_head_on_logits(make_store: MakeStore) -> None:
+    logits = make_store(feature="logits", layers=(), width=9, problems=50)
+    found = fit_head(logits, QUICK)
+    assert (found.feature, found.layers, found.state_width) == ("logits", (), 9)
+    assert auroc(found, logits) > 0.9
+    with pytest.raises(InvalidOptionError, match="norm rms is for hidden states"):
+        fit_head(logits, replace(QUICK, norm="rms"))
+    with pytest.raises(StoreError, match="holds logits, layers"):
+        fit_head(logits, replace(QUICK, layers=(1,)))
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": False}, {"norm": "rms"}, {"includes_eos": False}], ids=str)
+def test_the_folded_head_scores_as_the_fit_did(store: Store, options: dict[str, Any]) -> None:
+    found = fit_head(store, replace(QUICK, **options))
+    labels = np.array([each.correct for each in store.candidates])
+    problems = np.array([each.problem for each in store.candidates])
+    scores = scores_of(found, store)
+    candidates = read_candidates([store], found.includes_eos)
+    both = contrasts(candidates.correct, starts_of(np.bincount(candidates.problems)))
+    order, split = split_problems(both, 0.15, 0.15, 0)
+    counted = np.isfinite(scores)
+    names = np.unique(problems[counted])[order]
+    for name, part in (("train", split.train), ("validation", split.validation)):
+        inside = counted & np.isin(problems, names[part.start : part.stop])
+        ranked = within_problem_auroc(scores[inside], labels[inside], problems[inside])
+        assert found.summary[name]["within_problem_auroc"] == pytest.approx(ranked, abs=1e-3)
+    inside = counted & np.isin(problems, names[split.calibration.start : split.calibration.stop])
+    assert found.calibration is not None
+    assert found.calibration["candidates"] == inside.sum()
+    assert found.calibration["base_rate"] == pytest.approx(labels[inside].mean())
+
+
+def test_the_same_store_and_options_give_the_same_file(store: Store, head: Head, tmp_path: Path) -> None:
+    for name, each in (("a", head), ("b", fit_head(store, QUICK))):
+        save_head(tmp_path / name, each)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    loaded = load_head(tmp_path / "a")
+    assert loaded.summary == head.summary
+    assert json.loads(json.dumps(dict(head.summary), allow_nan=False)) == head.summary
+    other = fit_head(store, replace(QUICK, seed=1))
+    assert not np.array_equal(other.weight, head.weight)
+
+
+def test_the_head_says_what_it_was_fitted_to(head: Head, store: Store) -> None:
+    assert (head.base_model, head.fingerprint, head.precision) == ("tiny/model", "ab" * 32, "fp32")
+    assert head.token_statistics == ("logprob", "entropy")
+    assert head.input_mean is not None
+    assert head.input_scale is not None
+    assert head.input_mean.shape == head.input_scale.shape == (14,)
+    assert head.input_mean[8] == pytest.approx(500, abs=1)
+    assert (head.input_mean[9], head.input_scale[9]) == (5, 1)  # constant
+    summary = head.summary
+    assert sum(summary["problems"].values()) == 60
+    assert summary["candidates"] == len(store.candidates)
+    assert summary["candidates_correct"] == sum(each.correct for each in store.candidates)
+    assert summary["tokens"] == sum(each.tokens for each in store.candidates)
+    assert summary["data_sha256"] == [store.info.data_sha256]
+    assert summary["weight_decay"] == 0.03
+    assert summary["options"]["loss"] == "bce"
+    assert "memory_bytes" not in summary["options"]
+    assert 0 < summary["best_iteration"] <= summary["iterations"] <= 40
+    figures = summary["validation"]
+    assert figures["pass_at_1"] < figures["majority"] <= figures["oracle"]
+    assert figures["best"] > figures["pass_at_1"]
+    assert summary["start"]["within_problem_auroc"] < figures["within_problem_auroc"]
+    assert summary["calibration_error"] == head.calibration["error"] if head.calibration else False
+
+
+@pytest.mark.parametrize("memory_bytes", [2**20, 2**20 + 200_000, 3 * 2**19])
+@pytest.mark.parametrize("options", [{}, {"gate": False, "prefixes": 0, "norm": "rms"}], ids=str)
+def test_memory_changes_nothing_but_rounding(
+    make_store: MakeStore, memory_bytes: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(problems=60, n=6, width=60, shard_bytes=100_000)
+    monkeypatch.setattr("swift_edge.training.examples._LARGEST_BLOCK", 2**14)
+    chosen = replace(QUICK, weight_decay=1.0, max_iterations=6, **options)
+    plenty, little = fit_head(store, chosen), fit_head(store, replace(chosen, memory_bytes=memory_bytes))
+    scale = np.abs(plenty.weight).max()
+    np.testing.assert_allclose(little.weight, plenty.weight, atol=2e-3 * scale)
+    np.testing.assert_allclose(scores_of(little, store), scores_of(plenty, store), atol=2e-3)
+    assert little.summary["iterations"] == plenty.summary["iterations"]
+
+
+def test_split_by_problem_leaks_nothing(make_store: MakeStore) -> None:
+    # The label is the problem's own secret: a vector that only this problem has tells its right candidates. A split by
+    # candidates would learn it by heart; a split by problems cannot.
+    store = make_store(problems=40, n=8, width=64, layers=(1,), signal=0.0)
+    random = np.random.default_rng(5)
+    secrets = random.normal(0, 3, (40, 64))
+    for shard in store.shards:
+        states = np.array(shard.states)
+        for place, candidate in enumerate(shard.candidates):
+            sign = 1 if candidate.correct else -1
+            states[shard.starts[place] : shard.starts[place + 1], 0] += (sign * secrets[candidate.problem]).astype("f2")
+        np.save(store.path / "shard-00000.states.npy", states)
+    found = fit_head(Store.open(store.path), replace(QUICK, weight_decay=1e-3, gate=False, prefixes=0))
+    assert found.summary["train"]["within_problem_auroc"] > 0.9
+    assert found.summary["validation"]["within_problem_auroc"] < 0.85
+
+
+def test_stores_of_the_same_data_share_its_problems(make_store: MakeStore) -> None:
+    first = make_store(problems=30, seed=0)
+    second = make_store(problems=30, seed=5, data_sha256=first.info.data_sha256)
+    other = make_store(problems=30, seed=6)
+    joined = read_candidates([first, second, other], True)
+    assert joined.problems[-1] + 1 == 60
+    assert np.bincount(joined.problems).tolist().count(12) == 30
+    found = fit_head([first, second, other], QUICK)
+    assert found.summary["candidates"] == 3 * 180
+    assert sum(found.summary["problems"].values()) == 60
+    assert auroc(found, make_store(problems=40, seed=1)) > 0.93
+
+
+def test_layers_that_are_not_in_the_store_are_named(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"holds hidden states 1, 3, but 2 are asked for.*--layers"):
+        fit_head(store, replace(QUICK, layers=(1, 2)))
+
+
+def test_a_store_without_features_is_refused(store: Store) -> None:
+    bare = replace(store, info=replace(store.info, feature="none", layers=(), width=0))
+    with pytest.raises(StoreError, match="without features"):
+        fit_head(bare, QUICK)
+    with pytest.raises(InvalidOptionError, match="no store"):
+        fit_head([], QUICK)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [[True] * 3] * 5,
+            "5 problems, 5 of them with correct candidates only and 0 with wrong ones only, 0 with both",
+        ),
+        ([[False] * 3] * 5, "5 problems, 0 of them .* 5 with wrong ones only"),
+        ([[True] * 3, [False] * 3] * 3, "6 problems, 3 of them .* 3 with wrong ones only, 0 with both"),
+        ([[True, False], [False], [True]], "1 with both; expected at least 2"),
+        ([[True]], "1 problems"),
+    ],
+)
+def test_labels_that_nothing_can_be_learned_from_are_told(
+    make_store: MakeStore, labels: list[list[bool]], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=f"{message}.*collect more problems") as caught:
+        fit_head(make_store(problems=len(labels), labels=labels), QUICK)
+    assert "\n" not in str(caught.value)
+
+
+def test_few_problems_are_enough_to_go_on_and_the_notes_say_what_is_missing(make_store: MakeStore) -> None:
+    lines: list[str] = []
+    found = fit_head(make_store(problems=2, labels=[[True, False, True]] * 2), QUICK, report=lines.append)
+    assert found.summary["problems"] == {"train": 2, "validation": 0, "calibration": 0}
+    assert found.calibration is None
+    assert found.summary["validation"] is None
+    unsearched = fit_head(
+        make_store(problems=2, labels=[[True, False, True]] * 2),
+        replace(QUICK, weight_decay=None, weight_decays=(1, 2, 3)),
+    )
+    assert (unsearched.summary["weight_decay"], len(unsearched.summary["search"])) == (2, 1)
+    assert any("not calibrated" in line for line in lines)
+    assert found.summary["notes"] == [line.removeprefix("warning: ") for line in lines if line.startswith("warning")]
+    found = fit_head(make_store(problems=4, labels=[[True, False, True]] * 4), QUICK)
+    assert found.summary["problems"] == {"train": 2, "validation": 1, "calibration": 1}
+    assert found.calibration is not None
+    assert found.calibration["problems"] == 2
+    assert any("too few" in note for note in found.summary["notes"])
+
+
+def test_problems_with_one_label_take_part_in_the_loss_and_are_counted(make_store: MakeStore) -> None:
+    labels = [[True, False]] * 20 + [[True, True]] * 7 + [[False, False]] * 5
+    lines: list[str] = []
+    found = fit_head(make_store(problems=32, labels=labels), QUICK, report=lines.append)
+    assert found.summary["problems_with_both"] == 20
+    assert (found.summary["problems_all_correct"], found.summary["problems_all_wrong"]) == (7, 5)
+    assert any("20 with both labels, 7 all correct and 5 all wrong" in line for line in lines)
+
+
+def test_an_interrupted_store_is_used_as_far_as_it_goes(make_store: MakeStore) -> None:
+    lines: list[str] = []
+    # Of the problems that were written those in complete shards are there.
+    partial = make_store(problems=60, written=50, shard_bytes=2_000)
+    assert not partial.complete
+    assert partial.problems > 30
+    found = fit_head(partial, QUICK, report=lines.append)
+    (warning,) = [line for line in lines if "not complete" in line]
+    assert f"{partial.problems} of 60 problems" in warning
+    assert found.summary["notes"] == [warning.removeprefix("warning: ")]
+    assert sum(found.summary["problems"].values()) == partial.problems
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("norm", ["none", "rms"])
+def test_a_feature_that_is_not_finite_is_found_with_shard_and_candidate(
+    make_store: MakeStore, value: float, norm: str
+) -> None:
+    store = make_store(problems=20, shard_bytes=3_000)
+    shard = store.shards[2]
+    states = np.array(shard.states)
+    states[shard.starts[4], 1, 2] = value
+    np.save(store.path / "shard-00002.states.npy", states)
+    damaged = shard.candidates[4]
+    with pytest.raises(
+        StoreError, match=rf"shard 2 of .* not finite, in candidate {damaged.index} of problem {damaged.problem};"
+    ):
+        fit_head(Store.open(store.path), replace(QUICK, norm=norm))
+    # Where the layer is not read, it does not matter.
+    fit_head(Store.open(store.path), replace(QUICK, layers=(1,), max_iterations=1))
+
+
+def test_candidates_without_a_token_that_counts_are_left_out(make_store: MakeStore) -> None:
+    store = make_store(problems=40, most=3)
+    lonely = sum(each.tokens == 1 for each in store.candidates)
+    assert lonely
+    lines: list[str] = []
+    found = fit_head(store, replace(QUICK, includes_eos=False), report=lines.append)
+    assert found.summary["candidates_without_tokens"] == lonely
+    assert found.summary["candidates"] == len(store.candidates) - lonely
+    assert found.summary["tokens"] == sum(each.tokens - 1 for each in store.candidates)
+    assert any(f"{lonely} left out without tokens" in line for line in lines)
+    assert not found.includes_eos
+    assert fit_head(store, QUICK).summary["candidates_without_tokens"] == 0
+
+
+def test_problems_can_be_limited_for_learning_curves(store: Store) -> None:
+    few, more = (fit_head(store, replace(QUICK, problems=number)) for number in (10, 30))
+    assert sum(few.summary["problems"].values()) == 10
+    assert sum(more.summary["problems"].values()) == 30
+    assert fit_head(store, replace(QUICK, problems=1000)).summary["candidates"] == len(store.candidates)
+
+
+def test_weight_decay_is_chosen_by_validation(store: Store) -> None:
+    lines: list[str] = []
+    found = fit_head(store, replace(QUICK, weight_decay=None, weight_decays=(1e-3, 100.0)), report=lines.append)
+    weak, strong = found.summary["search"]
+    assert (weak["weight_decay"], strong["weight_decay"]) == (1e-3, 100.0)
+    assert weak["auroc"] > strong["auroc"]
+    assert found.summary["weight_decay"] == 1e-3
+    assert found.summary["validation"]["within_problem_auroc"] == weak["auroc"]
+    cheap = replace(QUICK, weight_decay=None, weight_decays=(1e-3, 100.0), search="start")
+    searched = fit_head(store, cheap).summary["search"]
+    assert [each["auroc"] is None for each in searched].count(True) == 1
+    assert all(each["start_auroc"] is not None for each in searched)
+
+
+def test_of_weight_decays_that_are_equally_good_the_strongest_is_taken(make_store: MakeStore) -> None:
+    easy = make_store(problems=40, signal=20.0)
+    found = fit_head(easy, replace(QUICK, weight_decay=None, weight_decays=(1e-2, 1e-4, 1e-3)))
+    assert [each["auroc"] for each in found.summary["search"]] == [1.0] * 3
+    assert found.summary["weight_decay"] == 1e-2
+
+
+def test_the_gated_fit_starts_from_logistic_regression(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Objective, NDArray[np.float64], NDArray[np.float64]]] = []
+
+    def watched(train: Objective, *arguments: Any, **named: Any) -> descent.Descent:
+        found = descend(train, *arguments, **named)
+        calls.append((train, arguments[1].copy(), found.vector))
+        return found
+
+    monkeypatch.setattr("swift_edge.training.fit.descend", watched)
+    fit_head(store, replace(QUICK, loss="infonca"))
+    (convex, nothing, row), (whole, begin, _) = calls
+    assert (convex.loss, convex.gate, convex.pieces) == ("bce", False, None)
+    assert convex.examples.rows.read(0, 10**6).shape == (len(store.candidates), 14)  # one row per response
+    assert not nothing.any()
+    assert (whole.loss, whole.gate) == ("infonca", True)
+    np.testing.assert_array_equal(begin, np.concatenate([np.zeros(14), row[:14], [0.0, row[14]]]))
+
+
+def examples_of(seed: int = 0, problems: int = 12) -> Examples:
+    """Each problem a correct and a wrong candidate of one token; input 0 tells them apart, the others do not."""
+    random = np.random.default_rng(seed)
+    correct = np.tile([True, False], problems)
+    rows = random.normal(size=(2 * problems, 20)).astype(np.float32)
+    rows[:, 0] += np.where(correct, 1, -1)
+    ones = np.ones(2 * problems, np.int64)
+    numbers = np.repeat(np.arange(problems), 2)
+    candidates = Candidates(correct, (None,) * (2 * problems), numbers, 0 * ones, 0 * ones, ones, 0)
+    return Examples.of(candidates, ArrayRows(rows), 2**30)
+
+
+def test_best_weights_are_kept_by_copy_not_by_reference_to_weights_that_go_on() -> None:
+    # SWIFT's own training keeps a reference to its "best" model, and so saves the last epoch. Here the optimiser goes
+    # on in the same memory, as L-BFGS may, and ends far from its best iteration.
+    examples = examples_of()
+    standard = Standard(np.zeros(20), np.ones(20))
+    train = Objective(examples, range(6), standard, gate=False)
+    validation = replace(train, problems=range(6, 12))
+    watch = descent._Watch(validation, patience=10, report=None)
+    vector = np.zeros(21)
+    seen = []
+    for step in (1.0, 5.0, -3.0, -9.0):
+        vector[0] = step
+        watch.iterations += 1
+        watch.see(vector)
+        seen.append(validation.auroc(validation.measure(vector, gradient=False).scores))
+    assert seen[0] > seen[-1]
+    assert watch.best[0] == 5.0  # ranks as the first, with less loss
+    vector[:] = 77.0
+    assert watch.best[0] == 5.0
+
+
+def test_descent_stops_early_and_gives_back_its_best() -> None:
+    examples = examples_of(3, problems=8)
+    standard = Standard(np.zeros(20), np.ones(20))
+    train = Objective(examples, range(4), standard, gate=False)
+    validation = replace(train, problems=range(4, 8))
+    lines: list[str] = []
+    found = descend(train, validation, np.zeros(21), Limits(0.0, 100, 12), report=lines.append)
+    soon = descend(train, validation, np.zeros(21), Limits(0.0, 100, 3))
+    assert soon.iterations == soon.best_iteration + 3 < found.iterations
+    assert validation.auroc(validation.measure(found.vector, gradient=False).scores) == found.auroc
+    assert lines[0].startswith("iteration 10: loss 0.")
+    assert "within-problem AUROC" in lines[0]
+    # Without problems to judge by it goes to the end: four problems are separable by 20 inputs.
+    alone = descend(train, None, np.zeros(21), Limits(0.0, 100, 12))
+    assert alone.best_iteration == alone.iterations
+    assert math.isnan(alone.auroc)
+    assert train.measure(alone.vector, gradient=False).loss < 1e-3
+    held = descend(train, None, np.zeros(21), Limits(10.0, 100, 12))
+    assert np.abs(held.vector[:-1]).max() < 0.2 < np.abs(alone.vector[:-1]).max()
+
+
+def test_without_both_labels_in_validation_the_loss_decides() -> None:
+    examples = examples_of(problems=200)
+    # From the fifth problem on all are correct: to hold candidates for correct is right there.
+    correct = examples.candidates.correct | (examples.candidates.problems >= 4)
+    examples = replace(examples, candidates=replace(examples.candidates, correct=correct))
+    train = Objective(examples, range(120), Standard(np.zeros(20), np.ones(20)), gate=False)
+    validation = replace(train, problems=range(120, 200))
+    found = descend(train, validation, np.zeros(21), Limits(0.1, 30, 5))
+    assert math.isnan(found.auroc)
+    least = validation.measure(found.vector, gradient=False).loss
+    assert least < validation.measure(np.zeros(21), gradient=False).loss
+
+
+def test_the_convex_start_is_logistic_regression_on_the_mean_states(store: Store) -> None:
+    # One iteration of the gated fit begins where logistic regression ended; nothing has moved far.
+    plain = fit_head(store, replace(QUICK, gate=False, prefixes=0, pairwise_weight=0.0, validation_share=0.0))
+    inputs = Inputs((1, 3), ("logprob", "entropy"))
+    candidates = read_candidates([store], True)
+    both = contrasts(candidates.correct, starts_of(np.bincount(candidates.problems)))
+    order, split = split_problems(both, 0.0, 0.15, 0)
+    examples = read_examples([store], candidates.arranged(order), inputs, check_stores([store], inputs), 2**30)
+    found = survey(examples, split.train, [store], pool=True)
+    assert found.pooled is not None
+    members = examples.members(split.train)
+    means = (found.pooled.rows.read(0, members.stop) - found.mean) / found.scale
+    labels = examples.candidates.correct[members]
+    weight = plain.weight[0].astype(np.float64) * found.scale
+    bias = float(plain.bias[0]) + float(plain.weight[0].astype(np.float64) @ found.mean)
+    chances = 1 / (1 + np.exp(-(means @ weight + bias)))
+    # At the minimum the gradient is zero.
+    np.testing.assert_allclose(means.T @ (chances - labels) / len(labels) + 0.03 * weight, 0, atol=2e-4)
+    assert (chances - labels).mean() == pytest.approx(0, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "mse"},
+        {"pairwise_weight": -1.0},
+        {"pairwise_weight": math.nan},
+        {"token_statistics": ("self_certainty",)},
+        {"token_statistics": ("logprob", "logprob")},
+        {"token_statistics": "logprob"},
+        {"norm": "layer"},
+        {"prefixes": -1},
+        {"prefixes": 1.5},
+        {"prefix_weight": -0.1},
+        {"weight_decay": -1.0},
+        {"weight_decay": None, "weight_decays": ()},
+        {"weight_decay": None, "weight_decays": (1.0, math.inf)},
+        {"max_iterations": 0},
+        {"patience": 0},
+        {"seed": -1},
+        {"seed": True},
+        {"problems": 1},
+        {"validation_share": 1.0},
+        {"validation_share": 0.6, "calibration_share": 0.5},
+        {"search": "none"},
+        {"memory_bytes": 1000},
+        {"layers": ()},
+        {"layers": (3, 1)},
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match=r"is .*; expected"):
+        replace(QUICK, **changes)
+
+
+def test_options_are_plain_data() -> None:
+    json.dumps(asdict(FitOptions()), allow_nan=False)
+
+
+def test_without_scipy_the_extra_is_named_before_anything_is_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scipy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingExtraError, match=r"swift-edge\[train\]"):
+        fit_head(store, QUICK)
