@@ -5,7 +5,7 @@ Rows may belong to different prompts and have different lengths; they may be adm
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -237,4 +237,18 @@ def statistics_of(statistics: TokenStatistics, rows: Ids | slice) -> TokenStatis
         statistics.logprob[rows],
         None if statistics.entropy is None else statistics.entropy[rows],
         None if statistics.self_certainty is None else statistics.self_certainty[rows],
+    )
+
+
+def joined_statistics(parts: Sequence[TokenStatistics], rows: Sequence[slice]) -> TokenStatistics:
+    """The statistics of some rows of each part, one part after the other."""
+    taken = [statistics_of(part, chosen) for part, chosen in zip(parts, rows, strict=True)]
+    if len(taken) == 1:
+        return taken[0]
+    entropies = [part.entropy for part in taken if part.entropy is not None]
+    certainties = [part.self_certainty for part in taken if part.self_certainty is not None]
+    return TokenStatistics(
+        np.concatenate([part.logprob for part in taken]),
+        np.concatenate(entropies) if entropies else None,
+        np.concatenate(certainties) if certainties else None,
     )

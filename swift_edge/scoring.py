@@ -6,10 +6,11 @@ Knows one candidate at a time and how it is to be ranked. Does not know the mode
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from swift_edge.decode import statistics_of
+from swift_edge.decode import Finished, Step, joined_statistics, statistics_of
 from swift_edge.head import Head, RunningScore
 from swift_edge.results import Candidate, FinishReason
 from swift_edge.session import Floats
@@ -37,6 +38,16 @@ class Ranking:
     def keep_logits(self) -> bool:
         """Whether the logits of every response token are read."""
         return self.head is not None and self.head.feature == "logits"
+
+    @property
+    def feeds_last(self) -> bool:
+        """Whether the last token of a response is fed, because something is read after it."""
+        return self.head is not None
+
+    @property
+    def counts_eos(self) -> bool:
+        """Whether a response is scored with the EOS that ends it."""
+        return self.head is not None and self.head.includes_eos
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -124,6 +135,10 @@ class GrowingCandidate:
             rewards=_frozen(self._rewards) if self._running is not None else None,
         )
 
+    def finish_at(self, end: Finished | None) -> Candidate:
+        """Freeze it where the loop ended it; None where a stop string did."""
+        return self.finish("stop", 0) if end is None else self.finish(end.finish_reason, end.unscored_tokens)
+
     def _add_text(self, token_id: int) -> str:
         """Add a token's text and return what can be shown: nothing that may yet turn out to belong to a stop string."""
         self._token_ids.append(token_id)
@@ -154,6 +169,54 @@ class GrowingCandidate:
             ),
             default=0,
         )
+
+
+class PendingTokens:
+    """Tokens that were fed and are not scored yet, of all candidates of a pick.
+
+    Many tokens are scored in little more time than one: a pick that nobody watches lets them gather, up to
+    `MOST_STEPS` steps or `MOST_BYTES` of states. The numbers are the same, bit for bit.
+    """
+
+    MOST_STEPS: Final = 32
+    MOST_BYTES: Final = 4 * 2**20
+
+    def __init__(self, ranking: Ranking, growing: Sequence[GrowingCandidate], *, gather: bool) -> None:
+        """Give rewards to `growing`, by candidate number; without `gather`, as soon as `add` is called."""
+        self._ranking = ranking
+        self._growing = growing
+        self._most_steps = self.MOST_STEPS if gather else 1
+        self._steps: list[tuple[Step, Floats]] = []
+        self._bytes = 0
+
+    def add(self, step: Step) -> None:
+        """Take the tokens of a step, and score all that wait if it is time."""
+        states = (
+            step.logits[np.newaxis] if self._ranking.keep_logits and step.logits is not None else step.hidden_states
+        )
+        if self._ranking.head is None or states is None:
+            return
+        # The loop writes its next states where these are.
+        self._steps.append((step, states if self._most_steps == 1 else states.copy()))
+        self._bytes += states.nbytes
+        if len(self._steps) >= self._most_steps or self._bytes >= self.MOST_BYTES:
+            self.score()
+
+    def score(self) -> None:
+        """Score all tokens that wait."""
+        steps, self._steps, self._bytes = self._steps, [], 0
+        if not steps or self._ranking.head is None:
+            return
+        fed = [slice(states.shape[1]) for _, states in steps]
+        states = steps[0][1] if len(steps) == 1 else np.concatenate([states for _, states in steps], axis=1)
+        statistics = joined_statistics([step.statistics for step, _ in steps], fed)
+        gates, rewards = self._ranking.head.evaluate(states, statistics)  # [f], [f]
+        token_ids = np.concatenate([step.token_ids[rows] for (step, _), rows in zip(steps, fed, strict=True)])
+        numbers = [number for (step, _), rows in zip(steps, fed, strict=True) for number in step.candidates[rows]]
+        candidates = np.array(numbers)  # [f]
+        for number in dict.fromkeys(numbers):
+            mine = np.flatnonzero(candidates == number)
+            self._growing[number].add_rewards(token_ids[mine].tolist(), gates[mine], rewards[mine])
 
 
 def _frozen(parts: list[Floats]) -> Floats:

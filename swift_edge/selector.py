@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift_edge.bundle import Bundle
-from swift_edge.decode import DecodeLoop, Prefilled
+from swift_edge.decode import DecodeLoop, Finished, Prefilled
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.opening import OpenedModel, Options, Prompt
@@ -28,7 +28,7 @@ from swift_edge.results import (
     Usage,
 )
 from swift_edge.sampling import SamplingOptions
-from swift_edge.scoring import GrowingCandidate, Ranking
+from swift_edge.scoring import GrowingCandidate, PendingTokens, Ranking
 from swift_edge.selection import rank
 from swift_edge.session import Ids
 from swift_edge.stopwatch import Stopwatch
@@ -106,7 +106,7 @@ class Selector:
         options = _options(
             n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
         )
-        return _last(self._events(self._request(prompt, options)))
+        return _last(self._events(self._request(prompt, options), watched=False))
 
     def pick_many(
         self,
@@ -137,7 +137,7 @@ class Selector:
             raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
         self._open().verify(options)
         del in_order  # prompt by prompt, they finish in order either way
-        return (_last(self._events(self._request(prompt, options))) for prompt in prompts)
+        return (_last(self._events(self._request(prompt, options), watched=False)) for prompt in prompts)
 
     def stream(
         self,
@@ -162,7 +162,7 @@ class Selector:
         options = _options(
             n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
         )
-        return self._events(self._request(prompt, options))
+        return self._events(self._request(prompt, options), watched=True)
 
     def score(self, prompt: Prompt, texts: Sequence[str], *, signal: str | None = None, raw: bool = False) -> Selection:
         """Rank given responses to `prompt`; each is read in one go, after the prompt, which is read once.
@@ -176,8 +176,11 @@ class Selector:
         ranking = opened.ranking(signal)
         if isinstance(texts, str) or not (texts := list(texts)) or not all(isinstance(text, str) for text in texts):
             raise InvalidOptionError(f"texts is {texts!r}; expected a list of at least one response to rank")
-        prompt_ids = opened.prompt_ids(prompt, raw=raw, ranking=ranking)  # [p]
-        answers = [opened.answer_ids(text, place, len(prompt_ids), ranking) for place, text in enumerate(texts)]
+        prompt_ids = opened.prompt_ids(prompt, raw=raw, feeds_last=ranking.feeds_last)  # [p]
+        answers = [
+            opened.answer_ids(text, place, len(prompt_ids), with_eos=ranking.counts_eos)
+            for place, text in enumerate(texts)
+        ]
         session = opened.session
         longest = max(map(len, answers))
         session.require_memory(1, len(prompt_ids), longest, layers=len(ranking.layers), tokens_per_run=CHUNK_TOKENS)
@@ -211,15 +214,18 @@ class Selector:
         opened = self._open()
         loaded = time.perf_counter()
         sampling, ranking = opened.verify(options)
-        prompt_ids = opened.prompt_ids(prompt, raw=options.raw, ranking=ranking)
+        prompt_ids = opened.prompt_ids(prompt, raw=options.raw, feeds_last=ranking.feeds_last)
         # The last token may be sampled from a full context, though it cannot be fed.
         max_new_tokens = min(options.max_new_tokens, opened.session.context_length - len(prompt_ids) + 1)
         opened.session.require_memory(options.n, len(prompt_ids), max_new_tokens, layers=len(ranking.layers))
         load_s = 0.0 if was_open else loaded - started
         return _Request(options, opened, sampling, ranking, prompt_ids, max_new_tokens, started, load_s)
 
-    def _events(self, request: "_Request") -> Iterator[Event]:
-        """Read the prompt once, decode its candidates in one batch, score every token in the same pass, pick."""
+    def _events(self, request: "_Request", *, watched: bool) -> Iterator[Event]:
+        """Read the prompt once, decode its candidates in one batch, score every token in the same pass, pick.
+
+        Not `watched`, it tells the pick alone, and scores many tokens at a time.
+        """
         options, opened, ranking = request.options, request.opened, request.ranking
         session, prompt_ids = opened.session, request.prompt_ids
         begun = time.perf_counter()
@@ -239,26 +245,33 @@ class Selector:
         loop.admit(Prefilled(cache, logits, prompt_ids), range(options.n), options.seed)
         del cache, logits  # copied into the rows
         growing = [GrowingCandidate(index, ranking, opened.tokenizer, options.stop) for index in range(options.n)]
+        pending = PendingTokens(ranking, growing, gather=not watched)
+        ends: dict[int, Finished | None] = {}
         candidates: dict[int, Candidate] = {}
         for step in loop.steps():
             begun = time.perf_counter()
-            gates, rewards = ranking.evaluate(step.hidden_states, step.logits, step.statistics)  # [f], [f]
+            pending.add(step)
             watch.head_s += time.perf_counter() - begun
             finished = {end.candidate: end for end in step.finished}
             for row, index in enumerate(step.candidates):
                 candidate = growing[index]
                 token_id = int(step.token_ids[row])
                 text = candidate.add_tokens([token_id], step.statistics, slice(row, row + 1))
-                candidate.add_rewards([token_id], gates[row : row + 1], rewards[row : row + 1])
-                yield TokenSampled(index, token_id, text, candidate.score)
+                if watched:
+                    yield TokenSampled(index, token_id, text, candidate.score)
                 if candidate.stopped or index in finished:
                     loop.drop(index)
-                    end = finished.get(index)
-                    candidates[index] = candidate.finish(
-                        end.finish_reason if end else "stop", end.unscored_tokens if end else 0
-                    )
-                    yield CandidateFinished(candidates[index])
+                    ends[index] = finished.get(index)
+                    if watched:
+                        candidates[index] = candidate.finish_at(ends[index])
+                        yield CandidateFinished(candidates[index])
+        begun = time.perf_counter()
+        pending.score()
+        watch.head_s += time.perf_counter() - begun
         watch.sample_s, watch.decode_s = loop.sample_s, loop.decode_s
+        for index, end in ends.items():
+            if index not in candidates:
+                candidates[index] = growing[index].finish_at(end)
         ordered = [candidates[index] for index in range(options.n)]
         written = sum(candidate.n_tokens for candidate in ordered)
         timings = watch.timings(request.load_s, time.perf_counter() - request.started, len(prompt_ids), written)
@@ -281,7 +294,7 @@ class Selector:
             ranked=ranked,
             strategy="best",
             signal=ranking.signal,
-            p_correct=None,
+            p_correct=None if ranking.head is None else ranking.head.probability(ranked[0].score),
             usage=Usage(prompt_tokens, sum(candidate.n_tokens for candidate in candidates)),
             timings=timings,
             seed=seed,

@@ -16,6 +16,7 @@ from swift_edge.bundle import open_bundle
 from swift_edge.errors import InvalidOptionError, MemoryLimitError, PromptTooLongError
 from swift_edge.head import Head
 from swift_edge.results import Candidate
+from swift_edge.scoring import PendingTokens
 from swift_edge.session import ModelSession
 from swift_edge.signals import token_statistics
 from swift_edge.tokenizer import Tokenizer
@@ -188,6 +189,22 @@ def test_the_stream_ends_in_what_pick_returns(scoring: Selector) -> None:
         assert candidate.text.startswith("".join(event.text for event in tokens))
         assert tokens[-1].score == candidate.score
     assert len(events) == picked.usage.completion_tokens + 4 + 1
+
+
+@pytest.mark.parametrize(("steps", "size"), [(3, 2**20), (32, 4000), (1, 1)])
+def test_scores_do_not_depend_on_how_many_tokens_are_scored_together(
+    scoring: Selector, steps: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
+    monkeypatch.setattr(PendingTokens, "MOST_STEPS", steps)
+    monkeypatch.setattr(PendingTokens, "MOST_BYTES", size)
+    parts = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
+    assert without_timings(parts) == without_timings(whole)
+    for one, other in zip(parts.candidates, whole.candidates, strict=True):
+        np.testing.assert_array_equal(one.gates, other.gates)
+        np.testing.assert_array_equal(one.rewards, other.rewards)
+        assert one.gates is not None
+        assert len(one.gates) == one.n_tokens
 
 
 @pytest.mark.parametrize("in_order", [False, True])
