@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.selection import rank
+from swift_edge.selection import combine_by_rank, combine_by_scaling, rank, vote
 
 scores_strategy = st.lists(st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, math.nan])), max_size=12)
 
@@ -28,3 +28,25 @@ def test_the_first_of_the_ranking_is_the_pick() -> None:
     assert rank([math.nan, -math.inf])[0] == 1
     assert rank([math.nan, math.nan])[0] == 0
     assert rank([]) == []
+
+
+def test_the_worse_of_two_ranks_decides() -> None:
+    assert combine_by_rank([0.9, 0.5, 0.1], [1.0, 2.0, 3.0]) == [-2, -1, -2]
+    # Equals have equal ranks; a score that is no number is worse than minus infinity.
+    assert combine_by_rank([1.0, 1.0, math.nan, -math.inf], [0.0] * 4) == [0, 0, -3, -2]
+    assert combine_by_rank([math.nan, math.nan], [math.nan, math.nan]) == [0, 0]
+
+
+def test_scaled_scores_lie_between_the_least_and_the_greatest() -> None:
+    assert combine_by_scaling([0.0, 5.0, 10.0], [3.0, 3.0, 3.0]) == [0.5, 0.75, 1.0]
+    assert combine_by_scaling([-4.0, -2.0], [1e6, 0.0]) == [0.5, 0.5]
+    assert combine_by_scaling([1.0, math.nan, math.inf, -math.inf], [0.0] * 4) == [1.0, 0.5, 1.0, 0.5]
+
+
+def test_votes_of_equal_answers_are_added_up() -> None:
+    scores = vote([[0, 3], [1]], [0.25, 0.375, 9.0, 0.25])
+    assert scores[0] == scores[3] == 0.5
+    assert scores[1] == 0.375
+    assert math.isnan(scores[2])
+    assert rank(scores) == [0, 3, 1, 2]
+    assert vote([[0, 1]], [math.nan, 2.0]) == [2.0, 2.0]

@@ -1,0 +1,1 @@
+"""How good a pick is: every selector against every baseline on the same candidates, with intervals over problems."""

@@ -1,0 +1,259 @@
+"""A test on one page: write and grade the candidates, judge every rule on them, and write down what came out.
+
+    DIR/candidates         the store of all candidates, which an interrupted test goes on with
+    DIR/results.json       every figure, and everything that is needed to do it again
+    DIR/results.md         the tables
+    DIR/accuracy.png, .svg, calibration.png, .svg
+
+Candidates come from the same loop as those that heads are trained on, and heads score them while they are written. This
+is where the bundle, the problems, heads and figures meet.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from swift_edge.answers import answer_task
+from swift_edge.errors import InvalidOptionError, StoreError
+from swift_edge.evaluation.ablations import Ablations
+from swift_edge.evaluation.bootstrap import RESAMPLES
+from swift_edge.evaluation.external import read_external
+from swift_edge.evaluation.figures import check_drawing, draw_accuracy, draw_calibration
+from swift_edge.evaluation.measure import measure
+from swift_edge.evaluation.record import file_sha256, machine_facts, versions
+from swift_edge.evaluation.sampled import Sampled
+from swift_edge.evaluation.selectors import RESERVED
+from swift_edge.evaluation.tables import markdown
+from swift_edge.evaluation.trial import Trial, Writing
+from swift_edge.files import write_whole
+from swift_edge.head import Head, load_head
+from swift_edge.opening import OpenedModel
+from swift_edge.training.collect import open_model
+from swift_edge.training.collected import CollectProgress
+from swift_edge.training.problems import read_problems
+from swift_edge.training.store import STORE_NAME, TIMINGS_NAME, Store
+from swift_edge.training.store_format import read_info
+
+DEFAULT_HEAD: Final = "default"
+"""Name of the bundle's own head."""
+SIZES: Final = (1, 2, 4, 8, 16)
+"""Numbers of candidates to judge rules at."""
+CANDIDATES: Final = "candidates"
+"""Name of the store within the folder of a test."""
+FAMILY_FIELDS: Final = ("family", "kind")
+"""Fields of a problem by which accuracies are divided, where rows have them."""
+
+
+def evaluate(
+    model: str | os.PathLike[str] | OpenedModel,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    task: str,
+    sizes: Sequence[int] = SIZES,
+    heads: Mapping[str, str | os.PathLike[str]] | None = None,
+    external: str | os.PathLike[str] | None = None,
+    writing: Writing | None = None,
+    ablations: Ablations | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    resamples: int = RESAMPLES,
+    report: Callable[[str], None] = lambda _: None,
+    progress: Callable[[CollectProgress], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Test a bundle and its heads on the problems of `data`, and return the results as they are written to `out`.
+
+    Args:
+        model: a bundle; its own head is tested under the name `default`.
+        data: problems in JSONL with answers, see `read_problems`; accuracies are told by `family` and `kind`, too.
+        out: the folder to write; a test that was interrupted goes on in it.
+        task: the task that grades, see `swift_edge.answers`.
+        sizes: numbers of candidates to judge rules at; as many as the greatest are written per problem.
+        heads: files of further heads by name; `default` replaces the bundle's own.
+        external: a file of scores to combine with the first head's, see `read_external`.
+        writing: how candidates are written.
+        ablations: what else is to be fitted and measured, see `swift_edge.evaluation.ablations`.
+        limit: take the first problems only.
+        force: start over in a folder that holds a test.
+        providers: execution providers, where `model` is a folder.
+        threads: threads, where `model` is a folder.
+        resamples: resamples of the bootstrap.
+        report: called with each line of the report.
+        progress: called after each step of the decode loop.
+
+    Raises:
+        SwiftEdgeError: a leaf that says what was found; what was written before stays.
+    """
+    check_drawing()
+    problems = read_problems(data).first(limit)
+    opened = open_model(model, providers, threads)
+    files = _head_files(opened, heads or {})
+    loaded = {name: load_head(path) for name, path in files.items()}
+    trial = Trial(
+        opened, problems, task, _ascending(sizes), Path(out), writing or Writing(), force, resamples, report, progress
+    )
+    external_file = None if external is None else Path(external)
+    if external_file is not None:
+        read_external(external_file, len(problems.rows), max(sizes))  # known before anything is computed
+    if ablations is not None:
+        ablations.check(trial, loaded)
+    # Where an earlier run kept features, they stay, and so do its candidates.
+    keep = (ablations is not None and ablations.reads_features) or _has_features(trial.out / CANDIDATES)
+    store = trial.candidates(CANDIDATES, trial.sizes[-1], loaded, store_features=keep)
+    report("judging every rule on the candidates")
+    results = _results(trial, store, loaded, external_file)
+    results["run"] = _run(trial, store, files, loaded, external_file, limit)
+    _write(results, trial.out)
+    if ablations is not None:
+        results["run"]["ablations"] = ablations.to_dict()
+        results["ablations"] = ablations.measure(trial, store, loaded)
+        _write(results, trial.out)
+    return results
+
+
+def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Path | None) -> dict[str, Any]:
+    """Every figure of the candidates."""
+    scores = None if external is None else read_external(external, store.problems, trial.sizes[-1])
+    sampled = Sampled.read(store, answer_task(trial.task), heads, external=scores)
+    families = {name: [_text(problem.row.get(name)) for problem in trial.problems.rows] for name in FAMILY_FIELDS}
+    families = {name: members for name, members in families.items() if any(members)}
+    results = measure(sampled, trial.sizes, families, seed=trial.writing.seed, resamples=trial.resamples)
+    timings = _timings(store)
+    tokens = sum(candidate.n_tokens for candidate in store.candidates)
+    results["usage"] = {
+        "prompt_tokens": int(timings.pop("prompt_tokens", 0)),
+        "completion_tokens": tokens,
+        "completion_tokens_per_candidate": tokens / len(store.candidates),
+    }
+    results["timings"] = {name: value for name, value in timings.items() if name.endswith("_s")}
+    results["notes"] = [*_notes(sampled), *_seen(heads, trial)]
+    return results
+
+
+def _notes(sampled: Sampled) -> list[str]:
+    """What the reader of the figures should know."""
+    notes = []
+    share = sampled.correct.mean()
+    if share in (0, 1):
+        notes.append(f"all candidates are {'right' if share else 'wrong'}: no rule can be told from another")
+    without = (sampled.answers < 0).mean()
+    if without:
+        notes.append(f"{without:.1%} of the candidates give no answer: they are wrong, and have no vote")
+    return notes
+
+
+def _seen(heads: Mapping[str, Head], trial: Trial) -> Iterator[str]:
+    """A line for each head that says itself that it has seen these very problems."""
+    for name, head in heads.items():
+        told: list[Any] = [head.summary.get("data_sha256"), head.summary.get("recalibration")]
+        seen = [*(told[0] if isinstance(told[0], list) else [told[0]])]
+        seen += [told[1].get("data_sha256")] if isinstance(told[1], Mapping) else []
+        if trial.problems.sha256 in seen:
+            yield f"the head {name} was fitted or calibrated on the problems of this test: its figures are too good"
+
+
+def _run(
+    trial: Trial,
+    store: Store,
+    files: Mapping[str, Path],
+    heads: Mapping[str, Head],
+    external: Path | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    """Everything that is needed to do the test again."""
+    bundle, manifest = trial.opened.bundle, trial.opened.bundle.manifest
+    session = trial.opened.session
+    return {
+        "bundle": {
+            "path": str(bundle.path),
+            "base_model": manifest.base_model,
+            "fingerprint": manifest.fingerprint,
+            "precision": manifest.precision.name,
+            "files": {name: record.sha256 for name, record in sorted(manifest.files.items())},
+        },
+        "data": {
+            "path": str(trial.problems.path),
+            "name": trial.problems.path.name,
+            "sha256": trial.problems.sha256,
+            "limit": limit,
+        },
+        "task": trial.task,
+        "heads": {
+            name: {
+                "file": str(files[name]),
+                "sha256": file_sha256(files[name]),
+                "feature": head.feature,
+                "layers": list(head.layers),
+                "token_statistics": list(head.token_statistics),
+                "gate": head.gate,
+                "precision": head.precision,
+                "calibrated": head.calibration is not None,
+            }
+            for name, head in heads.items()
+        },
+        "external": None if external is None else {"file": str(external), "sha256": file_sha256(external)},
+        "sampling": dict(store.info.sampling or {}),
+        "max_new_tokens": trial.writing.max_new_tokens,
+        "seed": trial.writing.seed,
+        "raw": trial.writing.raw,
+        "rows": trial.writing.rows,
+        "threads": session.threads,
+        "providers": list(session.providers),
+        "machine": machine_facts(),
+        "versions": versions(),
+    }
+
+
+def _write(results: Mapping[str, Any], out: Path) -> None:
+    """Write results, tables and drawings."""
+    document = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(out / "results.json", document.encode())
+    write_whole(out / "results.md", markdown(results).encode())
+    draw_accuracy(results, out)
+    draw_calibration(results, out)
+
+
+def _has_features(folder: Path) -> bool:
+    """Whether there is a store that keeps features."""
+    return (folder / STORE_NAME).is_file() and read_info(folder).feature != "none"
+
+
+def _ascending(sizes: Sequence[int]) -> tuple[int, ...]:
+    ascending = tuple(sorted(set(sizes)))
+    if not ascending or ascending[0] < 1:
+        raise InvalidOptionError(f"sizes are {list(sizes)}; expected numbers of candidates of at least 1, such as 1,8")
+    return ascending
+
+
+def _head_files(opened: OpenedModel, heads: Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
+    """The head files by name, the bundle's own first; raises `InvalidOptionError` for a name that means something."""
+    files = {} if opened.bundle.head_path is None else {DEFAULT_HEAD: opened.bundle.head_path}
+    for name, path in heads.items():
+        plain = name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        if not plain or name in RESERVED:
+            raise InvalidOptionError(
+                f"a head is named {name!r}; expected letters, digits, - _ . and none of {', '.join(RESERVED)}"
+            )
+        files[name] = Path(path)
+    return files
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _timings(store: Store) -> dict[str, float]:
+    """Seconds and tokens of all runs that filled the store; raises `StoreError` for a file that is damaged."""
+    path = store.path / TIMINGS_NAME
+    names = ("total_s", "prefill_s", "decode_s", "sample_s", "head_s", "prompt_tokens")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: float(found[name]) for name in names}
+    except FileNotFoundError:
+        return dict.fromkeys(names, 0.0)
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path} does not read ({error!r}); delete it, and the times are left out") from error

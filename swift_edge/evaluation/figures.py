@@ -1,0 +1,171 @@
+"""The figures of a test as drawings: accuracy against the number of candidates, and how far probabilities hold.
+
+Reads the plain data that `evaluate` makes. Matplotlib is asked for when something is drawn; no window is opened, and
+its settings are left as they are. Colours are those of Okabe and Ito, which the colour-blind tell apart, and lines are
+told by their labels, their dashes and their marks as well.
+"""
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from swift_edge.evaluation.selectors import BASELINES, ORACLE, PASS_AT_1
+from swift_edge.extras import import_extra
+from swift_edge.files import write_whole
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY, INK = "#8A8A8A", "#222222"
+FORMATS: Final = ("png", "svg")
+
+_STYLES: Final = {
+    ORACLE: (GREY, "--", ""),
+    PASS_AT_1: (GREY, ":", ""),
+    "majority": (ORANGE, "-", "s"),
+    "shortest": (PURPLE, "-", "v"),
+    "mean_logprob": (GREEN, "-", "^"),
+    "self_certainty": (SKY, "-", "D"),
+    "external": (INK, "-", "P"),
+}
+"""Colour, dashes and mark of the rules that need no head."""
+_HEAD_STYLES: Final = ((BLUE, "o"), (RED, "X"), (INK, "p"), (PURPLE, "h"))
+_LEAST_DISTANCE: Final = 0.036
+"""Least distance of two labels, as a share of the height."""
+
+
+def check_drawing() -> None:
+    """Raise `MissingExtraError` where matplotlib is absent."""
+    import_extra("matplotlib", "eval", "eval")
+
+
+def draw_accuracy(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw the accuracy of every rule against the number of candidates, with its interval as a band."""
+    figure, axes = _figure(8.4, 5.2)
+    sizes = results["sizes"]
+    heads = list(results["run"]["heads"])
+    labels = []
+    for name, figures in results["accuracy"].items():
+        values, low, high = ([figures[str(size)][key] for size in sizes] for key in ("value", "low", "high"))
+        colour, dashes, mark, width = _style(name, heads)
+        axes.plot(sizes, values, color=colour, linestyle=dashes, marker=mark, markersize=5, linewidth=width)
+        if name in _STYLES or name in heads:  # more bands would hide each other
+            axes.fill_between(sizes, low, high, color=colour, alpha=0.1, linewidth=0)
+        labels.append((values[-1], name, colour))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("candidates per problem, N")
+    axes.set_ylabel("share of picks that are right")
+    bottom, top = axes.get_ylim()
+    for place, (value, name, colour) in zip(_spread([each[0] for each in labels], bottom, top), labels, strict=True):
+        axes.annotate(
+            f"{name} {value:.3f}",
+            xy=(sizes[-1], value),
+            xytext=(1.05, (place - bottom) / (top - bottom)),
+            textcoords="axes fraction",
+            color=colour,
+            verticalalignment="center",
+            fontsize=9,
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 4,
+            },
+        )
+    axes.set_ylim(bottom, top)
+    axes.set_title(
+        f"{results['run']['bundle']['base_model']}, {results['problems']:,} problems; bands: 95 % over problems",
+        loc="left",
+        fontsize=10,
+    )
+    return _save(figure, folder, "accuracy")
+
+
+def draw_calibration(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw the share of right candidates and picks against their probability; nothing without a calibration."""
+    found = next((each for each in results["calibration"].values() if each is not None), None)
+    if found is None:
+        return []
+    figure, axes = _figure(5.2, 5.0)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    for (key, label), (colour, mark) in zip(
+        (("candidates", "all candidates"), ("picks", f"picks out of {found['picks_out_of']}")),
+        ((BLUE, "o"), (RED, "X")),
+        strict=True,
+    ):
+        bins = found[key]["bins"]
+        axes.plot(
+            [each["probability"] for each in bins],
+            [each["correct"] for each in bins],
+            color=colour,
+            marker=mark,
+            markersize=6,
+            linewidth=1.2,
+            label=f"{label}: calibration error {found[key]['error']:.3f}",
+        )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.set_xlabel("P(correct) that the head states")
+    axes.set_ylabel("share that is right")
+    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.set_title("each mark is a tenth of the candidates, or of the picks", loc="left", fontsize=10)
+    return _save(figure, folder, "calibration")
+
+
+def _style(name: str, heads: Sequence[str]) -> tuple[str, str, str, float]:
+    """Colour, dashes, mark and width of a rule's line."""
+    if name in _STYLES:
+        return *_STYLES[name], 1.4 if name in BASELINES else 1.2
+    head = max((each for each in heads if name.startswith(each)), key=len, default="")
+    colour, mark = _HEAD_STYLES[(heads.index(head) if head else 0) % len(_HEAD_STYLES)]
+    if name == head:
+        return colour, "-", mark, 2.2
+    return (colour, "--", mark, 1.6) if name.endswith(" vote") else (colour, ":", "", 1.2)
+
+
+def _spread(values: Sequence[float], bottom: float, top: float) -> list[float]:
+    """Places for labels, in the order of their values and as near to them as the least distance lets them."""
+    distance = _LEAST_DISTANCE * (top - bottom)
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    places = list(values)
+    for _ in range(100):
+        moved = False
+        for lower, upper in itertools.pairwise(order):
+            overlap = distance - (places[upper] - places[lower])
+            if overlap > 1e-9:
+                places[lower] -= overlap / 2
+                places[upper] += overlap / 2
+                moved = True
+        if not moved:
+            break
+    return places
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure without a window or a global state behind it."""
+    figure = import_extra("matplotlib.figure", "eval", "eval").Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="y", color="#E3E3E3", linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write the figure in every format; the same figures give the same bytes."""
+    paths = []
+    for form in FORMATS:
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if form == "svg" else {"Software": None}
+        # Without a salt of its own an SVG draws its ids at random.
+        with import_extra("matplotlib", "eval", "eval").rc_context({"svg.hashsalt": name}):
+            figure.savefig(buffer, format=form, dpi=160, metadata=metadata)
+        paths.append(folder / f"{name}.{form}")
+        write_whole(paths[-1], buffer.getvalue())
+    return paths

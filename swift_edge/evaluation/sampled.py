@@ -1,0 +1,123 @@
+"""The candidates of a test as arrays: labels, answers, and everything that a pick could be made by.
+
+Reads a store and the task's equality of answers. Does not know which rules pick, or how accuracies come out.
+
+    q problems   n candidates of each
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.answers import AnswerTask
+from swift_edge.calibration import Calibration
+from swift_edge.errors import StoreError
+from swift_edge.head import Head
+from swift_edge.training.store import Store, StoredCandidate
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadScores:
+    """What a head makes of the candidates."""
+
+    scores: Floats  # [q, n]
+    """Its score; NaN for a candidate without a scored token."""
+    probabilities: Floats | None  # [q, n]
+    """P(correct) by its calibration; None without one."""
+
+    @classmethod
+    def of(cls, head: Head, scores: Floats) -> "HeadScores":
+        """Put the probabilities beside the scores, where the head is calibrated."""
+        if head.calibration is None:
+            return cls(scores, None)
+        return cls(scores, Calibration.from_dict(head.calibration).probability(scores))
+
+    @property
+    def votes(self) -> Floats:
+        """Weights of a vote, `[q, n]`: the probabilities, or without them the logistic function of the score."""
+        return self.probabilities if self.probabilities is not None else np.exp(-np.logaddexp(0.0, -self.scores))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """The candidates of a test, the same number of each problem."""
+
+    correct: NDArray[np.bool_]  # [q, n]
+    """The labels."""
+    answers: NDArray[np.int64]  # [q, n]
+    """Number of the answer among those of the problem, from 0; -1 without an answer."""
+    n_tokens: NDArray[np.int64]  # [q, n]
+    """Response tokens."""
+    mean_logprob: Floats  # [q, n]
+    """Mean log-probability of the response tokens."""
+    self_certainty: Floats  # [q, n]
+    """Mean self-certainty of the response tokens."""
+    heads: Mapping[str, HeadScores]
+    """What each head makes of them; the first is the one that is judged against everything else."""
+    external: Floats | None = None  # [q, n]
+    """A score from elsewhere, such as a reward model's."""
+
+    @classmethod
+    def read(
+        cls,
+        store: Store,
+        task: AnswerTask,
+        heads: Mapping[str, Head],
+        *,
+        scores: Mapping[str, Floats] | None = None,
+        external: Floats | None = None,
+    ) -> "Sampled":
+        """Take the candidates of a store, with the scores that `heads` gave them while they were written.
+
+        `scores`, `[q, n]` each, stand in for those of the store. Raises `StoreError` for a store that is not finished,
+        or whose problems have different numbers of candidates.
+        """
+        rows = _square(store)
+        scores = scores or {
+            name: _column(rows, [[each.scores.get(name, math.nan) for each in row] for row in rows]) for name in heads
+        }
+        return cls(
+            correct=np.array([[each.correct for each in row] for row in rows]),
+            answers=np.array([_numbered(task, [each.answer for each in row]) for row in rows]),
+            n_tokens=np.array([[each.n_tokens for each in row] for row in rows]),
+            mean_logprob=_column(rows, [[each.mean_logprob for each in row] for row in rows]),
+            self_certainty=_column(rows, [[each.self_certainty for each in row] for row in rows]),
+            heads={name: HeadScores.of(head, scores[name]) for name, head in heads.items()},
+            external=external,
+        )
+
+    @property
+    def n(self) -> int:
+        """Candidates of each problem."""
+        return int(self.correct.shape[1])
+
+
+def _square(store: Store) -> list[Sequence[StoredCandidate]]:
+    """The candidates of each problem."""
+    candidates = store.candidates
+    n = store.info.n or sum(each.problem == 0 for each in candidates)
+    whole = 0 < len(candidates) == n * store.info.problems
+    if not whole or any((each.problem, each.index) != divmod(place, n) for place, each in enumerate(candidates)):
+        raise StoreError(
+            f"{store.path} holds {len(candidates)} candidates of {store.problems} out of {store.info.problems} "
+            "problems; expected all problems, with the same number of candidates each: run the same command again"
+        )
+    return [candidates[start : start + n] for start in range(0, len(candidates), n)]
+
+
+def _column(rows: Sequence[Sequence[object]], values: list[list[float]]) -> Floats:
+    return np.array(values, np.float64).reshape(len(rows), -1)
+
+
+def _numbered(task: AnswerTask, answers: Sequence[str | None]) -> list[int]:
+    """Number of each answer among the different ones, -1 for None."""
+    numbers = [-1] * len(answers)
+    for number, group in enumerate(task.groups(answers)):
+        for index in group:
+            numbers[index] = number
+    return numbers

@@ -1,0 +1,99 @@
+"""A test that is set up: the bundle, the problems, how candidates are written, and the folder that they are kept in.
+
+Writes candidates with the loop that collects them for training, so that both see the same. Does not judge any rule.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from swift_edge.evaluation.measure import main_size
+from swift_edge.head import Head
+from swift_edge.opening import OpenedModel
+from swift_edge.training.collect import collect
+from swift_edge.training.collected import CollectProgress
+from swift_edge.training.problems import Problems
+from swift_edge.training.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How candidates are written; None is the bundle's own."""
+
+    max_new_tokens: int = 512
+    """Most tokens of a candidate."""
+    temperature: float | None = None
+    """Divides the logits; 0 is greedy."""
+    top_p: float | None = None
+    """Probability mass kept; 1 keeps all."""
+    top_k: int | None = None
+    """Most likely tokens kept; 0 keeps all."""
+    min_p: float | None = None
+    """Least share of the greatest probability kept; 0 keeps all."""
+    repetition_penalty: float | None = None
+    """Penalty of tokens that were seen; 1 is none."""
+    stop: tuple[str, ...] = ()
+    """Strings before which a candidate's text ends."""
+    seed: int = 0
+    """Seed of all candidates; the bootstrap takes it, too."""
+    raw: bool = False
+    """Whether prompts are taken without the chat template."""
+    rows: int = 16
+    """Candidates to write at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A test that is set up: everything that its parts share."""
+
+    opened: OpenedModel
+    """The bundle."""
+    problems: Problems
+    """The problems."""
+    task: str
+    """The task that grades."""
+    sizes: tuple[int, ...]
+    """Numbers of candidates to judge rules at, ascending."""
+    out: Path
+    """The folder of the test."""
+    writing: Writing
+    """How candidates are written."""
+    force: bool
+    """Whether stores in the folder are started over."""
+    resamples: int
+    """Resamples of the bootstrap."""
+    report: Callable[[str], None]
+    """Called with each line of the report."""
+    progress: Callable[[CollectProgress], None]
+    """Called after each step of the decode loop."""
+
+    @property
+    def main_size(self) -> int:
+        """The number of candidates at which rules are compared in one figure."""
+        return main_size(self.sizes)
+
+    def candidates(
+        self,
+        name: str,
+        n: int,
+        heads: Mapping[str, Head],
+        *,
+        opened: OpenedModel | None = None,
+        problems: Problems | None = None,
+        store_features: bool = False,
+    ) -> Store:
+        """The candidates in the folder `name` of the test, written where they are not there yet."""
+        collected = collect(
+            opened or self.opened,
+            problems or self.problems,
+            self.out / name,
+            n=n,
+            task=self.task,
+            heads=heads,
+            store_features=store_features,
+            force=self.force,
+            report=self.report,
+            progress=self.progress,
+            **asdict(self.writing),
+        )
+        return Store.open(collected.path)
