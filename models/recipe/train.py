@@ -1,0 +1,193 @@
+"""Train the model: a Llama of 4.7 million parameters, from scratch, on documents of the corpus.
+
+    python models/recipe/train.py FOLDER --steps 7000
+
+FOLDER holds the tokenizer (see vocabulary.py) and becomes a transformers folder. Runs on a CUDA GPU where there is
+one, else on the CPU. A checkpoint is written every few minutes; the same command goes on from it. The learning rate is
+constant and falls over the last 30 percent, so that a run which turns out slow may be ended with fewer steps.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from corpus import RESPONSES, documents
+from tokenizers import Tokenizer
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from vocabulary import END, PAD, answered, asked
+
+SEED = 6
+BATCH = 24
+"""Questions per step."""
+CAREFUL_STEPS = 2400
+"""Training begins with careful solvers alone: half and half of two ways would teach neither of them."""
+POOL = 16
+"""Steps whose documents are sorted by length together, so that little is padded."""
+LEARNING_RATE = 4e-3
+WARMUP = 60
+FALL = 0.3
+"""Share of the steps over which the learning rate falls to nothing."""
+CHECKPOINT_S = 240
+
+
+def make_model(vocabulary: int, end: int, pad: int) -> LlamaForCausalLM:
+    """The model with random weights."""
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        rope_theta=10000.0,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    return LlamaForCausalLM(config)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Questions, each with its responses one after the other, which do not see each other."""
+
+    token_ids: torch.Tensor  # [b, s]
+    """Question, then the responses; filled up on the right."""
+    positions: torch.Tensor  # [b, s]
+    """Every response goes on where the question ends."""
+    seen: torch.Tensor  # [b, 1, s, s]
+    """Which earlier tokens each token sees: those of the question, and those of its own response."""
+    targets: torch.Tensor  # [b, s]
+    """The next token of the response; -100 where nothing is to be learned."""
+
+    @classmethod
+    def of(cls, documents: list[list[list[int]]], fill: int) -> "Batch":
+        """Lay out documents, each a list of the question's token ids and those of its responses."""
+        length = max(sum(map(len, document)) for document in documents)
+        shape = (len(documents), length)
+        token_ids, positions = torch.full(shape, fill), torch.zeros(shape, dtype=torch.long)
+        targets, parts = torch.full(shape, -100), torch.full(shape, -1)
+        for row, (question, *responses) in enumerate(documents):
+            begin = 0
+            for part, ids in enumerate((question, *responses)):
+                place = slice(begin, begin + len(ids))
+                token_ids[row, place], parts[row, place] = torch.tensor(ids), part
+                first = len(question) if part else 0
+                positions[row, place] = torch.arange(first, first + len(ids))
+                if part:
+                    targets[row, begin : place.stop - 1] = torch.tensor(ids[1:])
+                begin = place.stop
+        own = parts[:, :, None] == parts[:, None, :]
+        earlier = torch.ones(length, length, dtype=torch.bool).tril()
+        seen = (own | (parts[:, None, :] == 0)) & earlier
+        return cls(token_ids, positions, seen[:, None], targets)
+
+
+def batches(tokenizer: Tokenizer, step: int) -> Iterator[Batch]:
+    """What is learned from step number `step` on."""
+    pool, skipped = divmod(step, POOL)
+    while True:
+        drawn = list(documents(SEED, pool * POOL * BATCH, POOL * BATCH, careful=pool * POOL < CAREFUL_STEPS))
+        texts = [text for problem, written in drawn for text in (asked(problem.question), *map(answered, written))]
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        every = [ids[start : start + 1 + RESPONSES] for start in range(0, len(ids), 1 + RESPONSES)]
+        every.sort(key=lambda document: sum(map(len, document)))
+        groups = [every[start : start + BATCH] for start in range(0, len(every), BATCH)]
+        random.Random(f"{SEED} {pool}").shuffle(groups)
+        for group in groups[skipped:]:
+            yield Batch.of(group, tokenizer.token_to_id(PAD))
+        pool, skipped = pool + 1, 0
+
+
+def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the embedding and the norms."""
+    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def factor(step: int, steps: int) -> float:
+    """Share of the learning rate at a step."""
+    return min(1.0, (step + 1) / WARMUP, (steps - step) / (steps * FALL))
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--steps", type=int, default=7000, show_default=True)
+@click.option("--stop-at", type=int, help="End at this step without finishing, to go on later.")
+def main(folder: Path, steps: int, stop_at: int | None) -> None:
+    """Train from the last checkpoint, or from the start, to the end."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_model(tokenizer.get_vocab_size(), tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)).to(device)
+    optimizing = optimizers(model)
+    checkpoint, step = folder / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizing, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step = state["step"]
+    parameters = sum(weight.numel() for weight in model.parameters())
+    click.echo(f"{parameters:,} parameters, step {step}, on {device}", err=True)
+
+    def save(done: int) -> None:
+        temporary = checkpoint.with_suffix(".tmp")
+        saved = [optimizer.state_dict() for optimizer in optimizing]
+        torch.save({"model": model.state_dict(), "optimizers": saved, "step": done}, temporary)
+        temporary.replace(checkpoint)
+
+    begun = saved_at = time.monotonic()
+    tokens, losses = 0, []
+    for batch in batches(tokenizer, step):
+        if step >= min(steps, stop_at or steps):
+            break
+        for optimizer in optimizing:
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * factor(step, steps)
+        token_ids, targets = batch.token_ids.to(device), batch.targets.to(device)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            states = model.model(
+                input_ids=token_ids,
+                position_ids=batch.positions.to(device),
+                attention_mask=batch.seen.to(device),
+                use_cache=False,
+            ).last_hidden_state
+            learned = targets != -100
+            logits = model.lm_head(states[learned])
+        loss = cross_entropy(logits.float(), targets[learned])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizing:
+            optimizer.step()
+            optimizer.zero_grad()
+        step += 1
+        tokens += token_ids.numel()
+        losses.append(loss.item())
+        if step % 20 == 0:
+            elapsed = time.monotonic() - begun
+            mean = sum(losses[-20:]) / len(losses[-20:])
+            speed = f"{tokens / elapsed:.0f} tokens/s, {elapsed:.0f} s"
+            click.echo(f"step {step} of {steps}: loss {mean:.4f}, {speed}", err=True)
+        if time.monotonic() - saved_at > CHECKPOINT_S:
+            save(step)
+            saved_at = time.monotonic()
+    save(step)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.token_to_id(END), do_sample=True, temperature=1.0)
+    model.save_pretrained(folder)
+    click.echo(f"step {step}: written to {folder}", err=True)
+
+
+if __name__ == "__main__":
+    main()
