@@ -1,5 +1,6 @@
 """The bundles that the tests of the runtime run, opened once, and stores of candidates made up for a test."""
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from swift_edge.training.store import CandidateRows, Store, StoredCandidate, Sto
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h4_l4"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Let children be interrupted: what a shell starts in the background ignores the signal, its children too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
