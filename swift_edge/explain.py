@@ -85,7 +85,7 @@ def tokens_of(candidate: Candidate, tokenizer: Tokenizer) -> list[Token]:
     # The last token may not have been fed; fewer scores than that mean a head that does not count the EOS ids.
     scores = _scores(candidate)
     fed = candidate.n_tokens - candidate.unscored_tokens
-    uncounted = tokenizer._bundle.manifest.tokens.eos_ids if len(scores) < fed else ()
+    uncounted = tokenizer.eos_ids if len(scores) < fed else ()
     remaining, running, length = iter(scores), RunningScore(), 0
     tokens = []
     for token_id, text in zip(candidate.token_ids, texts, strict=True):

@@ -95,13 +95,18 @@ class Tokenizer:
         anchor = self._anchors[0][1] if self._anchors else []
         return self.decode([*anchor, *ids])[len(self.decode(anchor)) :]
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a response; may be empty."""
+        return self._bundle.manifest.tokens.eos_ids
+
     @functools.cached_property
     def end_of_turn(self) -> int | None:
         """The EOS id that ends an answer: the one that the chat template writes, else the first; None without any.
 
         A model may have several, and the tokenizer's own is not always the one that its answers end with.
         """
-        eos_ids = self._bundle.manifest.tokens.eos_ids
+        eos_ids = self.eos_ids
         if self._bundle.chat_template is not None and len(eos_ids) > 1:
             turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "1"}]
             with contextlib.suppress(TemplateError, TokenizerError):  # a template may refuse answers: no hint then

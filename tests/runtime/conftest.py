@@ -1,7 +1,10 @@
 """The bundles that the tests of the runtime run, opened once, and stores of candidates made up for a test."""
 
+import io
 import signal
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from swift_edge.bundle import open_bundle
+from swift_edge.cli import main
 from swift_edge.head import Head
 from swift_edge.session import ModelSession
 from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
@@ -16,6 +20,31 @@ from swift_edge.training.store import CandidateRows, Store, StoredCandidate, Sto
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h4_l4"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the program in this process, as the console script does."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["swift-edge", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        captured = capsys.readouterr()
+        assert isinstance(leaving.value.code, int)
+        return Outcome(leaving.value.code, captured.out, captured.err)
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,17 +1,19 @@
 """`swift-edge eval` from end to end: what goes to stdout, to stderr and into the folder, and what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from swift_edge.bundle import open_bundle
-from swift_edge.cli import commands
 from swift_edge.head import Head, save_head
 
 pytest.importorskip("matplotlib")
+
+Run = Callable[..., Any]
 
 ADDITION = Path(__file__).parents[2] / "tests" / "data" / "addition-gpt2-h1_l1"
 QUICK = ("-m", str(ADDITION), "--task", "exact", "-n", "1,2,4", "--max-new-tokens", "4", "--threads", "1")
@@ -48,10 +50,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(commands, ["eval", *arguments])
-
-
 def cells(table: str, name: str) -> list[str]:
     """The first row of that name."""
     line = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
@@ -59,24 +57,24 @@ def cells(table: str, name: str) -> list[str]:
 
 
 def test_tables_on_stdout_the_report_on_stderr_and_everything_in_the_folder(
-    data: Path, head: Path, tmp_path: Path
+    run: Run, data: Path, head: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    outcome = run(*QUICK, "--data", str(data), "--out", str(out), "--head", f"loglik={head}")
-    assert outcome.exit_code == 0, outcome.stderr
-    assert outcome.stdout == (out / "results.md").read_text(encoding="utf-8")
-    assert outcome.stdout.startswith("# addition-gpt2-h1_l1 (fp32) on test.jsonl\n")
-    assert str(out) in outcome.stderr.splitlines()[-1]
-    assert "|" not in outcome.stderr
+    outcome = run("eval", *QUICK, "--data", str(data), "--out", str(out), "--head", f"loglik={head}")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out == (out / "results.md").read_text(encoding="utf-8")
+    assert outcome.out.startswith("# addition-gpt2-h1_l1 (fp32) on test.jsonl\n")
+    assert str(out) in outcome.err.splitlines()[-1]
+    assert "|" not in outcome.err
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    pass_at_1, oracle = cells(outcome.stdout, "pass@1"), cells(outcome.stdout, "oracle")
+    pass_at_1, oracle = cells(outcome.out, "pass@1"), cells(outcome.out, "oracle")
     assert float(pass_at_1[1]) == float(pass_at_1[3]) == float(oracle[1])
     assert float(oracle[1]) < float(oracle[2]) < float(oracle[3])
     assert [float(cell) for cell in oracle[1:4]] == [
         round(results["accuracy"]["oracle"][size]["value"], 3) for size in ("1", "2", "4")
     ]
     # The fourth digit cannot be fed: what the head sees of the mean log-probability is three digits of four.
-    assert abs(float(cells(outcome.stdout, "loglik")[3]) - float(cells(outcome.stdout, "mean_logprob")[3])) < 0.25
+    assert abs(float(cells(outcome.out, "loglik")[3]) - float(cells(outcome.out, "mean_logprob")[3])) < 0.25
     assert sum(kind["problems"] for kind in results["families"]["kind"].values()) == 40
     # No calibration, no drawing of one.
     assert results["calibration"] == {"loglik": None}
@@ -84,26 +82,26 @@ def test_tables_on_stdout_the_report_on_stderr_and_everything_in_the_folder(
     assert drawings == {"accuracy.png", "accuracy.svg"}
 
 
-def test_json_is_one_line_with_everything_and_the_test_goes_on(data: Path, tmp_path: Path) -> None:
+def test_json_is_one_line_with_everything_and_the_test_goes_on(run: Run, data: Path, tmp_path: Path) -> None:
     arguments = (*QUICK, "--data", str(data), "--out", str(tmp_path / "out"), "--limit", "8", "--seed", "5")
-    first = run(*arguments)
-    again = run(*arguments, "--json")
-    (line,) = again.stdout.splitlines()
+    first = run("eval", *arguments)
+    again = run("eval", *arguments, "--json")
+    (line,) = again.out.splitlines()
     results = json.loads(line)
     assert results == json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert (results["problems"], results["run"]["seed"], results["sizes"]) == (8, 5, [1, 2, 4])
-    assert "is complete" in again.stderr
-    assert first.stdout == (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "is complete" in again.err
+    assert first.out == (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
 
 
-def test_other_settings_need_another_folder_or_force(data: Path, tmp_path: Path) -> None:
+def test_other_settings_need_another_folder_or_force(run: Run, data: Path, tmp_path: Path) -> None:
     arguments = (*QUICK, "--data", str(data), "--out", str(tmp_path / "out"), "--limit", "4")
-    assert run(*arguments).exit_code == 0
-    refused = run(*arguments, "--seed", "1")
-    assert (refused.exit_code, refused.stdout) == (1, "")
-    assert refused.stderr.startswith("error: ")
-    assert "seed" in refused.stderr
-    assert run(*arguments, "--seed", "1", "--force").exit_code == 0
+    assert run("eval", *arguments).status == 0
+    refused = run("eval", *arguments, "--seed", "1")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("error: ")
+    assert "seed" in refused.err
+    assert run("eval", *arguments, "--seed", "1", "--force").status == 0
 
 
 @pytest.mark.parametrize(
@@ -116,10 +114,10 @@ def test_other_settings_need_another_folder_or_force(data: Path, tmp_path: Path)
         (("--what",), "--what"),
     ],
 )
-def test_wrong_calls_are_status_2(data: Path, tmp_path: Path, arguments: tuple[str, ...], hint: str) -> None:
-    outcome = run(*QUICK, "--data", str(data), "--out", str(tmp_path / "out"), *arguments)
-    assert (outcome.exit_code, outcome.stdout) == (2, "")
-    assert hint in outcome.stderr
+def test_wrong_calls_are_status_2(run: Run, data: Path, tmp_path: Path, arguments: tuple[str, ...], hint: str) -> None:
+    outcome = run("eval", *QUICK, "--data", str(data), "--out", str(tmp_path / "out"), *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert hint in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -136,18 +134,20 @@ def test_wrong_calls_are_status_2(data: Path, tmp_path: Path, arguments: tuple[s
         (("-m", "absent"), "absent"),
     ],
 )
-def test_errors_are_one_line_and_status_1(data: Path, tmp_path: Path, arguments: tuple[str, ...], hint: str) -> None:
-    outcome = run(*QUICK, "--data", str(data), "--out", str(tmp_path / "out"), *arguments)
-    assert (outcome.exit_code, outcome.stdout) == (1, "")
-    assert hint in outcome.stderr
-    assert outcome.stderr.startswith("error: ")
-    assert outcome.stderr.count("\n") == 1
+def test_errors_are_one_line_and_status_1(
+    run: Run, data: Path, tmp_path: Path, arguments: tuple[str, ...], hint: str
+) -> None:
+    outcome = run("eval", *QUICK, "--data", str(data), "--out", str(tmp_path / "out"), *arguments)
+    assert (outcome.status, outcome.out) == (1, "")
+    assert hint in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_row_without_an_answer_is_named_by_its_line(data: Path, tmp_path: Path) -> None:
+def test_a_row_without_an_answer_is_named_by_its_line(run: Run, data: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text(data.read_text().splitlines()[0] + '\n{"prompt": "100100"}\n')
-    outcome = run(*QUICK, "--data", str(broken), "--out", str(tmp_path / "out"))
-    assert outcome.exit_code == 1
-    assert "broken.jsonl line 2 has no answer" in outcome.stderr
+    outcome = run("eval", *QUICK, "--data", str(broken), "--out", str(tmp_path / "out"))
+    assert outcome.status == 1
+    assert "broken.jsonl line 2 has no answer" in outcome.err

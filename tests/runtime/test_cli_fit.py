@@ -1,17 +1,14 @@
 """`swift-edge fit` and `recalibrate`: what goes to stdout and stderr, and what happens when things go wrong."""
 
 import dataclasses
-import io
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
-from swift_edge.cli import main
 from swift_edge.cli.fitting import fit, layers_of, memory_size
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import load_head
@@ -22,30 +19,7 @@ MakeStore = Callable[..., Store]
 QUICK = ("--weight-decay", "0.03", "--max-iterations", "12")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the program in this process, as the console script does."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["swift-edge", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        captured = capsys.readouterr()
-        assert isinstance(leaving.value.code, int)
-        return Outcome(leaving.value.code, captured.out, captured.err)
-
-    return call
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +32,7 @@ def local(make_store: MakeStore) -> Path:
     return make_store(problems=40, seed=1, precision="int8").path
 
 
-def error_of(outcome: Outcome) -> str:
+def error_of(outcome: Any) -> str:
     """The one line of an error, and nothing else."""
     assert (outcome.status, outcome.out) == (1, "")
     (line,) = outcome.err.splitlines()

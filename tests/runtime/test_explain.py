@@ -2,17 +2,17 @@
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from swift_edge import Selection, Selector
 from swift_edge.bundle import open_bundle
-from swift_edge.cli import commands
 from swift_edge.errors import InvalidOptionError
 from swift_edge.explain import explain_page, require_page_path, tokens_of, write_page
 from swift_edge.head import Head
@@ -238,16 +238,16 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [("pick", "Once upon a time", "-n", "2", "--max-new-tokens", "6"), ("score", "Once", " a dog", " xq")]
 )
-def test_both_commands_write_a_page(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_both_commands_write_a_page(run: Callable[..., Any], arguments: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     command = [*arguments, "-m", STORIES, "--threads", "1"]
-    plain = CliRunner().invoke(commands, command)
-    outcome = CliRunner().invoke(commands, [*command, "--explain", str(path)])
-    assert (outcome.exit_code, outcome.stdout) == (0, plain.stdout)
+    plain = run(*command)
+    outcome = run(*command, "--explain", path)
+    assert (outcome.status, outcome.out) == (0, plain.out)
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.candidates) == 2
-    assert outcome.stdout.removesuffix("\n") in page.text
-    refused = CliRunner().invoke(commands, [*command, "--explain", str(tmp_path / "absent" / "page.html")])
-    assert (refused.exit_code, refused.stdout) == (1, "")
-    assert refused.stderr.startswith("error: the page ")
-    assert refused.stderr.count("\n") == 1
+    assert outcome.out.removesuffix("\n") in page.text
+    refused = run(*command, "--explain", tmp_path / "absent" / "page.html")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("error: the page ")
+    assert refused.err.count("\n") == 1
