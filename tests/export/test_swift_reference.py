@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch.nn import functional
 
 from swift_edge.head import Head, score_tokens
@@ -18,6 +17,9 @@ from swift_edge.training.examples import Examples, check_stores, read_candidates
 from swift_edge.training.objectives import LOSSES, Loss, cut
 from swift_edge.training.rows import Inputs
 from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
+
+# The environment of the other exporter comes without it.
+minimize = pytest.importorskip("scipy.optimize").minimize
 
 PROBLEMS, TRAIN = 60, range(40)
 LAYERS, WIDTH = (1, 2), 12
