@@ -61,7 +61,7 @@ class Calibration:
         log_odds = self._log_odds(scores)
         chances = np.full_like(log_odds, np.nan)
         there = np.isfinite(log_odds)
-        chances[there] = _sigmoid(log_odds[there])
+        chances[there] = sigmoid(log_odds[there])
         return chances
 
     def log_likelihood_ratio(self, scores: ArrayLike) -> NDArray[np.float64]:
@@ -114,7 +114,7 @@ def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, 
     for part in range(int(fold.max()) + 1):
         inside = fold == part
         curve = _platt(values[~inside], labels[~inside])
-        held_out[inside] = _sigmoid(curve[0] * values[inside] + curve[1])
+        held_out[inside] = sigmoid(curve[0] * values[inside] + curve[1])
     return Calibration(
         slope, intercept, right / len(labels), calibration_error(held_out, labels), len(labels), len(names)
     )
@@ -156,7 +156,7 @@ def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[flo
 
     current = cost(parameters)
     for _ in range(100):
-        chances = _sigmoid(parameters @ inputs)
+        chances = sigmoid(parameters @ inputs)
         gradient = inputs @ (chances - targets) + ridge * parameters
         hessian = (inputs * np.maximum(chances * (1 - chances), 1e-12)) @ inputs.T + np.diag(ridge)
         step = np.linalg.solve(hessian, gradient)
@@ -174,7 +174,8 @@ def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[flo
     return slope, float(parameters[1]) - slope * mean
 
 
-def _sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-odds to probabilities, of any shape."""
     # log(1 + exp(-x)) neither overflows nor loses small probabilities.
     return cast(NDArray[np.float64], np.exp(-np.logaddexp(0.0, -log_odds)))
 

@@ -8,10 +8,9 @@ text. Runs on the calling thread without BLAS, whose threads would fight onnxrun
 depend on the rows beside it, bit for bit.
 """
 
+import io
 import json
 import math
-import os
-import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from swift_edge.calibration import Calibration
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
+from swift_edge.files import write_whole
 from swift_edge.manifest import Manifest
 from swift_edge.signals import TokenStatistics
 
@@ -320,19 +320,14 @@ def save_head(path: Path | str, head: Head) -> None:
     metadata = {"format_version": HEAD_FORMAT_VERSION} | {name: getattr(head, name) for name in _METADATA}
     text = json.dumps(metadata, default=_plain, allow_nan=False, sort_keys=True)
     standardisation = {name: array for name in _STANDARDISATION if (array := getattr(head, name)) is not None}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    archive = io.BytesIO()
+    np.savez(archive, weight=head.weight, bias=head.bias, metadata=np.array(text), **standardisation)
     try:
-        with open(temporary, "xb") as file:
-            np.savez(file, weight=head.weight, bias=head.bias, metadata=np.array(text), **standardisation)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, archive.getvalue())
     except OSError as error:
         raise HeadFileError(
             f"the head cannot be written to {path} ({error.strerror or error}); expected a folder with room for it"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_metadata(document: Any) -> dict[str, Any]:

@@ -94,8 +94,7 @@ class OpenedModel:
     def ranking(self, signal: str | None) -> Ranking:
         """By what to rank: the signal that was asked for, else the head, else the mean log-probability."""
         if signal is None and self.head is not None:
-            eos_ids = self.bundle.manifest.tokens.eos_ids
-            return Ranking(self.head, None, frozenset(() if self.head.includes_eos else eos_ids))
+            return Ranking.by_head(self.head, self.bundle.manifest.tokens.eos_ids)
         return Ranking(None, check_signal(signal or "mean_logprob"))
 
     def prompt_ids(self, prompt: Prompt, *, raw: bool, feeds_last: bool) -> Ids:

@@ -4,7 +4,7 @@ Knows one candidate at a time and how it is to be ranked. Does not know the mode
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +28,11 @@ class Ranking:
     """The label-free signal that ranks; None with a head."""
     uncounted: frozenset[int] = frozenset()
     """Token ids that the head does not score: the EOS ids, where it was trained without them."""
+
+    @classmethod
+    def by_head(cls, head: Head, eos_ids: Collection[int]) -> "Ranking":
+        """Rank by a head of a model with these EOS ids."""
+        return cls(head, None, frozenset(() if head.includes_eos else eos_ids))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -55,6 +60,10 @@ class Ranking:
         names = self.head.token_statistics if self.head is not None else (self.signal,)
         return tuple(name for name in ("entropy", "self_certainty") if name in names)
 
+    def states_of(self, hidden_states: Floats | None, logits: Floats | None) -> Floats | None:
+        """What the head reads of f fed tokens: hidden states `[l, f, d]`, or logits as one slice `[1, f, v]`."""
+        return logits[np.newaxis] if self.keep_logits and logits is not None else hidden_states
+
     def evaluate(
         self, hidden_states: Floats | None, logits: Floats | None, statistics: TokenStatistics
     ) -> tuple[Floats, Floats]:
@@ -62,7 +71,7 @@ class Ranking:
 
         `statistics` are those of the same tokens, and may go on with tokens that were not fed.
         """
-        states = logits[np.newaxis] if self.keep_logits and logits is not None else hidden_states
+        states = self.states_of(hidden_states, logits)
         if self.head is None or states is None:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         return self.head.evaluate(states, statistics_of(statistics, slice(states.shape[1])))
@@ -191,15 +200,14 @@ class PendingTokens:
 
     def add(self, step: Step) -> None:
         """Take the tokens of a step, and score all that wait if it is time."""
-        states = (
-            step.logits[np.newaxis] if self._ranking.keep_logits and step.logits is not None else step.hidden_states
-        )
+        states = self._ranking.states_of(step.hidden_states, step.logits)
         if self._ranking.head is None or states is None:
             return
-        # The loop writes its next states where these are.
-        self._steps.append((step, states if self._most_steps == 1 else states.copy()))
         self._bytes += states.nbytes
-        if len(self._steps) >= self._most_steps or self._bytes >= self.MOST_BYTES:
+        due = len(self._steps) + 1 >= self._most_steps or self._bytes >= self.MOST_BYTES
+        # The loop writes its next states where these are.
+        self._steps.append((step, states if due else states.copy()))
+        if due:
             self.score()
 
     def score(self) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from swift_edge.cli.exporting import report
 from swift_edge.errors import HeadFileError, InvalidOptionError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -30,6 +31,17 @@ def memory_size(_context: click.Context, _parameter: click.Parameter, text: str)
         raise click.BadParameter(f"{text!r} is no amount of memory; expected a number with KiB, MiB or GiB, as 1GiB")
     assert unit is not None
     return int(float(found[1]) * (2 ** UNITS[unit] if unit in UNITS else 10 ** DECIMAL_UNITS[unit]))
+
+
+memory_option = click.option(
+    "--memory",
+    "memory_bytes",
+    default="1GiB",
+    show_default=True,
+    callback=memory_size,
+    metavar="SIZE",
+    help="Memory for features; with less they are read anew in every pass.",
+)
 
 
 def statistic_names(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
@@ -63,11 +75,6 @@ def require_place(out: Path, force: bool) -> None:
         raise OutputExistsError(f"{out} exists already; choose another --out, or replace a file with --force")
     if not out.parent.is_dir():
         raise HeadFileError(f"there is no folder {out.parent} for {out.name}; make it first, or choose another --out")
-
-
-def report(line: str) -> None:
-    """Show one finished line of progress."""
-    click.echo(line, err=True)
 
 
 def show(out: Path, head: "Head", as_json: bool) -> None:
@@ -114,15 +121,7 @@ def show(out: Path, head: "Head", as_json: bool) -> None:
 )
 @click.option("--problems", type=int, metavar="N", help="Use N problems only.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="The same seed gives the same head.")
-@click.option(
-    "--memory",
-    "memory_bytes",
-    default="1GiB",
-    show_default=True,
-    callback=memory_size,
-    metavar="SIZE",
-    help="Memory for features; with less they are read anew in every pass.",
-)
+@memory_option
 @click.option("--no-eos", is_flag=True, help="Leave the token that ends a response uncounted.")
 @click.option("--force", is_flag=True, help="Replace a file that is already at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the summary.")
@@ -190,15 +189,7 @@ def fit(
 @click.argument("store", metavar="STORE", type=click.Path(path_type=Path))
 @click.option("--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="Head file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the calibration's folds.")
-@click.option(
-    "--memory",
-    "memory_bytes",
-    default="1GiB",
-    show_default=True,
-    callback=memory_size,
-    metavar="SIZE",
-    help="Memory for features; with less they are read anew in every pass.",
-)
+@memory_option
 @click.option("--force", is_flag=True, help="Replace a file that is already at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the summary.")
 def recalibrate(head: Path, store: Path, out: Path, seed: int, memory_bytes: int, force: bool, as_json: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import AnswerTask
-from swift_edge.calibration import Calibration
+from swift_edge.calibration import Calibration, sigmoid
 from swift_edge.errors import StoreError
 from swift_edge.head import Head
 from swift_edge.training.store import Store, StoredCandidate
@@ -40,7 +40,7 @@ class HeadScores:
     @property
     def votes(self) -> Floats:
         """Weights of a vote, `[q, n]`: the probabilities, or without them the logistic function of the score."""
-        return self.probabilities if self.probabilities is not None else np.exp(-np.logaddexp(0.0, -self.scores))
+        return self.probabilities if self.probabilities is not None else sigmoid(self.scores)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -264,10 +264,7 @@ def _reader(
         for warning in check_head(head, manifest):
             report(f"warning: {name}: {warning}")
     kept = check_layers(layers, opened.session.layers) if store_features and feature == "hidden" else ()
-    scorers = {
-        name: Ranking(head, None, frozenset(() if head.includes_eos else manifest.tokens.eos_ids))
-        for name, head in heads.items()
-    }
+    scorers = {name: Ranking.by_head(head, manifest.tokens.eos_ids) for name, head in heads.items()}
     return FeatureReader(feature if store_features else "none", kept, scorers, tokens_per_candidate)
 
 

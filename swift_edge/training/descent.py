@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.calibration import sigmoid
 from swift_edge.extras import import_extra
 from swift_edge.ranking_quality import within_problem_auroc
 from swift_edge.training.examples import Examples
@@ -25,7 +26,6 @@ from swift_edge.training.objectives import (
     loss_sums,
     prefix_gradients,
     prefix_scores,
-    sigmoid,
 )
 
 REPORTED_ITERATIONS: Final = 10

@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.calibration import sigmoid
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import LEAST_GATE_SUM
 
@@ -193,9 +194,3 @@ def _targets(correct: Labels, starts: Counts) -> Doubles:
     if not len(powers):
         return powers[:, np.newaxis]
     return cast(Doubles, (powers / np.repeat(np.add.reduceat(powers, starts[:-1]), np.diff(starts)))[:, np.newaxis])
-
-
-def sigmoid(values: Doubles) -> Doubles:
-    """1 / (1 + exp(-x)) of each value."""
-    # log(1 + exp(-x)) neither overflows nor loses small values.
-    return cast(Doubles, np.exp(-np.logaddexp(0.0, -values)))
