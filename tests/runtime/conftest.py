@@ -1,6 +1,8 @@
 """The bundles that the tests of the runtime run, opened once, and stores of candidates made up for a test."""
 
 import io
+import json
+import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,12 +16,16 @@ import pytest
 from swift_edge.bundle import open_bundle
 from swift_edge.cli import main
 from swift_edge.head import Head
+from swift_edge.opening import OpenedModel
 from swift_edge.session import ModelSession
+from swift_edge.training.collect import open_model
 from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h4_l4"
+WEAK_ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"
+OPENINGS = ("Once upon a time", "Lily saw a dog", "The sun", "Tom was sad because his mom said no", "One day")
 
 
 @dataclass(frozen=True)
@@ -170,3 +176,30 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]
         return Store.open(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def adding() -> OpenedModel:
+    return open_model(WEAK_ADDITION, threads=1)
+
+
+@pytest.fixture(scope="module")
+def telling() -> OpenedModel:
+    return open_model(STORIES, threads=1)
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
+    numbers = random.Random(0)
+    pairs = [(numbers.randint(100, 999), numbers.randint(100, 999)) for _ in range(20)]
+    rows = [{"prompt": f"{a}{b}", "answer": a + b} for a, b in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tales") / "tales.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in OPENINGS), encoding="utf-8")
+    return path

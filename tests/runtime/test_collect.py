@@ -1,7 +1,6 @@
 """Collecting with a model: the store is what plain decoding gives, whatever rows, interruptions and timing do."""
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from swift_edge.head import Head, score_tokens
 from swift_edge.opening import OpenedModel
 from swift_edge.signals import TokenStatistics, token_statistics
 from swift_edge.training import generating, store
-from swift_edge.training.collect import collect, open_model
+from swift_edge.training.collect import collect
 from swift_edge.training.collected import CollectProgress
 from swift_edge.training.problems import read_problems
 from swift_edge.training.store import Store
@@ -31,33 +30,6 @@ CONCATENATED = ROOT / "tests" / "data" / "same-model" / "optimum"
 SUMS = {"task": "number", "n": 4, "max_new_tokens": 4}
 OPENINGS = ("Once upon a time", "Lily saw a dog", "The sun", "Tom was sad because his mom said no", "One day")
 TALES: dict[str, Any] = {"grader": lambda _, text: "the" in text, "n": 3, "max_new_tokens": 24, "temperature": 1.2}
-
-
-@pytest.fixture(scope="module")
-def adding() -> OpenedModel:
-    return open_model(ADDITION, threads=1)
-
-
-@pytest.fixture(scope="module")
-def telling() -> OpenedModel:
-    return open_model(STORIES, threads=1)
-
-
-@pytest.fixture(scope="module")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
-    numbers = random.Random(0)
-    pairs = [(numbers.randint(100, 999), numbers.randint(100, 999)) for _ in range(20)]
-    rows = [{"prompt": f"{a}{b}", "answer": a + b} for a, b in pairs]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tales") / "tales.jsonl"
-    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in OPENINGS), encoding="utf-8")
-    return path
 
 
 def content(path: Path) -> dict[str, bytes]:

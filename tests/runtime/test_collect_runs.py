@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from swift_edge.bundle import open_bundle, read_manifest, write_bundle
 from swift_edge.errors import DataError, DiskSpaceError, InvalidOptionError, MemoryLimitError, StoreError
 from swift_edge.opening import OpenedModel
 from swift_edge.training import collected, store
-from swift_edge.training.collect import collect, open_model
+from swift_edge.training.collect import collect
 from swift_edge.training.collected import CollectProgress
 from swift_edge.training.problems import Problem
 from swift_edge.training.store import Store
@@ -27,33 +26,6 @@ ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"
 SUMS: dict[str, Any] = {"task": "number", "n": 4, "max_new_tokens": 4}
 OPENINGS = ("Once upon a time", "Lily saw a dog", "The sun", "Tom was sad because his mom said no", "One day")
 TALES: dict[str, Any] = {"grader": lambda _, text: "the" in text, "n": 3, "max_new_tokens": 24, "temperature": 1.2}
-
-
-@pytest.fixture(scope="module")
-def adding() -> OpenedModel:
-    return open_model(ADDITION, threads=1)
-
-
-@pytest.fixture(scope="module")
-def telling() -> OpenedModel:
-    return open_model(STORIES, threads=1)
-
-
-@pytest.fixture(scope="module")
-def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
-    numbers = random.Random(0)
-    pairs = [(numbers.randint(100, 999), numbers.randint(100, 999)) for _ in range(20)]
-    rows = [{"prompt": f"{a}{b}", "answer": a + b} for a, b in pairs]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tales") / "tales.jsonl"
-    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in OPENINGS), encoding="utf-8")
-    return path
 
 
 def content(path: Path) -> dict[str, bytes]:
