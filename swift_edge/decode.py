@@ -5,7 +5,7 @@ Rows may belong to different prompts and have different lengths; they may be adm
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +34,7 @@ class Finished:
     """A candidate that has sampled its last token."""
 
     candidate: int
-    """Number that `admit` gave it."""
+    """Number that it was admitted under."""
     finish_reason: Literal["stop", "length"]
     """`stop` for an EOS id, `length` for `max_new_tokens` or a full context."""
     unscored_tokens: int
@@ -68,8 +68,7 @@ class DecodeLoop:
     The last token of a candidate is fed once more if anything is to be read from it (`layers` or `keep_logits`).
 
     >>> loop = DecodeLoop(session, SamplingOptions(), eos_ids=(2,), max_new_tokens=16)
-    >>> loop.admit(prompt, range(8), seed=0)
-    [0, 1, 2, 3, 4, 5, 6, 7]
+    >>> loop.admit(prompt, {index: index for index in range(8)}, seed=0)
     >>> tokens = sum(len(step.candidates) for step in loop.steps())
     """
 
@@ -98,15 +97,22 @@ class DecodeLoop:
         self._rows: list[_Row] = []
         self._cache: KVCache | None = None
         self._logits: Floats | None = None  # [rows, v]
-        self._admitted = 0
 
-    def admit(self, prompt: Prefilled, indices: Iterable[int], seed: int) -> list[int]:
-        """Add one candidate of `prompt` per index, with the random numbers of `(seed, index)` for that prompt.
+    @property
+    def rows(self) -> int:
+        """Candidates that have not ended."""
+        return sum(not row.ended for row in self._rows)
 
-        Returns the numbers by which steps name them, counted up over all calls. `prompt` can be let go afterwards.
+    def admit(self, prompt: Prefilled, candidates: Mapping[int, int], seed: int) -> None:
+        """Add candidates of `prompt`: steps name them by their key, a number not in use.
+
+        The value is the candidate's index: it gets the random numbers of `(seed, index)` for that prompt. `prompt` can
+        be let go afterwards.
         """
         self._remove_ended()
-        rows = [_Row(prompt.token_ids, self._max_new_tokens, seed, index) for index in indices]
+        rows = [
+            _Row(number, prompt.token_ids, self._max_new_tokens, seed, index) for number, index in candidates.items()
+        ]
         limit = len(prompt.token_ids) + self._max_new_tokens
         if self._cache is None:
             self._cache = self._session.new_cache(len(rows), len(prompt.token_ids) + 1, limit)
@@ -115,11 +121,7 @@ class DecodeLoop:
         self._cache.append_copy(prompt.cache, len(rows))
         logits = np.repeat(prompt.logits, len(rows), axis=0)  # [n, v]
         self._logits = logits if not self._rows or self._logits is None else np.concatenate([self._logits, logits])
-        for row in rows:
-            row.candidate = self._admitted
-            self._admitted += 1
         self._rows += rows
-        return [row.candidate for row in rows]
 
     def drop(self, candidate: int) -> None:
         """Take a candidate out before the next step; nothing happens if it has ended already."""
@@ -212,8 +214,8 @@ class DecodeLoop:
 class _Row:
     """What the loop keeps per row: the tokens so far, and the random numbers to come."""
 
-    def __init__(self, prompt_ids: Ids, max_new_tokens: int, seed: int, index: int) -> None:
-        self.candidate = -1
+    def __init__(self, candidate: int, prompt_ids: Ids, max_new_tokens: int, seed: int, index: int) -> None:
+        self.candidate = candidate
         self.generator = candidate_generator(seed, index, prompt_ids)
         self.num_new = 0
         self.ended = False

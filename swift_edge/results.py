@@ -61,7 +61,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in seconds, and tokens per second."""
+    """Where the time went, in seconds, and tokens per second.
+
+    Where prompts are answered side by side, a step's time is shared out equally to its rows.
+    """
 
     load_s: float
     """Opening the bundle; 0 where it was open already."""
@@ -107,6 +110,8 @@ class Selection:
     """The bundle, as the caller named it."""
     head: str | None
     """The head that scored, as the caller named it, or its file name in the bundle; None where a signal did."""
+    prompt_index: int = 0
+    """Place of the prompt among those of `pick_many`, from 0."""
     warnings: tuple[str, ...] = ()
     """What the caller should know, one line each."""
 

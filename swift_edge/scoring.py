@@ -4,7 +4,7 @@ Knows one candidate at a time and how it is to be ranked. Does not know the mode
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -181,16 +181,16 @@ class GrowingCandidate:
 
 
 class PendingTokens:
-    """Tokens that were fed and are not scored yet, of all candidates of a pick.
+    """Tokens that were fed and are not scored yet, of all candidates at work.
 
-    Many tokens are scored in little more time than one: a pick that nobody watches lets them gather, up to
+    Many tokens are scored in little more time than one: picks that nobody watches let them gather, up to
     `MOST_STEPS` steps or `MOST_BYTES` of states. The numbers are the same, bit for bit.
     """
 
     MOST_STEPS: Final = 32
     MOST_BYTES: Final = 4 * 2**20
 
-    def __init__(self, ranking: Ranking, growing: Sequence[GrowingCandidate], *, gather: bool) -> None:
+    def __init__(self, ranking: Ranking, growing: Mapping[int, GrowingCandidate], *, gather: bool) -> None:
         """Give rewards to `growing`, by candidate number; without `gather`, as soon as `add` is called."""
         self._ranking = ranking
         self._growing = growing

@@ -1,6 +1,6 @@
 """The whole path on one page: a prompt in, candidates decoded and scored in the same pass, the best one out.
 
-This is where text, token ids, rows and scores meet. `stream` is the only loop; `pick` and `pick_many` fold it.
+What happens between the two is `picking.pick_each`, for one prompt or many; `stream` shows it, `pick` folds it.
 """
 
 import os
@@ -8,29 +8,16 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from swift_edge.bundle import Bundle
-from swift_edge.decode import DecodeLoop, Finished, Prefilled
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.opening import OpenedModel, Options, Prompt
+from swift_edge.picking import Request, Work, pick_each, select
 from swift_edge.reading import CHUNK_TOKENS, read_answer
-from swift_edge.results import (
-    Candidate,
-    CandidateFinished,
-    Event,
-    Picked,
-    Selection,
-    Timings,
-    TokenSampled,
-    Usage,
-)
-from swift_edge.sampling import SamplingOptions
-from swift_edge.scoring import GrowingCandidate, PendingTokens, Ranking
-from swift_edge.selection import rank
-from swift_edge.session import Ids
+from swift_edge.results import Event, Picked, Selection
+from swift_edge.scoring import GrowingCandidate
 from swift_edge.stopwatch import Stopwatch
 
 
@@ -106,7 +93,7 @@ class Selector:
         options = _options(
             n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
         )
-        return _last(self._events(self._request(prompt, options), watched=False))
+        return _last(self._events(prompt, options, watched=False))
 
     def pick_many(
         self,
@@ -127,17 +114,20 @@ class Selector:
     ) -> Iterator[Selection]:
         """Pick for every prompt; yields selections as they finish, or in the order of the prompts if `in_order`.
 
-        Prompts are answered one after another for now, so that they come in order either way. Each selection is what
-        `pick` gives for that prompt and the same options. Options are checked at once, prompts when their turn comes.
+        All prompts share one batch: rows that end are taken over by the candidates that wait. Each selection is what
+        `pick` gives for that prompt and the same options, and says by `prompt_index` which prompt it belongs to.
+        Options are checked at once, prompts when their turn comes: the error of one is raised when those before it have
+        been answered.
         """
         options = _options(
             n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
         )
         if isinstance(prompts, str):
             raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
-        self._open().verify(options)
-        del in_order  # prompt by prompt, they finish in order either way
-        return (_last(self._events(self._request(prompt, options), watched=False)) for prompt in prompts)
+        work = self._work(options)
+        requests = (Request.of(work, prompt, time.perf_counter(), 0.0) for prompt in prompts)
+        picked = (event.selection for _, event in pick_each(work, requests, watched=False) if isinstance(event, Picked))
+        return _in_order(picked) if in_order else picked
 
     def stream(
         self,
@@ -162,7 +152,7 @@ class Selector:
         options = _options(
             n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
         )
-        return self._events(self._request(prompt, options), watched=True)
+        return self._events(prompt, options, watched=True)
 
     def score(self, prompt: Prompt, texts: Sequence[str], *, signal: str | None = None, raw: bool = False) -> Selection:
         """Rank given responses to `prompt`; each is read in one go, after the prompt, which is read once.
@@ -198,7 +188,7 @@ class Selector:
             candidates.append(growing.finish("given", unscored, text))
         read = len(prompt_ids) + sum(map(len, answers))
         timings = watch.timings(0.0 if was_open else loaded - started, time.perf_counter() - started, read, 0)
-        return self._selection(opened, ranking, candidates, len(prompt_ids), timings, None)
+        return select(opened, ranking, tuple(candidates), len(prompt_ids), timings, bundle=self._path)
 
     def _open(self) -> OpenedModel:
         """Open everything on first use; threads that come meanwhile wait."""
@@ -207,115 +197,21 @@ class Selector:
                 self._opened = OpenedModel.open(self._path, self._head, self._providers, self._threads)
             return self._opened
 
-    def _request(self, prompt: Prompt, options: Options) -> "_Request":
-        """Check options, prompt and memory before anything is computed."""
+    def _work(self, options: Options) -> Work:
+        """Check options against the bundle."""
+        opened = self._open()
+        sampling, ranking = opened.verify(options)
+        return Work(opened, options, sampling, ranking, self._path, opened.bundle.manifest.tokens.eos_ids)
+
+    def _events(self, prompt: Prompt, options: Options, *, watched: bool) -> Iterator[Event]:
+        """Pick for one prompt; everything is checked before the first event is asked for."""
         started = time.perf_counter()
         was_open = self._opened is not None
-        opened = self._open()
-        loaded = time.perf_counter()
-        sampling, ranking = opened.verify(options)
-        prompt_ids = opened.prompt_ids(prompt, raw=options.raw, feeds_last=ranking.feeds_last)
-        # The last token may be sampled from a full context, though it cannot be fed.
-        max_new_tokens = min(options.max_new_tokens, opened.session.context_length - len(prompt_ids) + 1)
-        opened.session.require_memory(options.n, len(prompt_ids), max_new_tokens, layers=len(ranking.layers))
-        load_s = 0.0 if was_open else loaded - started
-        return _Request(options, opened, sampling, ranking, prompt_ids, max_new_tokens, started, load_s)
-
-    def _events(self, request: "_Request", *, watched: bool) -> Iterator[Event]:
-        """Read the prompt once, decode its candidates in one batch, score every token in the same pass, pick.
-
-        Not `watched`, it tells the pick alone, and scores many tokens at a time.
-        """
-        options, opened, ranking = request.options, request.opened, request.ranking
-        session, prompt_ids = opened.session, request.prompt_ids
-        begun = time.perf_counter()
-        cache = session.new_cache(1, len(prompt_ids), len(prompt_ids))
-        logits = session.prefill(cache, prompt_ids).logits  # [1, v]
-        assert logits is not None
-        watch = Stopwatch(prefill_s=time.perf_counter() - begun)
-        loop = DecodeLoop(
-            session,
-            request.sampling,
-            opened.bundle.manifest.tokens.eos_ids,
-            request.max_new_tokens,
-            layers=ranking.layers,
-            keep_logits=ranking.keep_logits,
-            statistics=ranking.statistics,
-        )
-        loop.admit(Prefilled(cache, logits, prompt_ids), range(options.n), options.seed)
-        del cache, logits  # copied into the rows
-        growing = [GrowingCandidate(index, ranking, opened.tokenizer, options.stop) for index in range(options.n)]
-        pending = PendingTokens(ranking, growing, gather=not watched)
-        ends: dict[int, Finished | None] = {}
-        candidates: dict[int, Candidate] = {}
-        for step in loop.steps():
-            begun = time.perf_counter()
-            pending.add(step)
-            watch.head_s += time.perf_counter() - begun
-            finished = {end.candidate: end for end in step.finished}
-            for row, index in enumerate(step.candidates):
-                candidate = growing[index]
-                token_id = int(step.token_ids[row])
-                text = candidate.add_tokens([token_id], step.statistics, slice(row, row + 1))
-                if watched:
-                    yield TokenSampled(index, token_id, text, candidate.score)
-                if candidate.stopped or index in finished:
-                    loop.drop(index)
-                    ends[index] = finished.get(index)
-                    if watched:
-                        candidates[index] = candidate.finish_at(ends[index])
-                        yield CandidateFinished(candidates[index])
-        begun = time.perf_counter()
-        pending.score()
-        watch.head_s += time.perf_counter() - begun
-        watch.sample_s, watch.decode_s = loop.sample_s, loop.decode_s
-        for index, end in ends.items():
-            if index not in candidates:
-                candidates[index] = growing[index].finish_at(end)
-        ordered = [candidates[index] for index in range(options.n)]
-        written = sum(candidate.n_tokens for candidate in ordered)
-        timings = watch.timings(request.load_s, time.perf_counter() - request.started, len(prompt_ids), written)
-        yield Picked(self._selection(opened, ranking, ordered, len(prompt_ids), timings, options.seed))
-
-    def _selection(
-        self,
-        opened: OpenedModel,
-        ranking: Ranking,
-        candidates: Sequence[Candidate],
-        prompt_tokens: int,
-        timings: Timings,
-        seed: int | None,
-    ) -> Selection:
-        """Rank the candidates and put everything together."""
-        ranked = tuple(candidates[index] for index in rank([candidate.score for candidate in candidates]))
-        return Selection(
-            best=ranked[0],
-            candidates=tuple(candidates),
-            ranked=ranked,
-            strategy="best",
-            signal=ranking.signal,
-            p_correct=None if ranking.head is None else ranking.head.probability(ranked[0].score),
-            usage=Usage(prompt_tokens, sum(candidate.n_tokens for candidate in candidates)),
-            timings=timings,
-            seed=seed,
-            bundle=self._path,
-            head=None if ranking.head is None else opened.head_name,
-            warnings=opened.warnings,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A prompt and its options, checked."""
-
-    options: Options
-    opened: OpenedModel
-    sampling: SamplingOptions
-    ranking: Ranking
-    prompt_ids: Ids  # [p]
-    max_new_tokens: int
-    started: float
-    load_s: float
+        self._open()
+        load_s = 0.0 if was_open else time.perf_counter() - started
+        work = self._work(options)
+        request = Request.of(work, prompt, started, load_s)
+        return (event for _, event in pick_each(work, iter((request,)), watched=watched))
 
 
 def _options(
@@ -353,3 +249,14 @@ def _last(events: Iterator[Event]) -> Selection:
         if isinstance(event, Picked):
             return event.selection
     raise AssertionError("a stream ends with Picked")
+
+
+def _in_order(picked: Iterator[Selection]) -> Iterator[Selection]:
+    """Keep back selections that finish before one of an earlier prompt."""
+    kept: dict[int, Selection] = {}
+    due = 0
+    for selection in picked:
+        kept[selection.prompt_index] = selection
+        while due in kept:
+            yield kept.pop(due)
+            due += 1

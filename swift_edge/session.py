@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from swift_edge.errors import BundleError, InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.kv_cache import ConcatenatedCache, KVCache, cache_tokens
-from swift_edge.machine import default_threads, require_memory
+from swift_edge.machine import available_memory, default_threads, require_memory
 from swift_edge.manifest import Bundle
 from swift_edge.providers import open_graph
 
@@ -82,6 +82,11 @@ class ModelSession:
         self._hidden_dtype = _dtype(outputs, first_state, bundle)
 
     @property
+    def takes_ragged_rows(self) -> bool:
+        """Whether rows of different lengths can be decoded together."""
+        return self._in_place
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token of one row takes in a cache."""
         heads, head_dim = self._kv_shape
@@ -108,6 +113,20 @@ class ModelSession:
             f"logits {size_text(logits)}, hidden states {size_text(hidden)}, onnxruntime {size_text(WORKING_BYTES)})",
             "ask for fewer candidates or fewer tokens, or free some memory",
         )
+
+    def fitting_rows(self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0) -> int:
+        """The most rows, at most `rows`, on which a prompt can be continued in the memory there is.
+
+        Raises `MemoryLimitError`, with the numbers, if not even one fits.
+        """
+        self.require_memory(1, prompt_tokens, new_tokens, layers=layers)
+        available = available_memory()
+        while rows > 1 and available is not None:
+            needed = sum(self.request_bytes(rows, prompt_tokens, new_tokens, layers=layers)) + WORKING_BYTES
+            if needed <= available:
+                break
+            rows //= 2
+        return rows
 
     def request_bytes(
         self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swift_edge import machine
-from swift_edge.decode import DecodeLoop, Prefilled
+from swift_edge.batching import ContinuousBatch, QueuedPrompt
+from swift_edge.decode import DecodeLoop
 from swift_edge.errors import InvalidOptionError, PromptError, TokenizerError, size_text
 from swift_edge.opening import OpenedModel, Options
 from swift_edge.sampling import SamplingOptions
@@ -38,7 +39,7 @@ class Tally:
     prompt_tokens: int = 0
     """Prompt tokens read."""
     rows: int = 0
-    """Rows at work."""
+    """Rows at work in the last step."""
     held: int = 0
     """Problems begun and not given out yet."""
 
@@ -72,8 +73,7 @@ class _Begun:
     """A problem whose candidates wait, are written, or wait for each other."""
 
     problem: Problem
-    prefilled: Prefilled | None
-    waiting: range
+    queued: QueuedPrompt
     finished: dict[int, ReadCandidate] = field(default_factory=dict)
 
 
@@ -93,20 +93,17 @@ class _Loop:
         self._opened = opened
         self._options = options
         self._reader = reader
-        self._rows = rows
         self._tally = tally
-        manifest = opened.bundle.manifest
-        # A graph that concatenates takes rows of one length only: candidates of one problem that begin together.
-        self._continuous = manifest.graph.kv == "in-place"
         self._decode = DecodeLoop(
             opened.session,
             sampling,
-            manifest.tokens.eos_ids,
+            opened.bundle.manifest.tokens.eos_ids,
             min(options.max_new_tokens, opened.session.context_length),
             layers=reader.read_layers,
             keep_logits=reader.keep_logits,
             statistics=READ_STATISTICS,
         )
+        self._batch = ContinuousBatch(opened.session, self._decode, rows)
         self._to_come = deque(problems)
         self._begun: deque[_Begun] = deque()
         self._held_bytes = 0
@@ -115,70 +112,54 @@ class _Loop:
     def run(self, on_step: Callable[[], None]) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
         """Decode until every candidate is written."""
         watch = self._tally.watch
-        self._admit()
-        for step in self._decode.steps():
+        self._submit()
+        for step in self._batch.steps():
             begun = time.perf_counter()
             fed = self._reader.read(step.hidden_states, step.logits, step.statistics)
             watch.head_s += time.perf_counter() - begun
             finished = {end.candidate: end for end in step.finished}
             for row, number in enumerate(step.candidates):
-                problem, growing = self._growing[number]
+                begun_problem, growing = self._growing[number]
                 growing.add([int(step.token_ids[row])], step.statistics, fed, slice(row, row + 1))
                 if growing.stopped or number in finished:
-                    self._decode.drop(number)
+                    self._batch.drop(number)
                     end = finished.get(number)
                     candidate = growing.finish(end.finish_reason if end else "stop", end.unscored_tokens if end else 0)
-                    problem.finished[growing.index] = candidate
+                    begun_problem.finished[growing.index] = candidate
                     self._held_bytes += candidate.nbytes
                     del self._growing[number]
             watch.sample_s, watch.decode_s = self._decode.sample_s, self._decode.decode_s
             self._tally.tokens += len(step.candidates)
+            self._tally.rows = len(step.candidates)
             del step, fed
             yield from self._whole()
-            self._admit()
-            self._tally.rows, self._tally.held = len(self._growing), len(self._begun)
+            self._submit()
+            self._tally.held = len(self._begun)
             on_step()
 
     def _whole(self) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
         """Give out the problems at the front that are whole."""
         while self._begun and len(self._begun[0].finished) == self._options.n:
             begun = self._begun.popleft()
+            self._tally.watch.prefill_s += begun.queued.prefill_s
             candidates = tuple(begun.finished[index] for index in range(self._options.n))
             self._held_bytes -= sum(candidate.nbytes for candidate in candidates)
             yield begun.problem, candidates
 
-    def _admit(self) -> None:
-        """Fill the free rows with candidates that wait, those of the earliest problem first."""
-        while (free := self._rows - len(self._growing)) > 0:
-            if not self._continuous and self._growing:
+    def _submit(self) -> None:
+        """Begin further problems while the batch has room for them, and not too much is held."""
+        while self._to_come and self._batch.wants_prompt:
+            if len(self._begun) >= MOST_PROBLEMS or (self._begun and self._held_bytes > HELD_BYTES):
                 return
-            begun = next((each for each in self._begun if each.waiting), None) or self._begin()
-            if begun is None:
-                return
-            assert begun.prefilled is not None
-            indices, begun.waiting = begun.waiting[:free], begun.waiting[free:]
-            numbers = self._decode.admit(begun.prefilled, indices, self._options.seed)
-            for number, index in zip(numbers, indices, strict=True):
+            problem = self._to_come.popleft()
+            prompt_ids = _prompt_ids(self._opened, problem, self._options, self._reader)
+            queued = self._batch.submit(prompt_ids, range(self._options.n), self._options.seed)
+            begun = _Begun(problem, queued)
+            self._begun.append(begun)
+            self._tally.prompt_tokens += len(prompt_ids)
+            for index, number in enumerate(queued.numbers):
                 growing = GrowingFeatures(index, self._reader, self._opened.tokenizer, self._options.stop)
                 self._growing[number] = begun, growing
-            if not begun.waiting:
-                begun.prefilled = None  # copied into all its rows
-
-    def _begin(self) -> _Begun | None:
-        """Read the prompt of the next problem; None where there is none, or too much is held."""
-        if not self._to_come or len(self._begun) >= MOST_PROBLEMS or (self._begun and self._held_bytes > HELD_BYTES):
-            return None
-        problem = self._to_come.popleft()
-        prompt_ids = _prompt_ids(self._opened, problem, self._options, self._reader)
-        session = self._opened.session
-        begun = time.perf_counter()
-        cache = session.new_cache(1, len(prompt_ids), len(prompt_ids))
-        logits = session.prefill(cache, prompt_ids).logits  # [1, v]
-        assert logits is not None
-        self._tally.watch.prefill_s += time.perf_counter() - begun
-        self._tally.prompt_tokens += len(prompt_ids)
-        self._begun.append(_Begun(problem, Prefilled(cache, logits, prompt_ids), range(self._options.n)))
-        return self._begun[-1]
 
 
 def _prompt_ids(opened: OpenedModel, problem: Problem, options: Options, reader: FeatureReader) -> Ids:

@@ -271,10 +271,10 @@ def test_few_problems_are_held(telling: OpenedModel, tmp_path: Path, monkeypatch
         return max(state.held for state in states), max(state.rows for state in states[len(states) // 2 :])
 
     free, rows = most_held("free")
-    assert (free > 4, rows) == (True, 4)
+    assert (free > 6, rows) == (True, 4)
     assert most_held("few", MOST_PROBLEMS=4)[0] <= 4
     held, rows = most_held("bytes", MOST_PROBLEMS=64, HELD_BYTES=1)
-    assert held <= 5
+    assert held <= 6  # four at work, two read ahead
     # What was given out is not held any more.
     assert rows > 1
     assert content(tmp_path / "free") == content(tmp_path / "few") == content(tmp_path / "bytes")

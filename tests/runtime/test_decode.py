@@ -70,7 +70,7 @@ def write(
     keep_logits: bool = False,
 ) -> dict[int, Written]:
     loop = DecodeLoop(session, sampling, eos_ids, max_new_tokens, layers=layers, keep_logits=keep_logits)
-    loop.admit(prefilled(session, prompt), range(n), seed)
+    loop.admit(prefilled(session, prompt), {index: index for index in range(n)}, seed)
     return collect(loop.steps())
 
 
@@ -158,13 +158,13 @@ def test_a_prompt_admitted_between_steps_changes_nothing_for_those_at_work(stori
     alone = write(stories, layers=layers, max_new_tokens=20, eos_ids={426})
     late = write(stories, OTHER, n=3, seed=9, layers=layers, max_new_tokens=20, eos_ids={426})
     loop = DecodeLoop(stories, SAMPLING, {426}, 20, layers=layers)
-    assert loop.admit(prefilled(stories, PROMPT), range(4), 0) == [0, 1, 2, 3]
+    loop.admit(prefilled(stories, PROMPT), {index: index for index in range(4)}, 0)
 
     def steps() -> Iterable[Step]:
         for count, step in enumerate(loop.steps()):
             yield step
             if count == 6:
-                assert loop.admit(prefilled(stories, OTHER), range(3), 9) == [4, 5, 6]
+                loop.admit(prefilled(stories, OTHER), {4: 0, 5: 1, 6: 2}, 9)
 
     together = collect(steps())
     assert texts(together) == texts(alone) + texts(late)
@@ -178,7 +178,7 @@ def test_candidates_that_are_dropped_leave_the_others_as_they_were(
 ) -> None:
     kept = write(stories, n=6, max_new_tokens=14)
     loop = DecodeLoop(stories, SAMPLING, (), 14)
-    loop.admit(prefilled(stories, PROMPT), range(6), 0)
+    loop.admit(prefilled(stories, PROMPT), {index: index for index in range(6)}, 0)
 
     def steps() -> Iterable[Step]:
         for count, step in enumerate(loop.steps()):

@@ -1,0 +1,256 @@
+"""Picks in progress: the candidates of many prompts in one batch, scored in the pass that writes them, then ranked.
+
+This is where token ids, text, rows and scores meet. Knows requests that have been checked. Does not know where a bundle
+lies, or how a prompt became token ids.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from swift_edge.batching import ContinuousBatch
+from swift_edge.decode import DecodeLoop, Finished, Step
+from swift_edge.machine import require_memory
+from swift_edge.opening import OpenedModel, Options, Prompt
+from swift_edge.results import Candidate, CandidateFinished, Event, Picked, Selection, Timings, TokenSampled, Usage
+from swift_edge.sampling import SamplingOptions
+from swift_edge.scoring import GrowingCandidate, PendingTokens, Ranking
+from swift_edge.selection import rank
+from swift_edge.session import Ids
+from swift_edge.stopwatch import Stopwatch
+
+MOST_ROWS: Final = 32
+"""Rows of a batch: more hardly raise the tokens per second of two cores, and take memory."""
+CANDIDATE_BYTES: Final = 4096
+"""What a candidate takes beside its tokens."""
+TOKEN_BYTES: Final = 64
+"""What a token of a finished candidate takes: its id, gate, reward and text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all picks of a call have in common, checked."""
+
+    opened: OpenedModel
+    """The model."""
+    options: Options
+    """What was asked for."""
+    sampling: SamplingOptions
+    """How tokens are drawn, the bundle's defaults filled in."""
+    ranking: Ranking
+    """By what candidates are ranked."""
+    bundle: str
+    """The bundle, as the caller named it."""
+    eos_ids: tuple[int, ...]
+    """Ids that end a response: the bundle's, or none where every response has to have the same length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to pick for, checked."""
+
+    prompt_ids: Ids  # [p]
+    """The prompt, int64."""
+    rows: int
+    """Rows that fit into memory beside each other, `MOST_ROWS` at most."""
+    started: float
+    """When it was asked for, as `time.perf_counter` counts."""
+    load_s: float
+    """Seconds that opening the bundle took for it."""
+
+    @classmethod
+    def of(cls, work: Work, prompt: Prompt, started: float, load_s: float) -> "Request":
+        """Check a prompt and the memory that answering it takes, before anything is computed."""
+        prompt_ids = work.opened.prompt_ids(prompt, raw=work.options.raw, feeds_last=work.ranking.feeds_last)
+        return cls.of_ids(work, prompt_ids, started, load_s)
+
+    @classmethod
+    def of_ids(cls, work: Work, prompt_ids: Ids, started: float, load_s: float) -> "Request":
+        """Check the memory that answering a prompt of token ids takes."""
+        session, options = work.opened.session, work.options
+        # The last token may be sampled from a full context, though it cannot be fed.
+        new_tokens = min(options.max_new_tokens, session.context_length - len(prompt_ids) + 1)
+        require_memory(
+            options.n * (CANDIDATE_BYTES + new_tokens * TOKEN_BYTES),
+            f"keeping {options.n} candidates of up to {new_tokens} tokens",
+            "ask for fewer candidates or fewer tokens",
+        )
+        rows = session.fitting_rows(MOST_ROWS, len(prompt_ids), new_tokens, layers=len(work.ranking.layers))
+        return cls(prompt_ids, rows, started, load_s)
+
+
+def pick_each(work: Work, requests: Iterator[Request], *, watched: bool) -> Iterator[tuple[int, Event]]:
+    """Pick for one request after another, as many at a time as fill the rows.
+
+    Yields events with the number of the request, counted from 0; `Picked` is a request's last one. Not `watched`, it
+    tells the picks alone, and scores many tokens at a time. An error of `requests` is raised when the picks in progress
+    are done.
+    """
+    return _Loop(work, requests, watched).events()
+
+
+class _Pick:
+    """A request whose candidates wait, are written, or wait for each other."""
+
+    def __init__(self, place: int, request: Request, work: Work, batch: ContinuousBatch) -> None:
+        self.place = place
+        self.request = request
+        self.watch = Stopwatch()
+        self.queued = batch.submit(request.prompt_ids, range(work.options.n), work.options.seed)
+        self.growing = {
+            number: GrowingCandidate(index, work.ranking, work.opened.tokenizer, work.options.stop)
+            for index, number in enumerate(self.queued.numbers)
+        }
+        self.ends: dict[int, Finished | None] = {}
+        self.candidates: dict[int, Candidate] = {}  # those that have been shown
+
+    @property
+    def is_written(self) -> bool:
+        return len(self.ends) == len(self.growing)
+
+    def candidate(self, number: int) -> Candidate:
+        """A candidate that has ended, frozen once: its text gives out what it held back only then."""
+        if number not in self.candidates:
+            self.candidates[number] = self.growing[number].finish_at(self.ends[number])
+        return self.candidates[number]
+
+    def finish(self, work: Work) -> Selection:
+        """Put together what has been written and scored."""
+        candidates = tuple(map(self.candidate, self.growing))
+        prompt_tokens, written = len(self.request.prompt_ids), sum(candidate.n_tokens for candidate in candidates)
+        self.watch.prefill_s = self.queued.prefill_s
+        total_s = time.perf_counter() - self.request.started
+        timings = self.watch.timings(self.request.load_s, total_s, prompt_tokens, written)
+        return select(
+            work.opened,
+            work.ranking,
+            candidates,
+            prompt_tokens,
+            timings,
+            bundle=work.bundle,
+            seed=work.options.seed,
+            prompt_index=self.place,
+        )
+
+
+class _Loop:
+    """The state of `pick_each`."""
+
+    def __init__(self, work: Work, requests: Iterator[Request], watched: bool) -> None:
+        self._work = work
+        self._requests = requests
+        self._watched = watched
+        session, ranking = work.opened.session, work.ranking
+        self._decode = DecodeLoop(
+            session,
+            work.sampling,
+            work.eos_ids,
+            min(work.options.max_new_tokens, session.context_length + 1),
+            layers=ranking.layers,
+            keep_logits=ranking.keep_logits,
+            statistics=ranking.statistics,
+        )
+        self._batch = ContinuousBatch(session, self._decode, rows=1)
+        self._picks: dict[int, _Pick] = {}  # by candidate number
+        self._begun = 0
+        self._error: Exception | None = None
+        self._growing: dict[int, GrowingCandidate] = {}
+        self._pending = PendingTokens(ranking, self._growing, gather=not watched)
+        self._head_s = 0.0
+        self._shared = Stopwatch()
+
+    def events(self) -> Iterator[tuple[int, Event]]:
+        """Decode until every pick is made."""
+        self._submit()
+        for step in self._batch.steps():
+            begun = time.perf_counter()
+            self._pending.add(step)
+            self._head_s += time.perf_counter() - begun
+            yield from self._take(step)
+            self._share_time(step)
+            yield from self._finish(step)
+            self._submit()
+        if self._error is not None:
+            raise self._error
+
+    def _submit(self) -> None:
+        """Begin further picks while there is room for them."""
+        while self._batch.wants_prompt and self._error is None:
+            try:
+                request = next(self._requests, None)
+            except Exception as error:
+                self._error = error
+                return
+            if request is None:
+                return
+            self._batch.rows = request.rows if self._begun == 0 else min(self._batch.rows, request.rows)
+            pick = _Pick(self._begun, request, self._work, self._batch)
+            self._begun += 1
+            self._growing |= pick.growing
+            self._picks |= dict.fromkeys(pick.growing, pick)
+
+    def _take(self, step: Step) -> Iterator[tuple[int, Event]]:
+        """Add a token to each candidate, and drop those that a stop string ends."""
+        finished = {end.candidate: end for end in step.finished}
+        for row, number in enumerate(step.candidates):
+            pick, growing = self._picks[number], self._growing[number]
+            token_id = int(step.token_ids[row])
+            text = growing.add_tokens([token_id], step.statistics, slice(row, row + 1))
+            if self._watched:
+                yield pick.place, TokenSampled(growing.index, token_id, text, growing.score)
+            if growing.stopped or number in finished:
+                self._batch.drop(number)
+                pick.ends[number] = finished.get(number)
+                if self._watched:
+                    yield pick.place, CandidateFinished(pick.candidate(number))
+
+    def _share_time(self, step: Step) -> None:
+        """Give every row's pick an equal share of the time that the step took."""
+        total = Stopwatch(decode_s=self._decode.decode_s, sample_s=self._decode.sample_s, head_s=self._head_s)
+        for number in step.candidates:
+            self._picks[number].watch.add_share(total, self._shared, len(step.candidates))
+        self._shared = total
+
+    def _finish(self, step: Step) -> Iterator[tuple[int, Event]]:
+        """Give out the picks whose last candidate has ended."""
+        for pick in {pick.place: pick for pick in map(self._picks.__getitem__, step.candidates)}.values():
+            if not pick.is_written:
+                continue
+            begun = time.perf_counter()
+            self._pending.score()
+            pick.watch.head_s += time.perf_counter() - begun
+            for number in pick.growing:
+                del self._picks[number], self._growing[number]
+            yield pick.place, Picked(pick.finish(self._work))
+
+
+def select(
+    opened: OpenedModel,
+    ranking: Ranking,
+    candidates: tuple[Candidate, ...],
+    prompt_tokens: int,
+    timings: Timings,
+    *,
+    bundle: str,
+    seed: int | None = None,
+    prompt_index: int = 0,
+) -> Selection:
+    """Rank the candidates of a prompt and put everything together; `bundle` as the caller named it."""
+    head = ranking.head
+    ranked = tuple(candidates[index] for index in rank([candidate.score for candidate in candidates]))
+    return Selection(
+        best=ranked[0],
+        candidates=candidates,
+        ranked=ranked,
+        strategy="best",
+        signal=ranking.signal,
+        p_correct=None if head is None else head.probability(ranked[0].score),
+        usage=Usage(prompt_tokens, sum(candidate.n_tokens for candidate in candidates)),
+        timings=timings,
+        seed=seed,
+        bundle=bundle,
+        head=None if head is None else opened.head_name,
+        prompt_index=prompt_index,
+        warnings=opened.warnings,
+    )
