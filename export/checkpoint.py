@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +149,10 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     return loaded
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 over names, shapes and fp32 values of all weights: the same at every precision of the export."""
+def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, shapes and fp32 values of all weights by name: the same at every precision of the export."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in weights:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().float().contiguous().numpy().data)
     return digest.hexdigest()

@@ -28,6 +28,7 @@ def clean(model: ir.Model, axis_names: Callable[[str], dict[int, str]]) -> dict[
         axis_names: the dynamic axes of a graph input or output by its name.
     """
     counts = {
+        "turned weights": _turned_weights(model.graph),
         "flattened linear layers": _linear_layers(model.graph),
         "transposes around norms": _transposes_around_norms(model.graph),
         "no-op reshapes": _reshapes(model.graph),
@@ -71,6 +72,11 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
+
+
+def _weight(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initialiser, whose content is not looked at, or None."""
+    return value.const_value if value is not None and value.is_initializer() else None
 
 
 def _same_shape(first: ir.Value | None, second: ir.Value | None) -> bool:
@@ -153,7 +159,39 @@ def _drop_initializers(graph: ir.Graph, values: Sequence[ir.Value | None]) -> No
             del graph.initializers[value.name]
 
 
+def _add_lazy_initializer(
+    graph: ir.Graph, name: str, like: ir.TensorProtocol, shape: Sequence[int], content: Callable[[], np.ndarray]
+) -> ir.Value:
+    """An initialiser whose content is made when it is asked for, every time: nothing large waits in memory."""
+    tensor = ir.LazyTensor(lambda: ir.tensor(content(), name=name), like.dtype, ir.Shape(shape), name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
+    graph.register_initializer(value)
+    return value
+
+
 # -- the rewrites ----------------------------------------------------------------------------------------------------
+
+
+def _turned_weights(graph: ir.Graph) -> int:
+    """Transpose of a weight becomes the weight turned round, which onnxruntime would do on every start."""
+    count = 0
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        # A weight that something else reads as well, as a tied embedding is, would be stored twice.
+        if source is None or not source.is_initializer() or len(source.uses()) != 1 or source.const_value is None:
+            continue
+        tensor, name = source.const_value, f"{source.name}.transposed"
+        if len(tensor.shape) != 2 or list(node.attributes.get_ints("perm", [1, 0])) != [1, 0]:
+            continue
+        rows, columns = tensor.shape.numpy()
+
+        def turned(tensor: ir.TensorProtocol = tensor) -> np.ndarray:
+            return np.ascontiguousarray(tensor.numpy().T)
+
+        if _bypass(node, _add_lazy_initializer(graph, name, tensor, (columns, rows), turned)):
+            _drop_initializers(graph, [source])
+            count += 1
+    return count
 
 
 def _linear_layers(graph: ir.Graph) -> int:
@@ -324,8 +362,8 @@ def _merge_projections(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
             if bias is None or not _only_use(value):
                 return None
         product = _producer(value, "MatMul")
-        matrix = constant(product.inputs[1]) if product is not None else None
-        if product is None or matrix is None or matrix.ndim != 2:
+        matrix = _weight(product.inputs[1]) if product is not None else None
+        if product is None or matrix is None or len(matrix.shape) != 2:
             return None
         products.append(product)
         adds.append(add)
@@ -335,15 +373,21 @@ def _merge_projections(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
         return None
     if any(weight is None or len(weight.uses()) != 1 for weight in weights):
         return None
-    arrays = [array for array in (constant(weight) for weight in weights) if array is not None]
+    tensors = [tensor for tensor in map(_weight, weights) if tensor is not None]
+    inputs, widths = tensors[0].shape.numpy()[0], [tensor.shape.numpy()[1] for tensor in tensors]
     offsets = [constant(bias) for bias in biases]
     if any(offset is not None for offset in offsets) and any(
-        offset is None or offset.shape != array.shape[1:] for offset, array in zip(offsets, arrays, strict=True)
+        offset is None or offset.shape != (width,) for offset, width in zip(offsets, widths, strict=True)
     ):
         return None
     prefix = f"{weights[0].name}.packed" if weights[0] is not None else "packed"
-    merged = ir.node("MatMul", [products[0].inputs[0], _add_initializer(graph, prefix, np.concatenate(arrays, axis=1))])
-    _describe(merged, values, sum(array.shape[1] for array in arrays), f"{prefix}.product")
+
+    def packed() -> np.ndarray:
+        return np.concatenate([tensor.numpy() for tensor in tensors], axis=1)
+
+    weight = _add_lazy_initializer(graph, prefix, tensors[0], (inputs, sum(widths)), packed)
+    merged = ir.node("MatMul", [products[0].inputs[0], weight])
+    _describe(merged, values, sum(widths), f"{prefix}.product")
     _insert_before(node, merged)
     result = merged.outputs[0]
     if offsets[0] is not None:

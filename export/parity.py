@@ -106,8 +106,12 @@ class Parity:
             )
 
 
-def record_reference(model: PreTrainedModel, context_length: int, seed: int = 0) -> list[ReferenceRow]:
+def record_reference(
+    model: PreTrainedModel, context_length: int, seed: int = 0, *, own_samples: bool = True
+) -> list[ReferenceRow]:
     """Run the torch model over three rows of different lengths, random tokens first and then its own samples.
+
+    Without `own_samples` all tokens are random, and one pass over the model does.
 
     A row is as long as the context allows, up to 40 tokens; its own samples matter because quantisation is judged by
     how often the most likely token stays the same, which on random tokens alone says little.
@@ -119,7 +123,7 @@ def record_reference(model: PreTrainedModel, context_length: int, seed: int = 0)
     neutral: Any = GenerationConfig
     recommended, model.generation_config = model.generation_config, neutral()
     try:
-        return _record_rows(model, context_length, seed)
+        return (_record_rows if own_samples else _record_random_rows)(model, context_length, seed)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ExportError(
@@ -131,12 +135,10 @@ def record_reference(model: PreTrainedModel, context_length: int, seed: int = 0)
 
 
 def _record_rows(model: Any, context_length: int, seed: int) -> list[ReferenceRow]:
-    longest = min(LONGEST_ROW, context_length)
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
     rows = []
-    for length in sorted({longest, max(2, 2 * longest // 3), max(2, longest // 3)}, reverse=True):
-        prompt = torch.randint(vocabulary, (1, max(1, length // 3)), generator=generator)
+    for length in _row_lengths(context_length):
+        prompt = _random_tokens(model, max(1, length // 3), generator)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + length)
             ids = model.generate(
@@ -149,11 +151,36 @@ def _record_rows(model: Any, context_length: int, seed: int) -> list[ReferenceRo
                 max_new_tokens=length - prompt.shape[1],
             )
             outputs = model(ids, output_hidden_states=True)
-        states = torch.stack([state[0].float() for state in outputs.hidden_states])
-        if not (outputs.logits.isfinite().all() and states.isfinite().all()):
-            raise ValueError("it computes NaN or infinity")
-        rows.append(ReferenceRow(ids[0].numpy(), outputs.logits[0].float().numpy(), states.numpy()))
+        rows.append(_reference_row(outputs, 0, ids[0]))
     return rows
+
+
+def _record_random_rows(model: Any, context_length: int, seed: int) -> list[ReferenceRow]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [_random_tokens(model, length, generator)[0] for length in _row_lengths(context_length)]
+    # Filled up on the right, where no earlier position looks.
+    batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    with torch.no_grad():
+        outputs = model(batch, output_hidden_states=True, use_cache=False)
+    return [_reference_row(outputs, number, ids) for number, ids in enumerate(rows)]
+
+
+def _row_lengths(context_length: int) -> list[int]:
+    longest = min(LONGEST_ROW, context_length)
+    return sorted({longest, max(2, 2 * longest // 3), max(2, longest // 3)}, reverse=True)
+
+
+def _random_tokens(model: Any, count: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(model.get_output_embeddings().weight.shape[0], (1, count), generator=generator)
+
+
+def _reference_row(outputs: Any, row: int, ids: torch.Tensor) -> ReferenceRow:
+    """What the model gave at the tokens of one row; raises ValueError where that is not finite."""
+    logits = outputs.logits[row, : len(ids)].float()
+    states = torch.stack([state[row, : len(ids)].float() for state in outputs.hidden_states])
+    if not (logits.isfinite().all() and states.isfinite().all()):
+        raise ValueError("it computes NaN or infinity")
+    return ReferenceRow(ids.numpy(), logits.numpy(), states.numpy())
 
 
 def compare(bundle: Bundle, reference: Sequence[ReferenceRow]) -> Parity:

@@ -7,12 +7,14 @@ import dataclasses
 import gc
 import importlib.metadata
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -38,7 +40,8 @@ from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, re
 from swift_edge_export.cleanup import clean
 from swift_edge_export.graph import GraphShape, dynamic_axes
 from swift_edge_export.self_check import rotary_can_be_lowered
-from swift_edge_export.trace import trace
+from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
+from swift_edge_export.trace import PARAMETERS, trace
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EXPORTERS = ("dynamo", "optimum")
@@ -46,6 +49,13 @@ _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
 # Peak memory of an export as a multiple of the fp32 weights, as measured on a model of 0.5 B parameters: the weights as
 # loaded and once more with products turned round; in fp32 the finished graph is opened beside them.
 _MEMORY_FACTOR = {"fp32": 2.6, "fp16": 2.2, "int8": 1.8, "int4": 1.8}
+# What torch itself takes.
+TORCH_BYTES = 512 * 1024**2
+# A model that would take more of the free memory than this when loaded whole is read one weight at a time.
+MOST_LOADED = 0.6
+# Then memory goes to a few layers with embedding and output layer in fp32, and to the finished graph, opened.
+_STREAMED_FACTOR = 1.2
+STREAMED_BYTES = 8 * 10**9
 # Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
 INLINE_MODEL_BYTES = 32 * 1024**2
 _RECORDED_PACKAGES = (
@@ -110,36 +120,17 @@ def export_bundle(
         with _stage("read config and tokenizer", report):
             checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
-        _require_room(checkpoint, staging, precision, report)
-        with _stage("load weights", report):
-            torch_model = load_model(checkpoint)
-        manifest = Manifest(
-            base_model=checkpoint.name,
-            base_revision=checkpoint.revision,
-            fingerprint=fingerprint(torch_model),
-            architecture=checkpoint.architecture,
-            precision=Precision(precision),
-            hidden_states=HiddenStates(shape.hidden_layers),
-            graph=Graph(kv="in-place"),
-            tokens=checkpoint.tokens,
-            sampling=checkpoint.sampling,
-            files={},
-            exporter={"exporter": exporter, **_versions()},
-            parity={},
-        )
-        for warning in check_head(given_head, manifest) if given_head is not None else ():
-            report(f"  {warning}")
-        with _stage("run torch for reference", report):
-            reference = parity.record_reference(torch_model, checkpoint.architecture.context_length)
-        with _stage("check the lowering", report):
-            rotary = rotary_can_be_lowered(torch_model, shape)
-        if not rotary:
-            report("  rotary embedding left as traced: something stands between it and the attention")
-        with _stage(f"trace with {exporter}", report):
-            if precision == "fp16":
-                _halve(torch_model)
-            graph = _trace(torch_model, shape, exporter, report, rotary)
-        del torch_model  # from here on only the graph holds the weights
+        streamed = _require_room(checkpoint, staging, precision, exporter, report)
+
+        def begin_manifest(identity: str) -> Manifest:
+            manifest = _manifest(checkpoint, shape, identity, exporter, precision)
+            for warning in check_head(given_head, manifest) if given_head is not None else ():
+                report(f"  {warning}")
+            return manifest
+
+        read = _from_files if streamed else _from_memory
+        # From here on only the graph holds the weights.
+        manifest, reference, graph = read(checkpoint, shape, precision, exporter, report, begin_manifest)
         with _stage("rewrite graph", report):
             before = len(graph.graph)
             applied = clean(graph, dynamic_axes)
@@ -172,6 +163,113 @@ def export_bundle(
     return manifest
 
 
+_Traced = tuple[Manifest, Sequence[parity.ReferenceRow], ir.Model]
+"""What the torch model gave: whose weights it has, what it computes, and its graph with the weights."""
+
+
+def _from_memory(
+    checkpoint: Checkpoint,
+    shape: GraphShape,
+    precision: str,
+    exporter: str,
+    report: Callable[[str], None],
+    begin_manifest: Callable[[str], Manifest],
+) -> _Traced:
+    """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
+    with _stage("load weights", report):
+        model = load_model(checkpoint)
+    manifest = begin_manifest(fingerprint(sorted(model.named_parameters())))
+    with _stage("run torch for reference", report):
+        reference = parity.record_reference(model, checkpoint.architecture.context_length)
+    rotary = _check_lowering(model, shape, report)
+    with _stage(f"trace with {exporter}", report):
+        if precision == "fp16":
+            _halve(model)
+        graph = _trace(model, shape, exporter, report, rotary)
+    return manifest, reference, graph
+
+
+def _from_files(
+    checkpoint: Checkpoint,
+    shape: GraphShape,
+    precision: str,
+    exporter: str,
+    report: Callable[[str], None],
+    begin_manifest: Callable[[str], Manifest],
+) -> _Traced:
+    """Trace a model of placeholders, and let the graph read the weights from their files one by one.
+
+    That the graph computes what the model does is shown exactly on the first layers; on the whole model it can only be
+    shown at the precision that fits into memory.
+    """
+    whole = StreamedModel(checkpoint)
+    with _stage("read weights", report):
+        identity = fingerprint(whole.weights())
+    manifest = begin_manifest(identity)
+    count = min(layers_of_every_kind(checkpoint.config), shape.num_layers)
+    few = StreamedModel(checkpoint, layers=count)
+    few_shape = dataclasses.replace(shape, num_layers=count, hidden_layers=tuple(range(count + 1)))
+    with few.reading() as model:
+        rotary = _check_lowering(model, few_shape, report)
+        with _stage(f"compare {count} layers in fp32", report):
+            reference = parity.record_reference(model, shape.context_length)
+    with _stage(f"trace {count} layers", report):
+        graph = _trace(few.model, few_shape, exporter, report, rotary)
+        few.attach(graph, PARAMETERS)
+        clean(graph, dynamic_axes)
+    with _stage(f"compare {count} layers in fp32", report), tempfile.TemporaryDirectory() as folder:
+        _write_graph(graph, Path(folder), None, None)
+        architecture = dataclasses.replace(checkpoint.architecture, num_layers=count)
+        few_manifest = _manifest(checkpoint, few_shape, identity, exporter, "fp32")
+        bundle = _staged(Path(folder), dataclasses.replace(few_manifest, architecture=architecture), checkpoint)
+        figures = _compare(bundle, reference)
+    report(f"  largest relative error {figures.worst:.2e}")
+    figures.require("fp32")
+    del few, graph
+    with _stage("run torch for reference", report), whole.reading() as model:
+        # One pass over all weights: writing rows of its own, token by token, would take one for each.
+        reference = parity.record_reference(model, shape.context_length, own_samples=False)
+    with _stage(f"trace with {exporter}", report):
+        if precision == "fp16":
+            whole = StreamedModel(checkpoint, torch.float16)
+        graph = _trace(whole.model, shape, exporter, report, rotary)
+        whole.attach(graph, PARAMETERS)
+    return manifest, reference, graph
+
+
+def _check_lowering(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], None]) -> bool:
+    """Whether the rotary embedding can move into the attention node."""
+    with _stage("check the lowering", report):
+        rotary = rotary_can_be_lowered(model, shape)
+    if not rotary:
+        report("  rotary embedding left as traced: something stands between it and the attention")
+    return rotary
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    shape: GraphShape,
+    identity: str,
+    exporter: str,
+    precision: Literal["fp32", "fp16", "int8", "int4"],
+) -> Manifest:
+    """What the bundle says about itself, as far as it is known before it is written."""
+    return Manifest(
+        base_model=checkpoint.name,
+        base_revision=checkpoint.revision,
+        fingerprint=identity,
+        architecture=checkpoint.architecture,
+        precision=Precision(precision),
+        hidden_states=HiddenStates(shape.hidden_layers),
+        graph=Graph(kv="in-place"),
+        tokens=checkpoint.tokens,
+        sampling=checkpoint.sampling,
+        files={},
+        exporter={"exporter": exporter, **_versions()},
+        parity={},
+    )
+
+
 def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
     architecture = checkpoint.architecture
     return GraphShape(
@@ -183,19 +281,27 @@ def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
     )
 
 
-def _require_room(checkpoint: Checkpoint, folder: Path, precision: str, report: Callable[[str], None]) -> None:
-    """Estimate memory and disk, say so, and refuse what cannot fit."""
+def _require_room(
+    checkpoint: Checkpoint, folder: Path, precision: str, exporter: str, report: Callable[[str], None]
+) -> bool:
+    """Estimate memory and disk, say so, and refuse what cannot fit; returns whether to stream the weights."""
     weights = checkpoint.parameters * 4
-    memory = int(_MEMORY_FACTOR[precision] * weights) + 512 * 1024**2  # what torch itself takes
     disk = int(checkpoint.parameters * _WEIGHT_BYTES[precision]) + 64 * 1024**2
+    memory = int(_MEMORY_FACTOR[precision] * weights) + TORCH_BYTES
+    available = machine.available_memory()
+    streamed = exporter == "dynamo" and available is not None and memory > available * MOST_LOADED
+    if streamed:
+        memory = int(_STREAMED_FACTOR * disk) + STREAMED_BYTES + TORCH_BYTES
     report(
         f"{checkpoint.name}: {checkpoint.parameters / 1e6:.1f} M parameters; "
         f"about {memory / 1e9:.1f} GB of memory and {disk / 1e9:.2f} GB of disk needed"
+        + (", reading one weight at a time" if streamed else "")
     )
     for note in checkpoint.notes:
         report(f"  {note}")
     machine.require_memory(memory, f"exporting {checkpoint.name}", "export it on a machine with more memory")
     machine.require_disk(folder, disk, f"exporting {checkpoint.name}")
+    return streamed
 
 
 def _halve(model: PreTrainedModel) -> None:

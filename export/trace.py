@@ -6,11 +6,13 @@ The graph it returns is as traced; `cleanup` rewrites it and `quantize` packs it
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -21,6 +23,7 @@ from swift_edge_export.graph import GraphShape, TracedModel, dynamic_axes, sampl
 from swift_edge_export.lowering import AttentionCall, lowered
 
 OPSET = 20
+PARAMETERS = "model."
 # onnxruntime 1.23 reads IR versions up to 11.
 IR_VERSION = 10
 
@@ -61,8 +64,14 @@ class DynamoEmitter:
         )
 
 
+# A constant that is larger than this stays as it is: folding would make another of it, for every weight.
+FOLDED_NUMBERS = 2**14
+
+
 def trace(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], None], *, rotary: bool) -> ir.Model:
     """Trace `model` with `torch.onnx.export(dynamo=True)`; initialisers share the memory of the model's weights.
+
+    Its parameters are initialisers called `PARAMETERS` and then as in the model.
 
     `rotary` moves the rotary embedding into the attention nodes.
 
@@ -88,7 +97,7 @@ def trace(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], Non
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
-                optimize=True,
+                optimize=False,
             )
         except Exception as error:
             raise unsupported(model, error) from error
@@ -98,7 +107,15 @@ def trace(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], Non
         raise ExportError("torch.onnx.export returned nothing; this needs torch 2.9 or newer")
     graph_model = program.model
     graph_model.ir_version = IR_VERSION
+    optimizer: Any = importlib.import_module("onnxscript.optimizer")
+    optimizer.optimize_ir(graph_model, should_fold=_is_small)
     return graph_model
+
+
+def _is_small(node: ir.Node) -> bool | None:
+    """Leave it to the optimiser whether a node with small inputs is computed now; no other is."""
+    constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+    return None if all(constant.size <= FOLDED_NUMBERS for constant in constants) else False
 
 
 @contextlib.contextmanager

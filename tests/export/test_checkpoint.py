@@ -353,6 +353,10 @@ def test_code_of_the_checkpoint_is_not_run_unasked(folder: Path, tmp_path: Path)
     assert not (tmp_path / "ran").exists()
 
 
+def identity(model: Any) -> str:
+    return fingerprint(sorted(model.named_parameters()))
+
+
 # -- fingerprint -----------------------------------------------------------------------------------------------------
 
 
@@ -363,16 +367,16 @@ def test_the_fingerprint_is_that_of_the_values_not_of_the_type_they_were_saved_i
     for dtype in (torch.bfloat16, torch.float32):
         folder = save_checkpoint(config, tmp_path / str(dtype))
         model.to(dtype).save_pretrained(folder)
-        prints.add(fingerprint(load_model(read_checkpoint(str(folder)))))
+        prints.add(identity(load_model(read_checkpoint(str(folder)))))
     assert len(prints) == 1
 
 
 def test_the_fingerprint_changes_with_any_weight_and_with_nothing_else(folder: Path, tiny_model: Any) -> None:
-    first = fingerprint(tiny_model)
-    assert fingerprint(load_model(read_checkpoint(str(folder)))) == first
+    first = identity(tiny_model)
+    assert identity(load_model(read_checkpoint(str(folder)))) == first
     tensors = load_file(folder / "model.safetensors")
     for name in ("lm_head.weight", "model.layers.0.input_layernorm.weight"):
         changed = {**tensors, name: tensors[name].clone()}
         changed[name].view(-1)[-1] += 1e-3
         save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
-        assert fingerprint(load_model(read_checkpoint(str(folder)))) != first
+        assert identity(load_model(read_checkpoint(str(folder)))) != first
