@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from swift_edge import __version__
+from swift_edge.cli.benchmarking import bench
 from swift_edge.cli.evaluating import evaluate
 from swift_edge.cli.exporting import convert_head, export
 from swift_edge.cli.fitting import fit, recalibrate
@@ -81,7 +82,7 @@ def commands() -> None:
     """Best of N from a small language model: write N candidates in one batch, score them in the same pass, pick one."""
 
 
-for command in (pick, score, collect, fit, recalibrate, evaluate, inspect, export, convert_head):
+for command in (pick, score, collect, fit, recalibrate, evaluate, bench, inspect, export, convert_head):
     commands.add_command(command)
 
 
