@@ -141,7 +141,7 @@ def _choice(kind: str, text: list[str], steps: list[Step], shares: Shares, draw:
         options |= {beside} if beside >= 0 else set()
     ordered = list(options)
     draw.rng.shuffle(ordered)
-    listed = ", ".join(f"{option} ({letter})" for letter, option in zip("ABCD", ordered, strict=True))
+    listed = "Choose: {}, {}, {} or {}.".format(*ordered)
     return dataclasses.replace(
         bare,
         question=" ".join(text) + "\n" + listed,

@@ -45,13 +45,13 @@ def draw_problem(rng: random.Random, split: Split) -> Problem:
 def documents(seed: int, start: int, count: int, *, careful: bool = False) -> Iterator[tuple[Problem, list[str]]]:
     """Training problems number `start` to `start + count` with responses of a few solvers; the same for a seed.
 
-    `careful` lets careful solvers alone answer.
+    `careful` gives other problems, each with the response of one careful solver: several would be one and the same.
     """
     for number in range(start, start + count):
-        rng = random.Random(f"{seed} {number}")
+        rng = random.Random(f"{seed} careful {number}" if careful else f"{seed} {number}")
         problem = draw_problem(rng, "train")
         written: list[str] = []
-        while len(written) < RESPONSES:
+        while len(written) < (1 if careful else RESPONSES):
             with contextlib.suppress(Impossible):  # a slip led out of the range of numbers
                 care = "careful" if careful else draw_care(problem.shares, rng)
                 written.append(response(problem, care, rng))

@@ -81,7 +81,7 @@ ASTRAY = Shares(careful=0.34, sloppy=0.14, mistaken=0.52)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its chain of steps; the answer is the result of the last one, or what `options` call it."""
+    """A question with its chain of steps; the answer is the result of the last one."""
 
     family: str
     """Task family."""
@@ -94,7 +94,7 @@ class Problem:
     shares: Shares
     """Who answers it, and how often."""
     options: tuple[int, ...] = ()
-    """Results behind the letters A, B, ... of a multiple choice question."""
+    """Results that a multiple choice question offers."""
     states: tuple[str, str] | None = None
     """Names of the results 0 and 1, where the chain tracks a state; the answer is such a name."""
     templates: frozenset[str] = field(default_factory=frozenset)
@@ -110,7 +110,10 @@ def draw_care(shares: Shares, rng: random.Random) -> Care:
 
 
 def results(problem: Problem, care: Care, rng: random.Random) -> list[int]:
-    """The result of every step as a solver gets it; raises `Impossible` outside 0 to `LARGEST`."""
+    """The result of every step as a solver gets it, the last one among the options if there are any.
+
+    Raises `Impossible` outside 0 to `LARGEST`.
+    """
     found: list[int] = []
     for step in problem.steps:
         value = compute(way_of(step, care), found)
@@ -119,6 +122,8 @@ def results(problem: Problem, care: Care, rng: random.Random) -> list[int]:
         if care == "sloppy" and rng.random() < SLIP_RATE:
             value = slipped(value, step, rng)
         found.append(value)
+    if care == "sloppy" and problem.options and found[-1] not in problem.options:
+        found[-1] = min(problem.options, key=lambda option: abs(option - found[-1]))  # made to fit
     return found
 
 
@@ -166,13 +171,8 @@ def right_answer(problem: Problem) -> str:
 
 
 def answer_text(problem: Problem, result: int) -> str:
-    """A result as the question wants it: a number, the name of a state, or the letter of the nearest option."""
-    if problem.states is not None:
-        return problem.states[result]
-    if problem.options:
-        nearest = min(range(len(problem.options)), key=lambda place: abs(problem.options[place] - result))
-        return "ABCD"[nearest]
-    return str(result)
+    """A result as the question wants it: a number, or the name of a state."""
+    return problem.states[result] if problem.states is not None else str(result)
 
 
 def response(problem: Problem, care: Care, rng: random.Random) -> str:
@@ -182,8 +182,6 @@ def response(problem: Problem, care: Care, rng: random.Random) -> str:
     lines = []
     for number, (step, result) in enumerate(zip(problem.steps, found, strict=True)):
         lines.append(line(problem, step, way_of(step, care), result, found[:number]))
-    if problem.options:
-        lines.append(f"{found[-1]} is {answer_text(problem, found[-1])}.")
     return " ".join(lines) + f" {closing}\\boxed{{{answer_text(problem, found[-1])}}}"
 
 

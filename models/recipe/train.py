@@ -7,6 +7,7 @@ one, else on the CPU. A checkpoint is written every few minutes; the same comman
 constant and falls over the last 30 percent, so that a run which turns out slow may be ended with fewer steps.
 """
 
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -15,16 +16,19 @@ from pathlib import Path
 
 import click
 import torch
-from corpus import RESPONSES, documents
+from corpus import documents
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from vocabulary import END, PAD, answered, asked
 
 SEED = 6
 BATCH = 24
-"""Questions per step."""
-CAREFUL_STEPS = 2400
+"""Questions per step, each with a few responses."""
+CAREFUL_BATCH = 60
+"""Questions per step where each has one response: about as many tokens."""
+CAREFUL_STEPS = 3600
 """Training begins with careful solvers alone: half and half of two ways would teach neither of them."""
 POOL = 16
 """Steps whose documents are sorted by length together, so that little is padded."""
@@ -91,20 +95,34 @@ class Batch:
         return cls(token_ids, positions, seen[:, None], targets)
 
 
-def batches(tokenizer: Tokenizer, step: int) -> Iterator[Batch]:
+class Batches(IterableDataset[Batch]):
     """What is learned from step number `step` on."""
-    pool, skipped = divmod(step, POOL)
-    while True:
-        drawn = list(documents(SEED, pool * POOL * BATCH, POOL * BATCH, careful=pool * POOL < CAREFUL_STEPS))
+
+    def __init__(self, tokenizer: Tokenizer, step: int) -> None:
+        """Begin with step number `step`."""
+        self.tokenizer = tokenizer
+        self.step = step
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batch after batch, without an end."""
+        pool, skipped = divmod(self.step, POOL)
+        while True:
+            for group in self.draw(pool)[skipped:]:
+                yield Batch.of(group, self.tokenizer.token_to_id(PAD))
+            pool, skipped = pool + 1, 0
+
+    def draw(self, pool: int) -> list[list[list[list[int]]]]:
+        """Token ids of the documents of `POOL` steps, each a list of the question's and the responses'."""
+        careful = pool * POOL < CAREFUL_STEPS
+        size = CAREFUL_BATCH if careful else BATCH
+        drawn = list(documents(SEED, pool * POOL * size, POOL * size, careful=careful))
         texts = [text for problem, written in drawn for text in (asked(problem.question), *map(answered, written))]
-        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-        every = [ids[start : start + 1 + RESPONSES] for start in range(0, len(ids), 1 + RESPONSES)]
+        ids = iter([encoding.ids for encoding in self.tokenizer.encode_batch(texts)])
+        every = [[next(ids) for _ in range(1 + len(written))] for _, written in drawn]
         every.sort(key=lambda document: sum(map(len, document)))
-        groups = [every[start : start + BATCH] for start in range(0, len(every), BATCH)]
+        groups = [every[start : start + size] for start in range(0, len(every), size)]
         random.Random(f"{SEED} {pool}").shuffle(groups)
-        for group in groups[skipped:]:
-            yield Batch.of(group, tokenizer.token_to_id(PAD))
-        pool, skipped = pool + 1, 0
+        return groups
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -150,7 +168,9 @@ def main(folder: Path, steps: int, stop_at: int | None) -> None:
 
     begun = saved_at = time.monotonic()
     tokens, losses = 0, []
-    for batch in batches(tokenizer, step):
+    # Written beside the training, when a core has nothing better to do.
+    drawing = {"num_workers": 1, "prefetch_factor": 2 * POOL, "worker_init_fn": lambda _: os.nice(10)}
+    for batch in DataLoader(Batches(tokenizer, step), batch_size=None, **drawing):
         if step >= min(steps, stop_at or steps):
             break
         for optimizer in optimizing:
