@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from swift_edge import Selector, __version__
+from swift_edge.benchmark import random_head
 from swift_edge.bundle import read_manifest
-from swift_edge.head import Head
 from swift_edge.machine import default_threads
 
 
@@ -33,15 +33,6 @@ def memory_bytes(field: str) -> int:
     """Memory of the process, `VmRSS` for now and `VmHWM` for the peak, as Linux tells it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def random_head(bundle: Path) -> Head:
-    """A head over all hidden states that the bundle gives out."""
-    manifest = read_manifest(bundle)
-    layers = manifest.hidden_states.indices
-    width = len(layers) * manifest.architecture.hidden_size
-    weight = np.random.default_rng(0).standard_normal((2, width), np.float32) / width**0.5
-    return Head(weight=weight, bias=np.zeros(2, np.float32), layers=layers, fingerprint=manifest.fingerprint)
 
 
 def main() -> None:
@@ -58,7 +49,7 @@ def main() -> None:
     words = np.random.default_rng(0).integers(0, 100_000, (arguments.rounds + 1, arguments.prompt))
     prompts = [" ".join(f"w{word}" for word in row) for row in words]
     options = {"max_new_tokens": arguments.new, "temperature": arguments.temperature, "top_p": 0.9}
-    selector = Selector(arguments.bundle, head=random_head(Path(arguments.bundle)))
+    selector = Selector(arguments.bundle, head=random_head(read_manifest(Path(arguments.bundle))))
     selector.pick(prompts[-1], n=2, max_new_tokens=2)
     reset_peak()
     before = memory_bytes("VmRSS")
