@@ -31,8 +31,10 @@ _SORT_LIMIT = 2048
 """So many tokens are sorted; more are first cut down by a histogram."""
 _BUCKETS = 4096
 """Buckets of that histogram."""
-_BLOCK = 512
+_BLOCK = 128
 """Tokens per block in the unfiltered draw, which looks for the block first."""
+_CHUNK = 2**18
+"""Logits of the unfiltered draw handled at once: 1 MiB of float32 stays in the cache between two passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ class SamplingOptions:
         in_range = self.min_p is None or 0 <= self.min_p <= 1
         _expect(in_range, "min_p", self.min_p, "a number from 0 to 1, or None")
         _expect(1e-3 <= penalty <= 1e3, "repetition_penalty", penalty, "a number from 0.001 to 1000 (1 is none)")
+
+    @property
+    def draws_from_all(self) -> bool:
+        """Whether every token of the vocabulary may be drawn."""
+        return self.temperature > 0 and self.top_p == 1 and not self.top_k and not self.min_p
 
 
 def candidate_generator(seed: int, index: int, prompt_ids: NDArray[np.int64]) -> np.random.Generator:
@@ -106,9 +113,18 @@ def sample(
             f"logits of shape {list(logits.shape)} came with {len(generators)} generators"
             f"{'' if seen is None else f' and {len(seen)} lists of seen ids'}; expected [m, v] and one of each per row"
         )
-    if rows:
-        require_distribution(logits.max(axis=1))
     token_ids = np.empty(rows, np.int64)  # [m]
+    if not rows:
+        return token_ids
+    require_distribution(logits.max(axis=1))
+    if options.draws_from_all and options.repetition_penalty == 1:
+        uniforms = np.array([generator.random() for generator in generators])  # [m]
+        step = max(1, _CHUNK // logits.shape[1])
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            scaled, maxima = _scaled(np.asarray(logits[part], np.float32), options.temperature)  # [m, v], [m]
+            token_ids[part] = _draw_unfiltered(scaled, maxima, uniforms[part])
+        return token_ids
     for row in range(rows):
         normalizer = None if summary is None else float(summary.log_normalizer[row])
         seen_ids = None if seen is None else seen[row]
@@ -129,7 +145,7 @@ def kept_tokens(
     if options.temperature == 0:
         return np.array([penalized.argmax()], np.int64), np.ones(1)
     scaled, maximum = _scaled(penalized, options.temperature)  # [v]
-    token_ids, weights = _filtered(scaled, maximum, options, None)
+    token_ids, weights = _filtered(scaled, float(maximum), options, None)
     return token_ids, weights / weights.sum()
 
 
@@ -147,10 +163,11 @@ def _draw_row(
     if options.temperature != 1 or options.repetition_penalty != 1:
         log_normalizer = None  # it belongs to the logits as they were
     uniform = float(generator.random())
-    if options.top_p == 1 and not options.top_k and not options.min_p:
-        return _draw_unfiltered(scaled, maximum, uniform)
-    token_ids, weights = _filtered(scaled, maximum, options, log_normalizer)
-    return int(token_ids[_inverse_cdf(weights, uniform)])
+    if options.draws_from_all:
+        return int(_draw_unfiltered(scaled[np.newaxis], maximum[np.newaxis], np.array([uniform]))[0])
+    token_ids, weights = _filtered(scaled, float(maximum), options, log_normalizer)
+    reached = np.cumsum(weights)[np.newaxis]  # [1, kept]
+    return int(token_ids[_first_above(reached, uniform * reached[:, -1])[0]])
 
 
 def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | None) -> NDArray[np.float32]:
@@ -170,15 +187,15 @@ def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | N
     return changed
 
 
-def _scaled(row: NDArray[np.float32], temperature: float) -> tuple[NDArray[np.float32], float]:
-    """The row divided by the temperature, up to a constant, [v], and its maximum; the row itself at temperature 1."""
-    maximum = row.max()
+def _scaled(logits: NDArray[np.float32], temperature: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows `[..., v]` divided by the temperature, up to a constant, and their maxima `[...]`."""
+    maxima = logits.max(axis=-1)
     if temperature == 1:
-        return row, float(maximum)
+        return logits, maxima
     # Subtracted first, so that a low temperature cannot overflow; a constant does not change the distribution.
-    shifted = row - maximum
+    shifted = logits - maxima[..., np.newaxis]
     shifted /= np.float32(temperature)
-    return shifted, 0.0
+    return shifted, np.zeros_like(maxima)
 
 
 def _filtered(
@@ -284,32 +301,33 @@ def _from_boundary(values: NDArray[np.float32], boundary: float, ties: int) -> N
     return np.flatnonzero(kept)
 
 
-def _draw_unfiltered(scaled: NDArray[np.float32], maximum: float, uniform: float) -> int:
-    """Inverse CDF over the whole vocabulary: sums of blocks first, then within one block."""
-    exponentials = _float_exponentials(scaled, maximum)  # [v]
-    whole = exponentials.size // _BLOCK * _BLOCK
-    sums = np.append(exponentials[:whole].reshape(-1, _BLOCK).sum(axis=1), exponentials[whole:].sum())
-    reached = np.cumsum(sums, dtype=np.float64)
-    target = uniform * float(reached[-1])
-    block = _first_above(reached, target)
-    before = float(reached[block - 1]) if block else 0.0
-    start = block * _BLOCK
-    inside = np.cumsum(exponentials[start : start + _BLOCK], dtype=np.float64)
-    return start + _first_above(inside, target - before)
+def _draw_unfiltered(
+    scaled: NDArray[np.float32], maxima: NDArray[np.float32], uniforms: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Inverse CDF over the whole vocabulary for m rows `[m, v]`: sums of blocks first, then within one block."""
+    rows, vocab_size = scaled.shape
+    blocks = -(-vocab_size // _BLOCK)
+    exponentials = np.zeros((rows, blocks * _BLOCK), np.float32)  # [m, blocks * _BLOCK], zero behind the vocabulary
+    inside = exponentials[:, :vocab_size]
+    np.subtract(scaled, maxima[:, np.newaxis], out=inside)
+    np.exp(inside, out=inside)
+    in_blocks = exponentials.reshape(rows, blocks, _BLOCK)
+    reached = np.cumsum(in_blocks.sum(axis=2), axis=1, dtype=np.float64)  # [m, blocks]
+    targets = uniforms * reached[:, -1]  # [m]
+    block = _first_above(reached, targets)  # [m]
+    every = np.arange(rows)
+    targets -= np.where(block > 0, reached[every, block - 1], 0.0)
+    return block * _BLOCK + _first_above(np.cumsum(in_blocks[every, block], axis=1, dtype=np.float64), targets)
 
 
-def _inverse_cdf(weights: NDArray[np.float64], uniform: float) -> int:
-    reached = np.cumsum(weights)
-    return _first_above(reached, uniform * float(reached[-1]))
-
-
-def _first_above(reached: NDArray[np.float64], target: float) -> int:
-    """First index whose running sum exceeds the target: never one of weight zero.
+def _first_above(reached: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.int64]:
+    """First index of each row of running sums `[m, k]` that exceeds the row's target `[m]`: never one of weight zero.
 
     Where rounding puts the target at the total, it is the last index that added anything.
     """
-    index = int(np.searchsorted(reached, target, side="right"))
-    return index if index < reached.size else int(np.searchsorted(reached, reached[-1]))
+    below_total = np.minimum(targets, np.nextafter(reached[:, -1], 0.0))
+    found: NDArray[np.int64] = np.count_nonzero(reached <= below_total[:, np.newaxis], axis=1)
+    return found
 
 
 def _expect(condition: bool, name: str, value: object, expected: str) -> None:
