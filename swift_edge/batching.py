@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from swift_edge.decode import DecodeLoop, Prefilled, Step
+from swift_edge.prefix_cache import BLOCK_TOKENS, PrefixCache
 from swift_edge.session import CHUNK_TOKENS, Ids, ModelSession
 
 
@@ -32,14 +33,22 @@ class QueuedPrompt:
         """Whether its candidates can be given rows."""
         return self._prefilled is not None and self._prefilled.cache.longest == len(self._token_ids)
 
-    def read(self, session: ModelSession) -> bool:
-        """Read the next chunk of it; returns whether that was the last one."""
+    def read(self, session: ModelSession, prefixes: PrefixCache | None) -> bool:
+        """Read the next chunk of it, after what is known of it; returns whether that was the last one."""
         begun = time.perf_counter()
         tokens = len(self._token_ids)
-        cache = self._prefilled.cache if self._prefilled else session.new_cache(1, tokens, tokens)
-        logits = session.prefill(cache, self._token_ids[cache.longest : cache.longest + CHUNK_TOKENS]).logits
+        if self._prefilled is not None:
+            cache = self._prefilled.cache
+        else:
+            cache = session.new_cache(1, tokens, tokens)
+            if prefixes is not None:
+                prefixes.restore(cache, self._token_ids)
+        part = self._token_ids[cache.longest : cache.longest + CHUNK_TOKENS]
+        logits = session.prefill(cache, part, chunk=CHUNK_TOKENS if prefixes is None else BLOCK_TOKENS).logits
         assert logits is not None
         self._prefilled = Prefilled(cache, logits, self._token_ids)
+        if prefixes is not None and self.is_read:
+            prefixes.keep(cache, self._token_ids)
         self.prefill_s += time.perf_counter() - begun
         return self.is_read
 
@@ -63,11 +72,12 @@ class ContinuousBatch:
     >>> tokens = sum(len(step.candidates) for step in batch.steps())
     """
 
-    def __init__(self, session: ModelSession, loop: DecodeLoop, rows: int) -> None:
-        """Start without prompts; `rows` may be changed between two steps."""
+    def __init__(self, session: ModelSession, loop: DecodeLoop, rows: int, prefixes: PrefixCache | None = None) -> None:
+        """Start without prompts; `rows` may be changed between two steps; `prefixes` may know some of a prompt."""
         self.rows = rows
         self._session = session
         self._loop = loop
+        self._prefixes = prefixes
         self._queue: deque[QueuedPrompt] = deque()
         self._submitted = 0
 
@@ -109,7 +119,7 @@ class ContinuousBatch:
         busy = self._loop.rows > 0
         self._admit()
         while (unread := next((each for each in self._queue if each.waiting and not each.is_read), None)) is not None:
-            whole = unread.read(self._session)
+            whole = unread.read(self._session, self._prefixes)
             self._admit()
             full = self._loop.rows >= self.rows or not self._session.takes_ragged_rows
             if self._loop.rows and (busy or full or not whole):

@@ -12,6 +12,7 @@ import numpy as np
 from swift_edge.bundle import Bundle, open_bundle
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
 from swift_edge.head import Head, check_head, load_head
+from swift_edge.prefix_cache import PrefixCache
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import Ranking
 from swift_edge.session import Ids, ModelSession
@@ -65,12 +66,20 @@ class OpenedModel:
     """The head as the caller named it, or its file name in the bundle."""
     warnings: tuple[str, ...]
     """What the caller should know, one line each."""
+    prefixes: PrefixCache | None = None
+    """Beginnings of prompts that need not be read again; None where none are kept."""
 
     @classmethod
     def open(
-        cls, path: str, head: str | Head | None, providers: Sequence[str] | None, threads: int | None
+        cls,
+        path: str,
+        head: str | Head | None,
+        providers: Sequence[str] | None,
+        threads: int | None,
+        prefix_cache_bytes: int = 0,
     ) -> "OpenedModel":
         """Open and check the bundle and its head, then the graph; `head` replaces the bundle's own."""
+        _check_whole("prefix_cache_bytes", prefix_cache_bytes, 0)
         bundle = open_bundle(path)
         loaded: Head | None
         name: str | None
@@ -89,7 +98,10 @@ class OpenedModel:
                 "run swift-edge export for other heads"
             )
         session = ModelSession(bundle, providers, threads)
-        return cls(bundle, session, Tokenizer(bundle), loaded, name, tuple(warnings))
+        # Rows that are concatenated are taken over from the graph as a whole.
+        keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows
+        prefixes = PrefixCache(prefix_cache_bytes) if keeps else None
+        return cls(bundle, session, Tokenizer(bundle), loaded, name, tuple(warnings), prefixes)
 
     def ranking(self, signal: str | None) -> Ranking:
         """By what to rank: the signal that was asked for, else the head, else the mean log-probability."""

@@ -151,7 +151,7 @@ class _Loop:
             keep_logits=ranking.keep_logits,
             statistics=ranking.statistics,
         )
-        self._batch = ContinuousBatch(session, self._decode, rows=1)
+        self._batch = ContinuousBatch(session, self._decode, rows=1, prefixes=work.opened.prefixes)
         self._picks: dict[int, _Pick] = {}  # by candidate number
         self._begun = 0
         self._error: Exception | None = None

@@ -34,20 +34,26 @@ class Selector:
         head: str | os.PathLike[str] | Head | None = None,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
-        """Remember what to open: a bundle, a head instead of the bundle's own, providers (None: CPU) and threads."""
+        """Remember what to open: a bundle, a head instead of the bundle's own, providers (None: CPU) and threads.
+
+        `prefix_cache_bytes` of memory keep what was computed for the beginnings of prompts, in blocks of 128 tokens: a
+        system prompt or examples that many prompts share are then read once.
+        """
         self._path = os.fspath(path)
         self._head = head if head is None or isinstance(head, Head) else os.fspath(head)
         if isinstance(providers, str):
             providers = (providers,)
         self._providers = None if providers is None else tuple(providers)
         self._threads = threads
+        self._prefix_cache_bytes = prefix_cache_bytes
         self._lock = threading.Lock()
         self._opened: OpenedModel | None = None
 
     def __getstate__(self) -> tuple[Any, ...]:
         """Pickle the path and the options; the copy opens the bundle itself."""
-        return self._path, self._head, self._providers, self._threads
+        return self._path, self._head, self._providers, self._threads, self._prefix_cache_bytes
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Start over from the path and the options."""
@@ -194,7 +200,9 @@ class Selector:
         """Open everything on first use; threads that come meanwhile wait."""
         with self._lock:
             if self._opened is None:
-                self._opened = OpenedModel.open(self._path, self._head, self._providers, self._threads)
+                self._opened = OpenedModel.open(
+                    self._path, self._head, self._providers, self._threads, self._prefix_cache_bytes
+                )
             return self._opened
 
     def _work(self, options: Options) -> Work:
