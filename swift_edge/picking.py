@@ -93,13 +93,15 @@ def pick_each(work: Work, requests: Iterator[Request], *, watched: bool) -> Iter
 class _Pick:
     """A request whose candidates wait, are written, or wait for each other."""
 
-    def __init__(self, place: int, request: Request, work: Work, batch: ContinuousBatch) -> None:
+    def __init__(self, place: int, request: Request, work: Work, batch: ContinuousBatch, *, watched: bool) -> None:
         self.place = place
         self.request = request
         self.watch = Stopwatch()
         self.queued = batch.submit(request.prompt_ids, range(work.options.n), work.options.seed)
         self.growing = {
-            number: GrowingCandidate(index, work.ranking, work.opened.tokenizer, work.options.stop)
+            number: GrowingCandidate(
+                index, work.ranking, work.opened.tokenizer, work.options.stop, watched=watched
+            )
             for index, number in enumerate(self.queued.numbers)
         }
         self.ends: dict[int, Finished | None] = {}
@@ -185,7 +187,7 @@ class _Loop:
             if request is None:
                 return
             self._batch.rows = request.rows if self._begun == 0 else min(self._batch.rows, request.rows)
-            pick = _Pick(self._begun, request, self._work, self._batch)
+            pick = _Pick(self._begun, request, self._work, self._batch, watched=self._watched)
             self._begun += 1
             self._growing |= pick.growing
             self._picks |= dict.fromkeys(pick.growing, pick)

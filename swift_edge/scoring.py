@@ -80,13 +80,18 @@ class Ranking:
 class GrowingCandidate:
     """A candidate while its tokens come in, one at a time; `finish` makes it a `Candidate`."""
 
-    def __init__(self, index: int, ranking: Ranking, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        """Start without tokens; the text that `tokenizer` makes of them ends before the first string of `stop`."""
+    def __init__(
+        self, index: int, ranking: Ranking, tokenizer: Tokenizer, stop: Sequence[str] = (), *, watched: bool = False
+    ) -> None:
+        """Start without tokens; the text that `tokenizer` makes of them ends before the first string of `stop`.
+
+        Unless it is `watched` or may have to stop, the text is made at the end, all at once.
+        """
         self.index = index
         self.stopped = False
         self.ranking = ranking
         self._tokenizer = tokenizer
-        self._stream = tokenizer.stream()
+        self._stream = tokenizer.stream() if watched or stop else None
         self._stop = tuple(stop)
         self._text = ""
         self._shown = 0
@@ -130,7 +135,7 @@ class GrowingCandidate:
     def finish(self, reason: FinishReason, unscored_tokens: int, text: str | None = None) -> Candidate:
         """Freeze it; `text` where it is known better than from the tokens."""
         if text is None:
-            text = self._text if self.stopped else self._text + self._stream.finish()
+            text = self._whole_text()
         return Candidate(
             index=self.index,
             text=text,
@@ -148,9 +153,16 @@ class GrowingCandidate:
         """Freeze it where the loop ended it; None where a stop string did."""
         return self.finish("stop", 0) if end is None else self.finish(end.finish_reason, end.unscored_tokens)
 
+    def _whole_text(self) -> str:
+        if self._stream is None:
+            return self._tokenizer.decode_response(self._token_ids)
+        return self._text if self.stopped else self._text + self._stream.finish()
+
     def _add_text(self, token_id: int) -> str:
         """Add a token's text and return what can be shown: nothing that may yet turn out to belong to a stop string."""
         self._token_ids.append(token_id)
+        if self._stream is None:
+            return ""
         start = max(0, len(self._text) - max(map(len, self._stop), default=0) + 1)
         piece = self._stream.push(token_id)
         self._text += piece
