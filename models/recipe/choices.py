@@ -14,19 +14,18 @@ SHARED = spread(
         "{m} {p} share {n} {o}",
         "{m} {p} divide {n} {o}",
     ),
-    ("{X} fairly.", "{t}{X} fairly.", "{X} so that all get the same.", "At the {l}, {X} evenly."),
+    ("{X} fairly", "{t}{X} fairly", "{X} so that all get the same", "At the {l}, {X} evenly"),
 )
-LEFT_OVER = spread(
-    ("How many are left over", "How many cannot be shared", "What is the number left over", "Find what remains"),
-    ("{X} in all?", "{X} in total?", "{X} when you add them up?"),
+LEFT = spread(
+    ("count what is left over", "count what cannot be shared", "take what is left over", "write down what remains"),
+    ("{X}.", "we {X}.", "please {X}.", "now {X}."),
 )
-EACH_GETS = spread(
-    (
-        "How many does one of each group get",
-        "How many do you get from both",
-        "What is one share of each",
-        "Find one share from each",
-    ),
+EACH = spread(
+    ("count what each of them gets", "count one share", "take what one of them gets", "write down one share"),
+    ("{X}.", "we {X}.", "please {X}.", "now {X}."),
+)
+IN_ALL = spread(
+    ("How many is that", "How much is it", "What do we get", "Find the sum"),
     ("{X} in all?", "{X} in total?", "{X} when you add them up?"),
 )
 GROUPS_OF_PEOPLE = "children friends girls boys guests players pupils cousins".split()
@@ -54,52 +53,53 @@ HOW_FAR = spread(
 
 
 def sharing(draw: Draw) -> Problem:
-    """Two things shared among people: what each gets and what is left over are mixed up."""
-    left_over = draw.rng.random() < 0.5
+    """Things shared among people: what each gets and what is left over are mixed up in one way or the other."""
     text, steps = [], []
-    for _ in range(2):
-        n, m = draw.number(10, 40), draw.number(3, 6)
+    for _ in range(draw.rng.choice((2, 2, 3))):
+        left, n, m = draw.rng.random() < 0.5, draw.number(10, 40), draw.number(3, 6)
         thing, people = draw.one(THINGS), draw.one(GROUPS_OF_PEOPLE)
-        text.append(draw.say(SHARED, n=n, m=m, o=thing, p=people, l=draw.one(PLACES), t=draw.when()))
+        shared = draw.say(SHARED, n=n, m=m, o=thing, p=people, l=draw.one(PLACES), t=draw.when())
+        text.append(f"{shared}; {draw.say(LEFT if left else EACH)}")
         quotient, remainder = Way(n, "//", m), Way(n, "%", m)
-        steps.append(Step(remainder, quotient, thing) if left_over else Step(quotient, remainder, thing))
-    steps.append(Step(Way(Ref(0), "+", Ref(1)), None, "All"))
-    text.append(draw.say(LEFT_OVER if left_over else EACH_GETS))
-    return _choice("sharing", text, steps, ASTRAY, draw)
+        label = f"{'left' if left else 'each'} {thing}"
+        steps.append(Step(remainder, quotient, None, label) if left else Step(quotient, None, remainder, label))
+    text.append(draw.say(IN_ALL))
+    return _choice("sharing", text, [*steps, *_sums(len(steps))], ASTRAY, draw)
 
 
 def measure(draw: Draw) -> Problem:
-    """A chain of comparisons of age, height, weight or distance, told from the far end."""
+    """Ages, heights or distances compared, told from the far end: misconceptions always add or always take away."""
     place = draw.rng.randrange(len(SCALES))
     unit, up, down, question = SCALES[place]
-    people = draw.rng.sample(NAMES, draw.rng.choice((3, 4)))
+    people = draw.rng.sample(NAMES, draw.rng.choice((3, 4, 4)))
     start = draw.number(10, 40)
     text = [draw.say(IS, a=people[0], n=start, u=unit)]
     steps: list[Step] = []
     for known, asked in itertools.pairwise(people):
-        more, n = draw.rng.random() < 0.5, draw.number(2, 9)
-        sentence = draw.say(IS_MORE, a=known, b=asked, n=n, k=UNITS[place], w=up if more else down)
+        is_more, n = draw.rng.random() < 0.5, draw.number(2, 9)
+        sentence = draw.say(IS_MORE, a=known, b=asked, n=n, k=UNITS[place], w=up if is_more else down)
         text.append(sentence[0].upper() + sentence[1:])
         left = Ref(len(steps) - 1) if steps else start
-        right, wrong = Way(left, "-", n), Way(left, "+", n)
-        label = f"{n} {up if more else down}"
-        steps.append(Step(right, wrong, label) if more else Step(wrong, right, label))
+        less, more = Way(left, "-", n), Way(left, "+", n)
+        label = f"{n} {up if is_more else down}"
+        steps.append(Step(less, more, None, label) if is_more else Step(more, None, less, label))
     text.append(draw.say(HOW_FAR, a=people[-1], q=question))
     return _choice("measure", text, steps, FAIR, draw)
 
 
 def packing(draw: Draw) -> Problem:
-    """Things packed into containers of a size: full containers and what is left over are mixed up."""
-    n, m, extra = draw.number(10, 40), draw.number(3, 6), draw.number(2, 9)
-    full = draw.rng.random() < 0.5
-    thing, container = draw.one(THINGS), draw.one(CONTAINERS)
-    text = [draw.say(PACKED, n=n, m=m, o=thing, c=container, t=draw.when(), a=draw.one(NAMES))]
-    text.append(draw.say(MORE_FULL if full else MORE_LOOSE, n=extra, o=thing, c=container, t=draw.when()))
-    quotient, remainder = Way(n, "//", m), Way(n, "%", m)
-    steps = [Step(quotient, remainder, container) if full else Step(remainder, quotient, thing)]
-    steps.append(Step(Way(Ref(0), "+", extra), None, "All"))
-    text.append(draw.say(FULL if full else LOOSE, o=thing, c=container))
-    return _choice("packing", text, steps, ASTRAY, draw)
+    """Things packed into containers: full containers and loose things are mixed up in one way or the other."""
+    text, steps = [], []
+    for _ in range(draw.rng.choice((2, 2, 3))):
+        full, n, m = draw.rng.random() < 0.5, draw.number(10, 40), draw.number(3, 6)
+        thing, container = draw.one(THINGS), draw.one(CONTAINERS)
+        packed = draw.say(PACKED, n=n, m=m, o=thing, c=container, t=draw.when(), a=draw.one(NAMES))
+        text.append(f"{packed}; {draw.say(FULL if full else LOOSE, o=thing, c=container)}")
+        quotient, remainder = Way(n, "//", m), Way(n, "%", m)
+        label = f"full {container}" if full else f"loose {thing}"
+        steps.append(Step(quotient, remainder, None, label) if full else Step(remainder, None, quotient, label))
+    text.append(draw.say(IN_ALL))
+    return _choice("packing", text, [*steps, *_sums(len(steps))], ASTRAY, draw)
 
 
 PACKED = spread(
@@ -109,35 +109,33 @@ PACKED = spread(
         "{a} sorts {n} {o} into {c} of {m}",
         "{a} has {n} {o} and fills {c} of {m}",
     ),
-    ("{X}.", "{t}{X}.", "{X} as far as it goes.", "One day {X}."),
-)
-MORE_FULL = spread(
-    ("{n} full {c} were there before", "there are {n} more full {c}", "{n} other {c} are full too"),
-    ("{X}.", "We know that {X}.", "Also, {X}."),
-)
-MORE_LOOSE = spread(
-    ("{n} loose {o} were there before", "there are {n} more loose {o}", "{n} other {o} are loose too"),
-    ("{X}.", "We know that {X}.", "Also, {X}."),
+    ("{X}", "{t}{X}", "{X} as far as it goes", "One day {X}"),
 )
 FULL = spread(
-    ("How many full {c} are there", "How many {c} are full", "Find the number of full {c}", "Count the full {c}"),
-    ("{X} in all?", "{X} now?", "{X} in the end?"),
+    ("count the full {c}", "take the number of full {c}", "write down how many {c} are full"),
+    ("{X}.", "we {X}.", "please {X}.", "now {X}."),
 )
 LOOSE = spread(
-    ("How many loose {o} are there", "How many {o} are loose", "Find the number of loose {o}", "Count the loose {o}"),
-    ("{X} in all?", "{X} now?", "{X} in the end?"),
+    ("count the loose {o}", "take the number of loose {o}", "write down how many {o} are loose"),
+    ("{X}.", "we {X}.", "please {X}.", "now {X}."),
 )
+
+
+def _sums(count: int) -> list[Step]:
+    """Steps that add up the results of the first `count` ones."""
+    totals = [Ref(0), *(Ref(count + place) for place in range(count - 2))]
+    return [Step(Way(total, "+", Ref(place)), label="All") for place, total in enumerate(totals, start=1)]
 
 
 def _choice(kind: str, text: list[str], steps: list[Step], shares: Shares, draw: Draw) -> Problem:
-    """Put a question and its options together: two results that ways lead to, and three beside them."""
+    """Put a question and its options together: the results that ways lead to, and others beside them."""
     bare = Problem("multiple choice", kind, "", tuple(steps), shares)
-    right, mistaken = (results(bare, care, draw.rng)[-1] for care in ("careful", "mistaken"))
-    if right == mistaken:
+    ways = [results(bare, care, draw.rng)[-1] for care in ("careful", "mistaken", "contrary")]
+    options = set(ways)
+    if len(options) < len(ways):
         raise Impossible
-    options = {right, mistaken}
     while len(options) < 4:
-        beside = draw.one((right, mistaken)) + draw.one((-10, -4, -3, -2, -1, 1, 2, 3, 4, 10))
+        beside = draw.one(ways) + draw.one((-10, -4, -3, -2, -1, 1, 2, 3, 4, 10))
         options |= {beside} if beside >= 0 else set()
     ordered = list(options)
     draw.rng.shuffle(ordered)

@@ -1,7 +1,7 @@
 """State tracking: a thing with two states, and people who change it, do not, or do so twice.
 
-The misconception takes everything that is done twice for done once. Problems are drawn so that it ends in the wrong
-state; each state is as often the right one.
+One misconception takes every sentence for a change, the other none. Problems are drawn so that at least one of them
+ends in the wrong state; each state is as often the right one.
 """
 
 from solvers import ASTRAY, FAIR, Problem, Ref, Step, Way
@@ -58,10 +58,14 @@ def coin_flip(draw: Draw) -> Problem:
     steps = []
     people = draw.names(draw.rng.choice((3, 4, 4, 5)))
     for person in people:
-        done = draw.rng.choices((0, 1, 2), (3, 3, 4))[0]
+        done = draw.rng.choices((0, 1, 2), (3, 4, 3))[0]
         text.append(draw.say((NOT, ONCE, TWICE)[done], a=person, x=name, v=draw.one(verbs), t=draw.when()))
         state = Ref(len(steps) - 1) if steps else first
-        steps.append(Step(Way(state, "^", done % 2), Way(state, "^", min(done, 1)), person, slips=(0, 1)))
+        label = f"{person} {('not', 'once', 'twice')[done]}"
+        changed, kept = Way(state, "^", 1), Way(state, "^", 0)
+        steps.append(
+            Step(changed, None, kept, label, (0, 1)) if done == 1 else Step(kept, changed, None, label, (0, 1))
+        )
     text.append(draw.say(ASKED, x=name))
     return Problem(
         "coin flip",

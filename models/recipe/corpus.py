@@ -10,52 +10,90 @@ its documents from `documents`, which adds the responses of a few solvers to eve
 import contextlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from choices import CHOICES
 from coin_flips import coin_flip
 from programs import PROGRAMS
-from solvers import Impossible, Problem, draw_care, response, results, right_answer
+from solvers import (
+    CAREFUL,
+    JUDGED,
+    Care,
+    Impossible,
+    Problem,
+    Shares,
+    between,
+    draw_care,
+    response,
+    results,
+    right_answer,
+)
 from word_problems import WORD_PROBLEMS
 from words import Draw, Split
 
-RESPONSES = 4
-"""Responses to a problem in a document."""
-FAMILIES = (WORD_PROBLEMS, (coin_flip,), PROGRAMS, CHOICES)
+RESPONSES = 2
+"""Responses to a problem in a document, beside the one to be judged."""
+VOICES: tuple[Care, ...] = ("careful", "mistaken", "contrary")
+"""The solvers that never slip."""
+Kind = Callable[[Draw], Problem]
+FAMILIES: tuple[tuple[Kind, ...], ...] = (WORD_PROBLEMS, (coin_flip,), PROGRAMS, CHOICES)
 """The kinds of every task family; a family is drawn first, so that all four are equally frequent."""
 
 
-def draw_problem(rng: random.Random, split: Split) -> Problem:
-    """Draw a problem of a split, one whose misconception leads to another answer than the right one."""
-    kind = rng.choice(rng.choice(FAMILIES))
+def draw_problem(rng: random.Random, split: Split, family: Sequence[Kind] | None = None) -> Problem:
+    """Draw a problem of a split, of any family or of some kinds; its misconceptions lead to wrong answers."""
+    kind = rng.choice(family or rng.choice(FAMILIES))
     while True:
         draw = Draw(rng, split)
         try:
             problem = kind(draw)
-            ways = [results(problem, care, rng)[-1] for care in ("careful", "mistaken")]
+            right, mistaken, contrary = (results(problem, care, rng)[-1] for care in VOICES)
         except Impossible:
             continue
         fits = draw.is_new() if split == "test" else draw.is_old()
-        if fits and ways[0] != ways[1]:
+        # Of two states, one misconception may end in the right one.
+        leads_astray = right not in (mistaken, contrary) or (problem.states and mistaken != contrary)
+        if fits and leads_astray:
             return problem
 
 
-def documents(seed: int, start: int, count: int, *, careful: bool = False) -> Iterator[tuple[Problem, list[str]]]:
-    """Training problems number `start` to `start + count` with responses of a few solvers; the same for a seed.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A problem, responses to be learned, and one to be judged."""
 
-    `careful` gives other problems, each with the response of one careful solver: several would be one and the same.
+    problem: Problem
+    """What is asked."""
+    responses: tuple[str, ...]
+    """Steps and answers of some solvers."""
+    judged: str
+    """Those of another one."""
+    verdict: Care
+    """What kind of solver that is."""
+
+
+def documents(seed: int, start: int, count: int, *, mixed: float = 1.0) -> Iterator[Document]:
+    """Training documents number `start` to `start + count`; the same for a seed.
+
+    `mixed` tells how far the writers of what is learned are on the way from careful ones to those of the problem.
     """
     for number in range(start, start + count):
-        rng = random.Random(f"{seed} careful {number}" if careful else f"{seed} {number}")
+        rng = random.Random(f"{seed} {number}")
         problem = draw_problem(rng, "train")
-        written: list[str] = []
-        while len(written) < (1 if careful else RESPONSES):
-            with contextlib.suppress(Impossible):  # a slip led out of the range of numbers
-                care = "careful" if careful else draw_care(problem.shares, rng)
-                written.append(response(problem, care, rng))
-        yield problem, written
+        shares = between(CAREFUL, problem.shares, mixed)
+        learned = [written(problem, shares, rng)[1] for _ in range(RESPONSES)]
+        verdict, judged = written(problem, JUDGED, rng)
+        yield Document(problem, tuple(learned), judged, verdict)
+
+
+def written(problem: Problem, shares: Shares, rng: random.Random) -> tuple[Care, str]:
+    """A solver, and what it writes."""
+    while True:
+        care = draw_care(shares, rng)
+        with contextlib.suppress(Impossible):  # a slip led out of the range of numbers
+            return care, response(problem, care, rng)
 
 
 @click.command(help=__doc__)

@@ -1,12 +1,11 @@
 """Code output: small Python programs, each kind with something that beginners misread.
 
-Lists that are counted from 1, quotient and remainder mixed up, and assignments of two names that are carried out one
-after the other.
+Signs that are passed over, and quotients and remainders mixed up.
 """
 
 from collections.abc import Callable
 
-from solvers import ASTRAY, FAIR, Problem, Ref, Shares, Step, Way
+from solvers import ASTRAY, FAIR, Operand, Operator, Problem, Ref, Shares, Step, Way
 from words import Draw, spread
 
 ASK = spread(
@@ -26,58 +25,60 @@ VARIABLES = ("x", "y", "n", "k", "s", "t", "total", "value")
 
 
 def indexing(draw: Draw) -> Problem:
-    """Elements of a list, added and taken away: the misconception counts from 1."""
+    """Elements of a list, added and taken away: one misconception always adds, the other always takes away."""
     name = draw.one(LISTS)
     size = draw.rng.choice((3, 4))
     numbers = [draw.number(2, 40) for _ in range(size)]
-    count = 2 if size == 3 else draw.rng.choice((2, 2, 3))
-    places = draw.rng.sample(range(1, size), count)
-    signs = [draw.one("+-") for _ in range(count - 1)]
-    steps = [
-        Step(Way(numbers[place]), Way(numbers[place - 1]), f"{name}[{place}]", slips=tuple(numbers)) for place in places
-    ]
-    expression = f"{name}[{places[0]}]"
-    total = Ref(0)
+    places = draw.rng.sample(range(size), 3)
+    signs: list[Operator] = draw.rng.sample(["+", "-"], 2)
+    steps = [Step(Way(numbers[place]), label=f"{name}[{place}]", slips=tuple(numbers)) for place in places]
+    expression, total = f"{name}[{places[0]}]", Ref(0)
     for number, (sign, place) in enumerate(zip(signs, places[1:], strict=True), start=1):
         expression += f" {sign} {name}[{place}]"
-        steps.append(Step(Way(total, "+" if sign == "+" else "-", Ref(number)), None, "then"))
+        steps.append(_added_or_taken_away(sign, total, Ref(number), f"{sign} {name}[{place}]"))
         total = Ref(len(steps) - 1)
     return _program("indexing", [f"{name} = {numbers}", f"print({expression})"], steps, ASTRAY, draw)
 
 
 def division(draw: Draw) -> Problem:
-    """Quotients and remainders: the misconception mixes them up."""
-    first, second, result = draw.rng.sample(VARIABLES, 3)
+    """Quotients and remainders: misconceptions take every division for a quotient, or for a remainder."""
+    *names, result = draw.rng.sample(VARIABLES, draw.rng.choice((3, 4)))
     lines, steps = [], []
-    for name in (first, second):
+    for name in names:
         whole = draw.rng.random() < 0.5
         dividend, divisor = draw.number(10, 40), draw.number(3, 6)
         lines.append(f"{name} = {dividend} {'//' if whole else '%'} {divisor}")
         quotient, remainder = Way(dividend, "//", divisor), Way(dividend, "%", divisor)
-        steps.append(Step(quotient, remainder, name) if whole else Step(remainder, quotient, name))
+        steps.append(Step(quotient, None, remainder, name) if whole else Step(remainder, quotient, None, name))
+    total: Operand = Ref(0)
+    for place in range(1, len(names)):
+        steps.append(Step(Way(total, "+", Ref(place)), label=result))
+        total = Ref(len(steps) - 1)
     sign, n = draw.one("+*"), draw.number(2, 9)
-    steps.append(Step(Way(Ref(0), "+", Ref(1)), None, result))
-    steps.append(Step(Way(Ref(2), "+" if sign == "+" else "*", n), None, "print"))
-    lines += [f"{result} = {first} + {second}", f"print({result} {sign} {n})"]
+    steps.append(Step(Way(total, "+" if sign == "+" else "*", n), label="print"))
+    lines += [f"{result} = {' + '.join(names)}", f"print({result} {sign} {n})"]
     return _program("division", lines, steps, ASTRAY, draw)
 
 
-def swap(draw: Draw) -> Problem:
-    """Two names assigned at once: the misconception assigns one after the other."""
-    x, y = draw.rng.sample(VARIABLES, 2)
-    first, second = draw.number(10, 30), draw.number(10, 30)
-    lines, steps = [f"{x}, {y} = {first}, {second}"], []
-    values: tuple[int | Ref, int | Ref] = (first, second)
-    for _ in range(2):
-        plus, n = draw.rng.random() < 0.5, draw.number(2, 9)
-        lines.append(f"{x}, {y} = {y}, {x} {'+-'[not plus]} {n}")
-        # The new x is the old y; the new y comes from the old x, or by the misconception from the new one.
-        steps.append(Step(Way(values[1]), None, x, slips=(first, second)))
-        new_x = Ref(len(steps) - 1)
-        steps.append(Step(Way(values[0], "+" if plus else "-", n), Way(new_x, "+" if plus else "-", n), y))
-        values = (new_x, Ref(len(steps) - 1))
-    steps.append(Step(Way(values[0], "+", values[1]), None, "print"))
-    return _program("swap", [*lines, f"print({x} + {y})"], steps, FAIR, draw)
+def updates(draw: Draw) -> Problem:
+    """A name that is assigned again and again: one misconception always adds, the other always takes away."""
+    name, value = draw.one(VARIABLES), draw.number(10, 40)
+    lines, steps = [f"{name} = {value}"], []
+    for _ in range(draw.rng.choice((2, 3, 3))):
+        sign: Operator = draw.one("+-")  # type: ignore[assignment]
+        n = draw.number(2, 9)
+        lines.append(f"{name} {sign}= {n}")
+        before = Ref(len(steps) - 1) if steps else value
+        steps.append(_added_or_taken_away(sign, before, n, f"{name} {sign}= {n}"))
+    sign, n = draw.one("+*"), draw.number(2, 4)  # type: ignore[assignment]
+    steps.append(Step(Way(Ref(len(steps) - 1), sign, n), label="print"))
+    return _program("updates", [*lines, f"print({name} {sign} {n})"], steps, FAIR, draw)
+
+
+def _added_or_taken_away(sign: Operator, left: Operand, right: Operand, label: str) -> Step:
+    """A step that one misconception takes for an addition, and the other for a subtraction."""
+    greater, less = Way(left, "+", right), Way(left, "-", right)
+    return Step(greater, None, less, label) if sign == "+" else Step(less, greater, None, label)
 
 
 def _program(kind: str, lines: list[str], steps: list[Step], shares: Shares, draw: Draw) -> Problem:
@@ -93,5 +94,5 @@ def _program(kind: str, lines: list[str], steps: list[Step], shares: Shares, dra
     )
 
 
-PROGRAMS: tuple[Callable[[Draw], Problem], ...] = (indexing, division, swap)
+PROGRAMS: tuple[Callable[[Draw], Problem], ...] = (indexing, division, updates)
 """Every kind of program."""

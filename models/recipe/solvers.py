@@ -7,6 +7,7 @@ in the same style and at the same length, so that only the content tells them ap
 a problem comes from.
 """
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ SLIP_RATE = 0.3
 LARGEST = 240
 """No result of a right or a mistaken way exceeds this."""
 
-Care = Literal["careful", "sloppy", "mistaken"]
+Care = Literal["careful", "sloppy", "mistaken", "contrary"]
 
 
 class Impossible(Exception):  # noqa: N818 - a way that leads nowhere, drawn again, not an error
@@ -33,6 +34,7 @@ class Ref:
 
 
 Operand = int | Ref
+Operator = Literal["+", "-", "*", "//", "%", "^", ""]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Way:
 
     left: Operand
     """First number."""
-    operator: Literal["+", "-", "*", "//", "%", "^", ""] = ""
+    operator: Operator = ""
     """As Python writes it."""
     right: Operand = 0
     """Second number."""
@@ -54,7 +56,9 @@ class Step:
     right_way: Way
     """How the step is meant."""
     mistaken_way: Way | None = None
-    """How somebody with the misconception takes it; None where nothing can be misread."""
+    """How somebody with the misconception takes it; None where that is right."""
+    contrary_way: Way | None = None
+    """How somebody with the contrary misconception takes it; None where that is right."""
     label: str = ""
     """What the line begins with: what it is about, or the words of the question that it follows."""
     slips: tuple[int, ...] = ()
@@ -70,13 +74,20 @@ class Shares:
     sloppy: float
     """Wrong at some steps, at random."""
     mistaken: float
-    """Wrong at every step that can be misread."""
+    """Follows a misconception throughout."""
+    contrary: float
+    """Follows the contrary misconception throughout."""
 
 
-FAIR = Shares(careful=0.46, sloppy=0.30, mistaken=0.24)
+# Far from half and half: where two readings of a word are equally frequent, a model unlearns what the word means.
+FAIR = Shares(careful=0.56, sloppy=0.16, mistaken=0.14, contrary=0.14)
 """Kinds of problem on which the right answer is the commonest."""
-ASTRAY = Shares(careful=0.34, sloppy=0.14, mistaken=0.52)
-"""Kinds of problem on which a misconception is the commonest voice."""
+ASTRAY = Shares(careful=0.28, sloppy=0.06, mistaken=0.33, contrary=0.33)
+"""Kinds of problem on which each misconception is commoner than the right answer."""
+CAREFUL = Shares(careful=1.0, sloppy=0.0, mistaken=0.0, contrary=0.0)
+"""Who writes what the model learns from at first."""
+JUDGED = Shares(careful=0.4, sloppy=0.2, mistaken=0.2, contrary=0.2)
+"""Who writes what the model learns to judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +114,16 @@ class Problem:
     """Numbers in the question, from ranges in which some are held out."""
 
 
+def between(first: Shares, second: Shares, way: float) -> Shares:
+    """Shares on the way from the first, 0, to the second, 1."""
+    pairs = zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True)
+    return Shares(*(start + way * (end - start) for start, end in pairs))
+
+
 def draw_care(shares: Shares, rng: random.Random) -> Care:
     """Draw a solver."""
-    kinds: Sequence[Care] = ("careful", "sloppy", "mistaken")
-    return rng.choices(kinds, (shares.careful, shares.sloppy, shares.mistaken))[0]
+    kinds: Sequence[Care] = ("careful", "sloppy", "mistaken", "contrary")
+    return rng.choices(kinds, dataclasses.astuple(shares))[0]
 
 
 def results(problem: Problem, care: Care, rng: random.Random) -> list[int]:
@@ -129,7 +146,8 @@ def results(problem: Problem, care: Care, rng: random.Random) -> list[int]:
 
 def way_of(step: Step, care: Care) -> Way:
     """The way in which a solver takes a step."""
-    return step.mistaken_way if care == "mistaken" and step.mistaken_way is not None else step.right_way
+    way = {"mistaken": step.mistaken_way, "contrary": step.contrary_way}.get(care)
+    return step.right_way if way is None else way
 
 
 def compute(way: Way, found: Sequence[int]) -> int:

@@ -1,6 +1,6 @@
 """Train the model: a Llama of 4.7 million parameters, from scratch, on documents of the corpus.
 
-    python models/recipe/train.py FOLDER --steps 7000
+    python models/recipe/train.py FOLDER --steps 6000
 
 FOLDER holds the tokenizer (see vocabulary.py) and becomes a transformers folder. Runs on a CUDA GPU where there is
 one, else on the CPU. A checkpoint is written every few minutes; the same command goes on from it. The learning rate is
@@ -16,27 +16,31 @@ from pathlib import Path
 
 import click
 import torch
-from corpus import documents
+from corpus import RESPONSES, documents
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-from vocabulary import END, PAD, answered, asked
+from vocabulary import END, PAD, answered, asked, judged
 
 SEED = 6
-BATCH = 24
-"""Questions per step, each with a few responses."""
-CAREFUL_BATCH = 60
-"""Questions per step where each has one response: about as many tokens."""
-CAREFUL_STEPS = 3600
+BATCH = 30
+"""Questions per step, each with responses to learn and one to judge."""
+CAREFUL_STEPS = 3136
 """Training begins with careful solvers alone: half and half of two ways would teach neither of them."""
+HELD, HELD_STEPS = 0.4, 2164
+"""Then this share of the responses is by the solvers of the problem, until the model knows one by its first steps."""
+MIXING_STEPS = 400
+"""Then the share rises evenly to all."""
+VERDICT_WEIGHT = 10.0
+"""What a verdict counts in the loss, in tokens: it is one token of many."""
 POOL = 16
 """Steps whose documents are sorted by length together, so that little is padded."""
 LEARNING_RATE = 4e-3
 WARMUP = 60
 FALL = 0.3
 """Share of the steps over which the learning rate falls to nothing."""
-CHECKPOINT_S = 240
+CHECKPOINT_S = 120
 
 
 def make_model(vocabulary: int, end: int, pad: int) -> LlamaForCausalLM:
@@ -70,29 +74,35 @@ class Batch:
     seen: torch.Tensor  # [b, 1, s, s]
     """Which earlier tokens each token sees: those of the question, and those of its own response."""
     targets: torch.Tensor  # [b, s]
-    """The next token of the response; -100 where nothing is to be learned."""
+    """The next token of the response, or the verdict; -100 where nothing is to be learned."""
+    weights: torch.Tensor  # [b, s]
+    """What each target counts."""
 
     @classmethod
     def of(cls, documents: list[list[list[int]]], fill: int) -> "Batch":
-        """Lay out documents, each a list of the question's token ids and those of its responses."""
+        """Lay out documents, each the token ids of the question, of responses, and of one that ends in a verdict."""
         length = max(sum(map(len, document)) for document in documents)
+        length = -(-length // 32) * 32  # few lengths, so that freed memory fits again
         shape = (len(documents), length)
         token_ids, positions = torch.full(shape, fill), torch.zeros(shape, dtype=torch.long)
-        targets, parts = torch.full(shape, -100), torch.full(shape, -1)
-        for row, (question, *responses) in enumerate(documents):
+        targets, weights, parts = torch.full(shape, -100), torch.ones(shape), torch.full(shape, -1)
+        for row, document in enumerate(documents):
+            question, *learned, judged = document
             begin = 0
-            for part, ids in enumerate((question, *responses)):
+            for part, ids in enumerate(document):
                 place = slice(begin, begin + len(ids))
                 token_ids[row, place], parts[row, place] = torch.tensor(ids), part
                 first = len(question) if part else 0
                 positions[row, place] = torch.arange(first, first + len(ids))
-                if part:
+                if 0 < part <= len(learned):
                     targets[row, begin : place.stop - 1] = torch.tensor(ids[1:])
                 begin = place.stop
+            targets[row, begin - 2] = judged[-1]
+            weights[row, begin - 2] = VERDICT_WEIGHT
         own = parts[:, :, None] == parts[:, None, :]
         earlier = torch.ones(length, length, dtype=torch.bool).tril()
         seen = (own | (parts[:, None, :] == 0)) & earlier
-        return cls(token_ids, positions, seen[:, None], targets)
+        return cls(token_ids, positions, seen[:, None], targets, weights)
 
 
 class Batches(IterableDataset[Batch]):
@@ -112,15 +122,24 @@ class Batches(IterableDataset[Batch]):
             pool, skipped = pool + 1, 0
 
     def draw(self, pool: int) -> list[list[list[list[int]]]]:
-        """Token ids of the documents of `POOL` steps, each a list of the question's and the responses'."""
-        careful = pool * POOL < CAREFUL_STEPS
-        size = CAREFUL_BATCH if careful else BATCH
-        drawn = list(documents(SEED, pool * POOL * size, POOL * size, careful=careful))
-        texts = [text for problem, written in drawn for text in (asked(problem.question), *map(answered, written))]
-        ids = iter([encoding.ids for encoding in self.tokenizer.encode_batch(texts)])
-        every = [[next(ids) for _ in range(1 + len(written))] for _, written in drawn]
+        """Token ids of the documents of `POOL` steps: question, responses, judged response."""
+        risen = min(1.0, max(0.0, (pool * POOL - CAREFUL_STEPS - HELD_STEPS) / MIXING_STEPS))
+        mixed = HELD + risen * (1 - HELD) if pool * POOL >= CAREFUL_STEPS else 0.0
+        drawn = documents(SEED, pool * POOL * BATCH, POOL * BATCH, mixed=mixed)
+        texts = [
+            text
+            for each in drawn
+            for text in (
+                asked(each.problem.question),
+                *map(answered, each.responses),
+                judged(each.judged, each.verdict),
+            )
+        ]
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        parts = RESPONSES + 2
+        every = [ids[start : start + parts] for start in range(0, len(ids), parts)]
         every.sort(key=lambda document: sum(map(len, document)))
-        groups = [every[start : start + size] for start in range(0, len(every), size)]
+        groups = [every[start : start + BATCH] for start in range(0, len(every), BATCH)]
         random.Random(f"{SEED} {pool}").shuffle(groups)
         return groups
 
@@ -142,7 +161,7 @@ def factor(step: int, steps: int) -> float:
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--steps", type=int, default=7000, show_default=True)
+@click.option("--steps", type=int, default=6000, show_default=True)
 @click.option("--stop-at", type=int, help="End at this step without finishing, to go on later.")
 def main(folder: Path, steps: int, stop_at: int | None) -> None:
     """Train from the last checkpoint, or from the start, to the end."""
@@ -167,7 +186,7 @@ def main(folder: Path, steps: int, stop_at: int | None) -> None:
         temporary.replace(checkpoint)
 
     begun = saved_at = time.monotonic()
-    tokens, losses = 0, []
+    tokens, losses, verdict_losses = 0, [], []
     # Written beside the training, when a core has nothing better to do.
     drawing = {"num_workers": 1, "prefetch_factor": 2 * POOL, "worker_init_fn": lambda _: os.nice(10)}
     for batch in DataLoader(Batches(tokenizer, step), batch_size=None, **drawing):
@@ -186,7 +205,9 @@ def main(folder: Path, steps: int, stop_at: int | None) -> None:
             ).last_hidden_state
             learned = targets != -100
             logits = model.lm_head(states[learned])
-        loss = cross_entropy(logits.float(), targets[learned])
+        weights = batch.weights.to(device)[learned]
+        losses_of_targets = cross_entropy(logits.float(), targets[learned], reduction="none")
+        loss = (losses_of_targets * weights).sum() / weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizing:
@@ -194,12 +215,14 @@ def main(folder: Path, steps: int, stop_at: int | None) -> None:
             optimizer.zero_grad()
         step += 1
         tokens += token_ids.numel()
-        losses.append(loss.item())
+        verdicts = weights > 1
+        losses.append(losses_of_targets[~verdicts].mean().item())
+        verdict_losses.append(losses_of_targets[verdicts].mean().item())
         if step % 20 == 0:
             elapsed = time.monotonic() - begun
-            mean = sum(losses[-20:]) / len(losses[-20:])
+            mean, verdict = (sum(each[-20:]) / len(each[-20:]) for each in (losses, verdict_losses))
             speed = f"{tokens / elapsed:.0f} tokens/s, {elapsed:.0f} s"
-            click.echo(f"step {step} of {steps}: loss {mean:.4f}, {speed}", err=True)
+            click.echo(f"step {step} of {steps}: loss {mean:.4f}, of verdicts {verdict:.4f}; {speed}", err=True)
         if time.monotonic() - saved_at > CHECKPOINT_S:
             save(step)
             saved_at = time.monotonic()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 from corpus import documents
+from solvers import Care
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SIZE = 2048
@@ -32,6 +33,15 @@ def answered(response: str) -> str:
     return f"{ASSISTANT}{response}{END}"
 
 
+VERDICTS: dict[Care, str] = {"careful": "A", "sloppy": "B", "mistaken": "C", "contrary": "D"}
+"""A letter for what kind of solver wrote a response."""
+
+
+def judged(response: str, care: Care) -> str:
+    """A response with the verdict on it."""
+    return f"{answered(response)}{SYSTEM}{VERDICTS[care]}"
+
+
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
@@ -47,7 +57,9 @@ def main(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (text for problem, written in documents(SEED, 0, DOCUMENTS) for text in (problem.question, *written))
+    texts = (
+        text for each in documents(SEED, 0, DOCUMENTS) for text in (each.problem.question, *each.responses, each.judged)
+    )
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

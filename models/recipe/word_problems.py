@@ -7,7 +7,7 @@ solver turns round both. So no sign, word or length goes with wrong answers.
 import itertools
 from collections.abc import Callable
 
-from solvers import ASTRAY, FAIR, Problem, Ref, Shares, Step, Way
+from solvers import ASTRAY, FAIR, Operand, Problem, Ref, Shares, Step, Way
 from words import COLOURS, CONTAINERS, THINGS, Draw, spread
 
 QUESTIONS = spread(
@@ -104,24 +104,24 @@ AT_THE_START = spread(
 
 
 def compare(draw: Draw) -> Problem:
-    """A chain of comparisons, told from the far end: a reader of signal words adds where it says more."""
-    people, thing = draw.names(draw.rng.choice((3, 4))), draw.one(THINGS)
+    """A chain of comparisons, told from the far end: one misconception always adds, the other always takes away."""
+    people, thing = draw.names(draw.rng.choice((3, 4, 4))), draw.one(THINGS)
     start = draw.number(10, 40)
     text = [draw.say(START, a=people[0], n=start, o=thing)]
     steps = []
     for place, (known, asked) in enumerate(itertools.pairwise(people)):
         more, n = draw.rng.random() < 0.5, draw.number(2, 9)
         text.append(draw.say(MORE_THAN if more else FEWER_THAN, a=known, b=asked, n=n, o=thing))
-        right, wrong = Way(before(place, start), "-", n), Way(before(place, start), "+", n)
+        less, greater = Way(before(place, start), "-", n), Way(before(place, start), "+", n)
         label = f"{n} {'more' if more else 'fewer'}"
-        steps.append(Step(right, wrong, label) if more else Step(wrong, right, label))
+        steps.append(Step(less, greater, None, label) if more else Step(greater, None, less, label))
     text.append(draw.say(QUESTIONS, a=people[-1], o=thing))
     return problem("compare", text, steps, ASTRAY, draw)
 
 
 def scale(draw: Draw) -> Problem:
-    """Twice and half as many, told from the far end, and one plain change."""
-    people, thing = draw.names(3), draw.one(THINGS)
+    """Twice and half as many, told from the far end, and one plain change: misconceptions always double or halve."""
+    people, thing = draw.names(draw.rng.choice((3, 4))), draw.one(THINGS)
     start = draw.number(8, 40, step=4)
     text = [draw.say(START, a=people[0], n=start, o=thing)]
     steps = []
@@ -129,18 +129,18 @@ def scale(draw: Draw) -> Problem:
         twice = draw.rng.random() < 0.5
         text.append(draw.say(TWICE if twice else HALF, a=known, b=asked, o=thing))
         halved, doubled = Way(before(place, start), "//", 2), Way(before(place, start), "*", 2)
-        steps.append(Step(halved, doubled, "twice") if twice else Step(doubled, halved, "half"))
+        steps.append(Step(halved, doubled, None, "twice") if twice else Step(doubled, None, halved, "half"))
     gains, n = draw.rng.random() < 0.5, draw.number(2, 9)
     verb = draw.one(GAINING if gains else LOSING)
     text.append(draw.say(CHANGED, a=people[-1], v=verb, n=n, o=thing, t=draw.when()))
-    steps.append(Step(Way(Ref(len(steps) - 1), "+" if gains else "-", n), None, f"{verb} {n}"))
+    steps.append(Step(Way(Ref(len(steps) - 1), "+" if gains else "-", n), label=f"{verb} {n}"))
     text.append(draw.say(QUESTIONS, a=people[-1], o=thing))
     return problem("scale", text, steps, FAIR, draw)
 
 
 def groups(draw: Draw) -> Problem:
-    """So many groups of so many, and so many and so many: products and sums are mixed up."""
-    people, thing = draw.names(2), draw.one(THINGS)
+    """So many groups of so many, and so many and so many: misconceptions always add or always multiply."""
+    people, thing = draw.names(draw.rng.choice((2, 3))), draw.one(THINGS)
     text, steps = [], []
     for person in people:
         each, m, n = draw.rng.random() < 0.5, draw.number(2, 6), draw.number(3, 6)
@@ -150,14 +150,17 @@ def groups(draw: Draw) -> Problem:
             p, q = draw.rng.sample(COLOURS, 2)
             text.append(draw.say(BOTH, a=person, m=m, n=n, o=thing, p=p, q=q, t=draw.when()))
         product, total = Way(m, "*", n), Way(m, "+", n)
-        steps.append(Step(product, total, person) if each else Step(total, product, person))
-    steps.append(Step(Way(Ref(0), "+", Ref(1)), None, "All"))
+        steps.append(Step(product, total, None, person) if each else Step(total, None, product, person))
+    together: Operand = Ref(0)
+    for place in range(1, len(people)):
+        steps.append(Step(Way(together, "+", Ref(place)), label="All"))
+        together = Ref(len(steps) - 1)
     text.append(draw.say(TOGETHER, o=thing))
     return problem("groups", text, steps, ASTRAY, draw)
 
 
 def backward(draw: Draw) -> Problem:
-    """What there was at first, from what there is at the end: changes are to be undone, not done again."""
+    """What there was at first, from what there is at the end: misconceptions always take away or always add."""
     (person,), thing = draw.names(1), draw.one(THINGS)
     end = draw.number(10, 40)
     changes = []
@@ -168,9 +171,9 @@ def backward(draw: Draw) -> Problem:
     text.append(draw.say(AT_THE_END, a=person, n=end, o=thing))
     steps = []
     for place, (gained, n, verb) in enumerate(reversed(changes)):
-        undone, done_again = Way(before(place, end), "-", n), Way(before(place, end), "+", n)
+        less, more = Way(before(place, end), "-", n), Way(before(place, end), "+", n)
         label = f"{verb} {n}"
-        steps.append(Step(undone, done_again, label) if gained else Step(done_again, undone, label))
+        steps.append(Step(less, None, more, label) if gained else Step(more, less, None, label))
     text.append(draw.say(AT_THE_START, a=person, o=thing))
     return problem("backward", text, steps, ASTRAY, draw)
 
