@@ -1,11 +1,19 @@
-"""Scores to probabilities: Platt's curve, P(correct | score) = sigmoid(slope * score + intercept), and its fit.
+"""Scores to probabilities: of a candidate to be right, and of an answer that several candidates give.
 
-(Platt, "Probabilistic outputs for support vector machines", 1999.) Knows scores, labels and problems; does not know
-heads or stores. NumPy alone: the curve has two parameters and Newton's method finds them in a few steps.
+A candidate has Platt's curve, P(correct | score) = sigmoid(slope * score + intercept) (Platt, "Probabilistic outputs
+for support vector machines", 1999). The log-likelihood ratios of the candidates that give an answer add up to its
+evidence (arXiv 2510.13918). Candidates of one problem are not independent, the less so the more there are: a slope,
+fitted on problems with known answers, says what the sum S_a of answer a is worth, and an intercept how likely it is
+that no answer is right:
+
+    P(a) = exp(slope * S_a + intercept) / (1 + sum over answers b of exp(slope * S_b + intercept))
+
+Knows scores, labels and problems; does not know texts, heads or stores. NumPy alone: either has two parameters, and
+Newton's method finds them in a few steps.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, cast
 
@@ -21,6 +29,54 @@ FOLDS: Final = 5
 
 _RIDGE: Final = 0.1
 """Pull of the slope of standardised scores towards 0, in candidates: finite even where the classes are separable."""
+_ANSWER_RIDGE: Final = 0.1
+"""Pull of the slope of answers towards 1, what independent candidates have, in problems."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCalibration:
+    """How the evidence of a problem's answers becomes their probabilities."""
+
+    slope: float
+    """Log-odds per unit of summed log-likelihood ratio, 0 or more."""
+    intercept: float
+    """Log-odds of an answer without evidence against none being right."""
+    error: float
+    """Expected calibration error of the likeliest answer on held-out problems."""
+    problems: int
+    """Problems it was fitted on."""
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidOptionError`, which is a ValueError, for numbers that make no posterior."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise InvalidOptionError(f"the answers' {each.name} is {value!r}; expected a finite number")
+        if self.slope < 0:
+            raise InvalidOptionError(f"the answers' slope is {self.slope}; expected 0 or more")
+
+    def posterior(self, sums: ArrayLike) -> NDArray[np.float64]:
+        """P(right) of answers with these sums of log-likelihood ratios, `[a]`; what they lack to 1 is that none is.
+
+        >>> AnswerCalibration(1.0, 0.0, 0.0, 100).posterior([0.0, 0.0])
+        array([0.33333333, 0.33333333])
+        """
+        return _posterior(np.array([self.slope, self.intercept]), np.asarray(sums, np.float64))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "AnswerCalibration":
+        """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
+        names = [each.name for each in fields(cls)]
+        if set(document) != set(names):
+            raise InvalidOptionError(
+                f"the answers' calibration has {', '.join(map(str, document)) or 'nothing'}; "
+                f"expected {', '.join(names)}"
+            )
+        return cls(**{name: document[name] for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +95,8 @@ class Calibration:
     """Candidates it was fitted on."""
     problems: int
     """Problems it was fitted on."""
+    answers: AnswerCalibration | None = None
+    """How the evidence of answers becomes their probabilities; None where it was fitted without a task."""
 
     def __post_init__(self) -> None:
         """Check the numbers; raises `InvalidOptionError`, which is a ValueError, for those that make no curve."""
@@ -80,11 +138,13 @@ class Calibration:
     def from_dict(cls, document: Mapping[str, Any]) -> "Calibration":
         """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
         names = [each.name for each in fields(cls)]
-        if set(document) != set(names):
+        if set(document) | {"answers"} != set(names):  # files older than the answers have none
             raise InvalidOptionError(
                 f"the calibration has {', '.join(map(str, document)) or 'nothing'}; expected {', '.join(names)}"
             )
-        return cls(**{name: document[name] for name in names})
+        answers = document.get("answers")
+        numbers = {name: document[name] for name in names if name != "answers"}
+        return cls(**numbers, answers=None if answers is None else AnswerCalibration.from_dict(answers))
 
 
 def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, seed: int) -> Calibration:
@@ -118,6 +178,33 @@ def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, 
     return Calibration(
         slope, intercept, right / len(labels), calibration_error(held_out, labels), len(labels), len(names)
     )
+
+
+def fit_answer_calibration(
+    sums: Sequence[ArrayLike], right: Sequence[int | None], problems: Sequence[int], seed: int
+) -> AnswerCalibration:
+    """Fit slope and intercept to examples: the sums of an example's answers `[a]`, and which is right (None: none is).
+
+    Examples of one problem, such as subsets of its candidates, belong together: the error is measured by dealing the
+    problems into five parts by `seed`, each judged by what was fitted to the others. Raises `TrainingError` without
+    examples of at least two problems.
+    """
+    names, number = np.unique(np.asarray(problems), return_inverse=True)
+    if len(names) < 2:
+        raise TrainingError(
+            f"{len(names)} problems give no posterior over answers; expected at least two: collect more"
+        )
+    evidence = _padded([np.asarray(each, np.float64) for each in sums])  # [e, a]
+    places = np.array([-1 if place is None else place for place in right])  # [e]
+    fold = np.random.default_rng(seed).permutation(len(names))[number] % min(FOLDS, len(names))  # [e]
+    posterior = np.empty_like(evidence)  # [e, a]
+    for part in range(int(fold.max()) + 1):
+        inside = fold == part
+        posterior[inside] = _posterior(_fit_answers(evidence[~inside], places[~inside]), evidence[inside])
+    likeliest = posterior.argmax(axis=1)
+    slope, intercept = _fit_answers(evidence, places)
+    error = calibration_error(posterior.max(axis=1), likeliest == places)
+    return AnswerCalibration(float(slope), float(intercept), error, len(names))
 
 
 def calibration_error(probabilities: ArrayLike, correct: ArrayLike) -> float:
@@ -172,6 +259,63 @@ def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[flo
         return 0.0, level
     slope = float(parameters[0]) / spread
     return slope, float(parameters[1]) - slope * mean
+
+
+def _padded(sums: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Examples as rows of one array `[e, a]`, filled up with minus infinity: answers that nobody gave."""
+    padded = np.full((len(sums), max(1, *(each.size for each in sums))), -np.inf)
+    for row, each in zip(padded, sums, strict=True):
+        row[: each.size] = each
+    return padded
+
+
+def _posterior(parameters: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P(right) of every answer, of the shape of `sums` `[..., a]`."""
+    log_odds = _log_odds(parameters, sums)
+    top = np.maximum(log_odds.max(axis=-1, initial=-np.inf), 0.0)[..., np.newaxis]
+    weights = np.exp(log_odds - top)
+    posterior: NDArray[np.float64] = weights / (np.exp(-top) + weights.sum(axis=-1, keepdims=True))
+    return posterior
+
+
+def _log_odds(parameters: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    there = sums > -np.inf
+    return np.where(there, parameters[0] * np.where(there, sums, 0.0) + parameters[1], -np.inf)
+
+
+def _fit_answers(sums: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Slope and intercept of greatest likelihood, by Newton's method: the cost is convex.
+
+    `sums` are those of the answers `[e, a]`, `places` says which is right `[e]`, -1 for none.
+    """
+    parameters = np.array([1.0, 0.0])
+    some = places >= 0
+    chosen = np.flatnonzero(some), places[some]
+    finite = np.where(np.isfinite(sums), sums, 0.0)
+    inputs = np.stack([finite, np.ones_like(sums)])  # [2, e, a]
+
+    def cost(at: NDArray[np.float64]) -> float:
+        log_odds = _log_odds(at, sums)
+        normalizer = np.logaddexp(np.logaddexp.reduce(log_odds, axis=1), 0.0)
+        return float(0.5 * _ANSWER_RIDGE * (at[0] - 1) ** 2 + normalizer.sum() - log_odds[chosen].sum())
+
+    current = cost(parameters)
+    for _ in range(50):
+        weighted = inputs * _posterior(parameters, sums)  # [2, e, a]
+        means = weighted.sum(axis=2)  # [2, e]
+        gradient = means.sum(axis=1) - inputs[:, *chosen].sum(axis=1)
+        gradient[0] += _ANSWER_RIDGE * (parameters[0] - 1)
+        hessian = np.einsum("iea,jea->ij", weighted, inputs) - means @ means.T + np.diag([_ANSWER_RIDGE, 1e-9])
+        step = np.linalg.solve(hessian, gradient)
+        # A step that is short enough lowers the cost, and none that does is left at the minimum.
+        length = 1.0
+        while length > 1e-10 and not cost(parameters - length * step) < current:
+            length /= 2
+        if length <= 1e-10:
+            break
+        parameters = parameters - length * step
+        current = cost(parameters)
+    return np.array([max(0.0, parameters[0]), parameters[1]])
 
 
 def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from swift_edge.bundle import Bundle, open_bundle
+from swift_edge.decision import Decision, ExternalScorer, Extractor
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
 from swift_edge.head import Head, check_head, load_head
 from swift_edge.prefix_cache import PrefixCache
@@ -45,9 +46,17 @@ class Options:
     seed: int
     """Seed of all candidates' random numbers."""
     signal: str | None
-    """Signal to rank by in place of the head."""
+    """Signal to score by in place of the head."""
     raw: bool
     """Whether the prompt is taken without the chat template."""
+    strategy: str = "best"
+    """How the pick is made from the scores: `auto`, or one of `strategies.STRATEGIES`."""
+    task: str | Extractor | None = None
+    """What candidates answer; None is the task that the head was trained on."""
+    external: ExternalScorer | None = None
+    """Another judge of the candidates' texts."""
+    min_confidence: float | None = None
+    """Least probability of a pick that is not abstained from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +143,7 @@ class OpenedModel:
             )
         return answer
 
-    def verify(self, options: Options) -> tuple[SamplingOptions, Ranking]:
+    def verify(self, options: Options) -> tuple[SamplingOptions, Ranking, Decision]:
         """Check every option and every combination; returns what they come to with this bundle."""
         _check_whole("n", options.n, 1)
         _check_whole("max_new_tokens", options.max_new_tokens, 1)
@@ -156,7 +165,15 @@ class OpenedModel:
                 f"n is {options.n} at temperature 0, where all candidates are the same; "
                 "expected n=1, or a temperature above 0"
             )
-        return sampling, self.ranking(options.signal)
+        ranking = self.ranking(options.signal)
+        decision = Decision.of(
+            ranking.head,
+            strategy=options.strategy,
+            task=options.task,
+            external=options.external,
+            min_confidence=options.min_confidence,
+        )
+        return sampling, ranking, decision
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:

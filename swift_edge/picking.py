@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from swift_edge.batching import ContinuousBatch
+from swift_edge.decision import Decision
 from swift_edge.decode import DecodeLoop, Finished, Step
 from swift_edge.machine import require_memory
 from swift_edge.opening import OpenedModel, Options, Prompt
 from swift_edge.results import Candidate, CandidateFinished, Event, Picked, Selection, Timings, TokenSampled, Usage
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import GrowingCandidate, PendingTokens, Ranking
-from swift_edge.selection import rank
 from swift_edge.session import Ids
 from swift_edge.stopwatch import Stopwatch
 
@@ -39,7 +39,9 @@ class Work:
     sampling: SamplingOptions
     """How tokens are drawn, the bundle's defaults filled in."""
     ranking: Ranking
-    """By what candidates are ranked."""
+    """By what candidates are scored."""
+    decision: Decision
+    """How the pick is made from the scores."""
     bundle: str
     """The bundle, as the caller named it."""
     eos_ids: tuple[int, ...]
@@ -99,9 +101,7 @@ class _Pick:
         self.watch = Stopwatch()
         self.queued = batch.submit(request.prompt_ids, range(work.options.n), work.options.seed)
         self.growing = {
-            number: GrowingCandidate(
-                index, work.ranking, work.opened.tokenizer, work.options.stop, watched=watched
-            )
+            number: GrowingCandidate(index, work.ranking, work.opened.tokenizer, work.options.stop, watched=watched)
             for index, number in enumerate(self.queued.numbers)
         }
         self.ends: dict[int, Finished | None] = {}
@@ -127,6 +127,7 @@ class _Pick:
         return select(
             work.opened,
             work.ranking,
+            work.decision,
             candidates,
             prompt_tokens,
             timings,
@@ -230,6 +231,7 @@ class _Loop:
 def select(
     opened: OpenedModel,
     ranking: Ranking,
+    decision: Decision,
     candidates: tuple[Candidate, ...],
     prompt_tokens: int,
     timings: Timings,
@@ -238,21 +240,23 @@ def select(
     seed: int | None = None,
     prompt_index: int = 0,
 ) -> Selection:
-    """Rank the candidates of a prompt and put everything together; `bundle` as the caller named it."""
-    head = ranking.head
-    ranked = tuple(candidates[index] for index in rank([candidate.score for candidate in candidates]))
+    """Decide between the candidates of a prompt and put everything together; `bundle` as the caller named it."""
+    decided = decision.apply(candidates)
+    ranked = tuple(candidates[index] for index in decided.ranked)
     return Selection(
         best=ranked[0],
         candidates=candidates,
         ranked=ranked,
-        strategy="best",
+        strategy=decided.strategy,
         signal=ranking.signal,
-        p_correct=None if head is None else head.probability(ranked[0].score),
+        p_correct=decided.p_correct,
         usage=Usage(prompt_tokens, sum(candidate.n_tokens for candidate in candidates)),
         timings=timings,
         seed=seed,
         bundle=bundle,
-        head=None if head is None else opened.head_name,
+        head=None if ranking.head is None else opened.head_name,
+        answers=decided.answers,
+        abstained=decided.abstained,
         prompt_index=prompt_index,
         warnings=opened.warnings,
     )

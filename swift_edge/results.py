@@ -50,6 +50,23 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What one or more candidates answer."""
+
+    text: str
+    """The answer, as its best candidate wrote it."""
+    candidates: tuple[int, ...]
+    """Those that give it, by index, the best first."""
+    posterior: float | None
+    """Probability that it is the right one, given all candidates; None without a head calibrated for answers."""
+
+    @property
+    def support(self) -> int:
+        """How many candidates give it."""
+        return len(self.candidates)
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens read and written."""
 
@@ -93,13 +110,13 @@ class Selection:
     candidates: tuple[Candidate, ...]
     """All candidates in sampling order."""
     ranked: tuple[Candidate, ...]
-    """All candidates, the best first; equal scores stay in sampling order."""
+    """All candidates, the best first; equal ones stay in sampling order."""
     strategy: str
-    """How the pick was made from the scores: `best`, the greatest one."""
+    """How the pick was made from the scores, as `strategies` explains them: `best` is the greatest one."""
     signal: str | None
     """The label-free signal that scored the candidates, `mean_logprob` or `self_certainty`; None with a head."""
     p_correct: float | None
-    """Calibrated probability that the pick is correct; None without a calibrated head."""
+    """Calibrated probability that the pick is correct, given all candidates; None without a calibrated head."""
     usage: Usage
     """Tokens read and written."""
     timings: Timings
@@ -110,13 +127,20 @@ class Selection:
     """The bundle, as the caller named it."""
     head: str | None
     """The head that scored, as the caller named it, or its file name in the bundle; None where a signal did."""
+    answers: tuple[Answer, ...] = ()
+    """What the candidates answer, that of the pick first; empty where no task says how to find answers."""
+    abstained: bool = False
+    """Whether `p_correct` is less than the confidence that was asked for: `best` is then a guess."""
     prompt_index: int = 0
     """Place of the prompt among those of `pick_many`, from 0."""
     warnings: tuple[str, ...] = ()
     """What the caller should know, one line each."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, ready for JSON; `best` is an index, `warnings` is there only if there are any."""
+        """Everything as plain data, ready for JSON; `best` is an index.
+
+        `answers`, `abstained` and `warnings` are there only if there are any.
+        """
         document: dict[str, Any] = {
             "best": self.best.index,
             "candidates": [
@@ -140,6 +164,10 @@ class Selection:
             "bundle": self.bundle,
             "head": self.head,
         }
+        if self.answers:
+            document["answers"] = [asdict(answer) | {"support": answer.support} for answer in self.answers]
+        if self.abstained:
+            document["abstained"] = True
         if self.warnings:
             document["warnings"] = list(self.warnings)
         return document

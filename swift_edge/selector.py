@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from swift_edge.bundle import Bundle
+from swift_edge.decision import Decision, ExternalScorer, Extractor
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.opening import OpenedModel, Options, Prompt
@@ -83,6 +84,10 @@ class Selector:
         stop: Sequence[str] = (),
         seed: int | None = 0,
         signal: str | None = None,
+        strategy: str = "auto",
+        task: str | Extractor | None = None,
+        external: ExternalScorer | None = None,
+        min_confidence: float | None = None,
         raw: bool = False,
     ) -> Selection:
         """Sample `n` responses to `prompt`, a text or chat messages, and pick the best.
@@ -90,14 +95,35 @@ class Selector:
         Sampling options that are None are the bundle's own; 0 (top_k, min_p) and 1 (top_p, repetition_penalty) switch a
         filter off. A response ends at an EOS id, before a string of `stop`, at `max_new_tokens`, or where the context
         is full. The same seed gives the same candidates, and candidate i does not depend on n; None draws a seed.
-        Candidates are ranked by the head; `signal` ranks them by `mean_logprob` or `self_certainty` instead. `raw`
+        Candidates are scored by the head; `signal` scores them by `mean_logprob` or `self_certainty` instead. `raw`
         takes the prompt as it is, without the chat template.
+
+        `strategy` says how the pick is made from the scores: `strategies` lists them. `auto` is `ranking` with external
+        scores; `calibrated` with a calibrated head where answers can be found, `best-of-majority` where they can and
+        the head is not calibrated; else `best`. `task` says how answers are found: one of `answers.ANSWER_TASKS`, or a
+        function from a text to its answer or None; None is the task that the head was trained on. `external` is a
+        function from the candidates' texts to one score each. With `min_confidence` the selection says whether the
+        pick is less likely to be right than that.
 
         Raises `InvalidOptionError` for options out of range or n > 1 at temperature 0, `PromptError` for a prompt that
         is empty, too long or refused by the template, `MemoryLimitError` if the rows cannot fit into memory.
         """
         options = _options(
-            n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
+            n,
+            max_new_tokens,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            stop,
+            seed,
+            signal,
+            strategy,
+            task,
+            external,
+            min_confidence,
+            raw,
         )
         return _last(self._events(prompt, options, watched=False))
 
@@ -116,6 +142,10 @@ class Selector:
         stop: Sequence[str] = (),
         seed: int | None = 0,
         signal: str | None = None,
+        strategy: str = "auto",
+        task: str | Extractor | None = None,
+        external: ExternalScorer | None = None,
+        min_confidence: float | None = None,
         raw: bool = False,
     ) -> Iterator[Selection]:
         """Pick for every prompt; yields selections as they finish, or in the order of the prompts if `in_order`.
@@ -126,7 +156,21 @@ class Selector:
         been answered.
         """
         options = _options(
-            n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
+            n,
+            max_new_tokens,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            stop,
+            seed,
+            signal,
+            strategy,
+            task,
+            external,
+            min_confidence,
+            raw,
         )
         if isinstance(prompts, str):
             raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
@@ -149,6 +193,10 @@ class Selector:
         stop: Sequence[str] = (),
         seed: int | None = 0,
         signal: str | None = None,
+        strategy: str = "auto",
+        task: str | Extractor | None = None,
+        external: ExternalScorer | None = None,
+        min_confidence: float | None = None,
         raw: bool = False,
     ) -> Iterator[Event]:
         """Do what `pick` does and tell about it: tokens with scores so far, finished candidates, `Picked` at the end.
@@ -156,7 +204,21 @@ class Selector:
         Options and prompt are checked before the first event is asked for.
         """
         options = _options(
-            n, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, signal, raw
+            n,
+            max_new_tokens,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            stop,
+            seed,
+            signal,
+            strategy,
+            task,
+            external,
+            min_confidence,
+            raw,
         )
         return self._events(prompt, options, watched=True)
 
@@ -194,7 +256,9 @@ class Selector:
             candidates.append(growing.finish("given", unscored, text))
         read = len(prompt_ids) + sum(map(len, answers))
         timings = watch.timings(0.0 if was_open else loaded - started, time.perf_counter() - started, read, 0)
-        return select(opened, ranking, tuple(candidates), len(prompt_ids), timings, bundle=self._path)
+        # Texts that were not drawn from the model say nothing together: each stands for itself.
+        decision = Decision.of(ranking.head, strategy="best", task=lambda _text: None)
+        return select(opened, ranking, decision, tuple(candidates), len(prompt_ids), timings, bundle=self._path)
 
     def _open(self) -> OpenedModel:
         """Open everything on first use; threads that come meanwhile wait."""
@@ -208,8 +272,8 @@ class Selector:
     def _work(self, options: Options) -> Work:
         """Check options against the bundle."""
         opened = self._open()
-        sampling, ranking = opened.verify(options)
-        return Work(opened, options, sampling, ranking, self._path, opened.bundle.manifest.tokens.eos_ids)
+        sampling, ranking, decision = opened.verify(options)
+        return Work(opened, options, sampling, ranking, decision, self._path, opened.bundle.manifest.tokens.eos_ids)
 
     def _events(self, prompt: Prompt, options: Options, *, watched: bool) -> Iterator[Event]:
         """Pick for one prompt; everything is checked before the first event is asked for."""
@@ -233,6 +297,10 @@ def _options(
     stop: Sequence[str],
     seed: int | None,
     signal: str | None,
+    strategy: str,
+    task: str | Extractor | None,
+    external: ExternalScorer | None,
+    min_confidence: float | None,
     raw: bool,
 ) -> Options:
     """Take the options as they were given: one stop string may come alone, and a seed that is None is drawn here."""
@@ -247,6 +315,10 @@ def _options(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         seed=secrets.randbits(32) if seed is None else seed,
         signal=signal,
+        strategy=strategy,
+        task=task,
+        external=external,
+        min_confidence=min_confidence,
         raw=raw,
     )
 

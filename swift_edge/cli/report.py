@@ -83,12 +83,18 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
             f"{rank:5}  {candidate.index:9}  {candidate.score:9.4f}  {candidate.n_tokens:6}  "
             f"{candidate.finish_reason}{unscored}"
         )
+    for answer in selection.answers:
+        chance = "" if answer.posterior is None else f", P(right) {answer.posterior:.2f}"
+        yield f"answer {answer.text!r}: {answer.support} of {len(selection.candidates)} candidates{chance}"
+    if selection.abstained:
+        yield "abstained: the pick is less likely to be right than was asked for"
     for warning in selection.warnings:
         yield f"warning: {warning}"
     usage, timings = selection.usage, selection.timings
     scored_by = f"head {selection.head}" if selection.signal is None else f"{selection.signal}, no head"
     facts = [
         f"scored by {scored_by}",
+        f"strategy {selection.strategy}",
         f"prefill {usage.prompt_tokens} tokens, {timings.prefill_tps:.0f} tok/s",
     ]
     if selection.seed is not None:

@@ -46,6 +46,19 @@ explain_option = click.option(
 @click.argument("prompt")
 @click.option("-n", type=int, default=8, show_default=True, metavar="N", help="Candidates to write.")
 @writing_options
+@click.option(
+    "--strategy",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="How to pick: best, majority, vote, calibrated, best-of-majority; auto goes by what the head and task allow.",
+)
+@click.option(
+    "--task", metavar="NAME", help="What answers are: number, latex, letter, ...  [default: what the head learned from]"
+)
+@click.option(
+    "--min-confidence", type=float, metavar="P", help="Print nothing where the pick is less likely to be right."
+)
 @explain_option
 @model_options
 def pick(
@@ -59,6 +72,9 @@ def pick(
     repetition_penalty: float | None,
     stop: tuple[str, ...],
     seed: int,
+    strategy: str,
+    task: str | None,
+    min_confidence: float | None,
     page: Path | None,
     model: str,
     head: str | None,
@@ -90,6 +106,9 @@ def pick(
             stop=stops,
             seed=seed,
             signal=signal,
+            strategy=strategy,
+            task=task,
+            min_confidence=min_confidence,
             raw=raw,
         ):
             match event:
@@ -154,4 +173,7 @@ def show(selection: "Selection", providers: tuple[str, ...], as_json: bool) -> N
     """Print the answer, or everything in one line, to stdout, and the report to stderr."""
     for line in report(selection, providers):
         click.echo(line, err=True)
-    click.echo(json.dumps(selection.to_dict() | {"providers": list(providers)}) if as_json else selection.best.text)
+    if as_json:
+        click.echo(json.dumps(selection.to_dict() | {"providers": list(providers)}))
+    elif not selection.abstained:
+        click.echo(selection.best.text)

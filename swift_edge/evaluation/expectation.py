@@ -95,7 +95,7 @@ def expected_best(scores: NDArray[Any], correct: Flags, size: int) -> Floats:
 def expected_vote(weights: Floats, answers: NDArray[np.int64], correct: Flags, subsets: Subsets) -> Floats:
     """Chance `[q]` that the answer with the greatest sum of weights is right.
 
-    `weights` `[q, n]` are not negative; NaN counts as 0. `answers` `[q, n]` numbers the answers of each problem from 0
+    Of `weights` `[q, n]`, NaN counts as 0. `answers` `[q, n]` numbers the answers of each problem from 0
     up; -1 has no answer and no vote, and where nobody votes the pick is wrong. Should one answer be right in some
     candidates and wrong in others, which no grader of answers does, any of its candidates is picked.
     """
@@ -128,8 +128,8 @@ def _vote_chance(weights: Floats, answers: NDArray[np.int64], correct: Flags, me
     count = one_hot @ members  # [a, u]
     total = (one_hot * weights) @ members  # [a, u]
     right = one_hot @ correct / np.maximum(one_hot.sum(axis=1), 1)  # [a]
-    # Answers that are not there have no votes; where those that are there have none either, they share.
-    wins = (total >= total.max(axis=0, initial=0.0) - _EQUAL) & (count > 0)  # [a, u]
+    total = np.where(count > 0, total, -np.inf)  # an answer that is not there loses to one with a negative sum
+    wins = (total >= total.max(axis=0, initial=-np.inf) - _EQUAL) & (count > 0)  # [a, u]
     if np.all((right == 0) | (right == 1)):
         won = right @ wins  # [u]
     else:

@@ -125,6 +125,8 @@ def _style(name: str, heads: Sequence[str]) -> tuple[str, str, str, float]:
     colour, mark = _HEAD_STYLES[(heads.index(head) if head else 0) % len(_HEAD_STYLES)]
     if name == head:
         return colour, "-", mark, 2.2
+    if name.endswith(" calibrated"):
+        return colour, "-.", mark, 2.2
     return (colour, "--", mark, 1.6) if name.endswith(" vote") else (colour, ":", "", 1.2)
 
 

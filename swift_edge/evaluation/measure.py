@@ -81,7 +81,7 @@ def measure(
         )
 
     rules = [name for name in names if name not in (PASS_AT_1, ORACLE)]
-    judged = [name for head in sampled.heads for name in (head, f"{head} vote")]
+    judged = [name for head in sampled.heads for name in (head, f"{head} vote", f"{head} calibrated") if name in names]
     return {
         "problems": len(sampled.correct),
         "candidates": sampled.n,

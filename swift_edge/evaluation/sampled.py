@@ -29,13 +29,16 @@ class HeadScores:
     """Its score; NaN for a candidate without a scored token."""
     probabilities: Floats | None  # [q, n]
     """P(correct) by its calibration; None without one."""
+    ratios: Floats | None = None  # [q, n]
+    """Log-likelihood ratios by its calibration; None without one."""
 
     @classmethod
     def of(cls, head: Head, scores: Floats) -> "HeadScores":
         """Put the probabilities beside the scores, where the head is calibrated."""
         if head.calibration is None:
             return cls(scores, None)
-        return cls(scores, Calibration.from_dict(head.calibration).probability(scores))
+        calibration = Calibration.from_dict(head.calibration)
+        return cls(scores, calibration.probability(scores), calibration.log_likelihood_ratio(scores))
 
     @property
     def votes(self) -> Floats:

@@ -7,6 +7,7 @@
     mean_logprob, self_certainty    the greatest of a label-free signal
     HEAD            the greatest score of a head
     HEAD vote       the answer with the greatest sum of probabilities
+    HEAD calibrated the answer with the greatest sum of log-likelihood ratios
     HEAD+OTHER ranking, scaling     the first head with another score, as SWIFT combines them
 
 Knows arrays only. The other score is the external one where there is one, else the mean log-probability.
@@ -57,6 +58,8 @@ def expected_accuracies(sampled: Sampled, size: int, seed: int = 0) -> dict[str,
     for name, head in sampled.heads.items():
         chances[name] = expected_best(head.scores, correct, size)
         chances[f"{name} vote"] = expected_vote(head.votes, answers, correct, subsets)
+        if head.ratios is not None:
+            chances[f"{name} calibrated"] = expected_vote(head.ratios, answers, correct, subsets)
     for name, head in list(sampled.heads.items())[:1]:
         other_name, other = other_score(sampled)
         chances[f"{name}+{other_name} ranking"] = expected_ranking(head.scores, other, correct, subsets)

@@ -66,8 +66,8 @@ def _legend(results: Mapping[str, Any]) -> str:
     calibrated = [name for name in heads if results["run"]["heads"][name]["calibrated"]]
     weight = "P(correct)" if len(calibrated) == len(heads) else "P(correct), without a calibration sigmoid(score),"
     return (
-        f"A head's vote adds up {weight} by answer; `ranking` and `scaling` combine {heads[0]} with {other}, "
-        "as SWIFT does."
+        f"A head's vote adds up {weight} by answer, `calibrated` log-likelihood ratios; `ranking` and `scaling` "
+        f"combine {heads[0]} with {other}, as SWIFT does."
     )
 
 

@@ -129,7 +129,7 @@ def collect(
         signal=None,
         raw=raw,
     )
-    sampling, _ = opened.verify(options)
+    sampling, _, _ = opened.verify(options)
     info = _info(
         opened,
         reader,

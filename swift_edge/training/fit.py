@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import swift_edge
-from swift_edge.calibration import Calibration, fit_calibration
+from swift_edge.answers import AnswerTask, answer_task
+from swift_edge.calibration import Calibration
 from swift_edge.errors import InvalidOptionError, TrainingError
 from swift_edge.extras import import_extra
 from swift_edge.head import Head
 from swift_edge.ranking_quality import pick_accuracy
+from swift_edge.training.calibrate import calibrate
 from swift_edge.training.descent import Descent, Objective, Standard, Weights, descend
 from swift_edge.training.examples import (
     Candidates,
@@ -78,7 +80,8 @@ def fit_head(
     pool = pooled_bytes(examples, options.memory_bytes) > 0
     surveyed = survey(examples, split.train, stores, pool=pool)
     fitted = _fit(examples, surveyed, split, options, tell)
-    calibration, note = _calibrated(fitted.objective, split, fitted.descent.vector, options.seed)
+    task = _task(stores)
+    calibration, note = _calibrated(fitted.objective, split, fitted.descent.vector, task, options.seed)
     if note:
         notes.append(note)
         tell(f"warning: {note}")
@@ -227,7 +230,7 @@ def _kinds(candidates: Candidates) -> tuple[int, int, int]:
 
 
 def _calibrated(
-    objective: Objective, split: Split, vector: Doubles, seed: int
+    objective: Objective, split: Split, vector: Doubles, task: AnswerTask | None, seed: int
 ) -> tuple[Calibration | None, str | None]:
     """The calibration, and what is to be said about it."""
     note = None
@@ -235,7 +238,9 @@ def _calibrated(
         part = replace(objective, problems=problems, pieces=None)
         try:
             scores = part.measure(vector, gradient=False).scores
-            return fit_calibration(scores, part.correct, part.numbers, seed), note
+            members = objective.examples.members(problems)
+            answers = objective.examples.candidates.answers[members.start : members.stop]
+            return calibrate(scores, part.correct, part.numbers, answers, task, seed), note
         except TrainingError:
             note = "the calibration problems were too few: those that chose the weights served, too; collect more"
     return None, "the head is not calibrated: no problems with both labels were left; collect more"
@@ -281,10 +286,19 @@ def _summary(
         auroc = part.auroc(measured.scores)
         document[name] = {"loss": measured.loss, "within_problem_auroc": _plain(auroc), **picks.to_dict()}
     document["calibration_error"] = None if calibration is None else calibration.error
+    task = _task(stores)
+    document["task"] = None if task is None else task.name
     document["data_sha256"] = [store.info.data_sha256 for store in stores]
     document["notes"] = list(notes)
     document["version"] = swift_edge.__version__
     return document
+
+
+def _task(stores: Sequence[Store]) -> AnswerTask | None:
+    """The task that says what candidates answer; None where the stores have none, or several."""
+    names = {store.info.task for store in stores}
+    name = names.pop() if len(names) == 1 else None
+    return None if name is None else answer_task(name)
 
 
 def _incomplete(store: Store) -> str:

@@ -62,7 +62,7 @@ def generate(
     """
     if rows < 1:
         raise InvalidOptionError(f"rows is {rows}; expected at least 1")
-    sampling, _ = opened.verify(options)
+    sampling, _, _ = opened.verify(options)
     longest = max((len(_prompt_ids(opened, problem, options, reader)) for problem in problems), default=0)
     _require_memory(opened, options, reader, rows, longest)
     return _Loop(opened, problems, options, sampling, reader, rows, tally or Tally()).run(on_step)

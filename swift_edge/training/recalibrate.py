@@ -15,10 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.calibration import Calibration, calibration_error, fit_calibration
+from swift_edge.answers import answer_task
+from swift_edge.calibration import Calibration, calibration_error
 from swift_edge.errors import HeadMismatchError, InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.ranking_quality import within_problem_auroc
+from swift_edge.training.calibrate import calibrate
 from swift_edge.training.descent import Objective, Standard, Weights
 from swift_edge.training.examples import Examples, Survey, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fit_options import LEAST_MEMORY
@@ -67,7 +69,8 @@ def recalibrate(
     if head.precision != store.info.precision and moved is head:
         notes.append("the head does not say how its inputs were standardised, so its weights stay; fit a new head")
     scores = _scores(moved, examples)
-    calibration = fit_calibration(scores, candidates.correct, candidates.problems, seed)
+    task = None if store.info.task is None else answer_task(store.info.task)
+    calibration = calibrate(scores, candidates.correct, candidates.problems, candidates.answers, task, seed)
     after = _judged(examples, scores, calibration.error)
     for note in notes:
         tell(f"warning: {note}")
@@ -91,7 +94,7 @@ def recalibrate(
         fingerprint=store.info.fingerprint or head.fingerprint,
         precision=store.info.precision,
         base_model=store.info.base_model or head.base_model,
-        summary={**head.summary, "recalibration": document},
+        summary={**head.summary, "task": store.info.task, "recalibration": document},
     )
 
 

@@ -76,7 +76,7 @@ def test_the_oracle_is_the_mean_over_all_orders(problem: tuple) -> None:
 @settings(max_examples=150, deadline=None)
 def test_the_vote_is_the_mean_over_all_subsets(problem: tuple, weighted: bool) -> None:
     _, other, answers, correct, size = problem
-    weights = [abs(weight) if weighted and math.isfinite(weight) else 1.0 for weight in other]
+    weights = [weight if weighted and math.isfinite(weight) else 1.0 for weight in other]
     if weighted:
         weights[0] = math.nan
     shares = []

@@ -36,7 +36,7 @@ def sampled(seed: int = 0, problems: int = 30, n: int = 6, **changes: Any) -> Sa
         "mean_logprob": random.normal(size=(problems, n)) + correct,
         "self_certainty": random.normal(size=(problems, n)),
         "heads": {
-            "default": HeadScores(scores[0], 1 / (1 + np.exp(-scores[0]))),
+            "default": HeadScores(scores[0], 1 / (1 + np.exp(-scores[0])), scores[0] - 0.5),
             "plain": HeadScores(scores[1], None),
         },
     }
@@ -53,6 +53,7 @@ def direct(found: Sampled) -> dict[str, float]:
             "self_certainty": found.self_certainty[problem],
             **{name: head.scores[problem] for name, head in found.heads.items()},
             "default vote": vote(groups, found.heads["default"].probabilities[problem]),
+            "default calibrated": vote(groups, found.heads["default"].ratios[problem]),
             "plain vote": vote(groups, 1 / (1 + np.exp(-found.heads["plain"].scores[problem]))),
         }
         for name, values in scores.items():
@@ -73,7 +74,7 @@ def test_all_candidates_at_hand_give_what_the_runtime_picks() -> None:
         assert expected[name].mean() == pytest.approx(value), name
     assert expected["oracle"].mean() == pytest.approx(found.correct.any(axis=1).mean())
     assert list(expected)[:6] == ["pass@1", "oracle", "majority", "shortest", "mean_logprob", "self_certainty"]
-    assert len(expected) == 12
+    assert len(expected) == 13
 
 
 def test_one_candidate_at_hand_leaves_no_choice_but_between_answers_and_none() -> None:
@@ -125,7 +126,7 @@ def test_figures_are_their_definitions() -> None:
     for name, others in results["difference"].items():
         for other, figures in others.items():
             assert figures["4"]["value"] == pytest.approx(accuracy[name] - accuracy[other])
-    assert set(results["difference"]) == {"default", "default vote", "plain", "plain vote"}
+    assert set(results["difference"]) == {"default", "default vote", "default calibrated", "plain", "plain vote"}
     gap = results["gap_closed"]["default"]["4"]
     expected = (accuracy["default"] - accuracy["pass@1"]) / (accuracy["oracle"] - accuracy["pass@1"])
     assert gap["value"] == pytest.approx(expected)

@@ -1,0 +1,85 @@
+"""Evidence of answers to probabilities: the formula, its fit, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize
+
+from swift_edge.calibration import AnswerCalibration, fit_answer_calibration
+from swift_edge.errors import InvalidOptionError, TrainingError
+
+SUMS = st.lists(st.floats(-50, 50), max_size=8)
+
+
+def example(rng: np.random.Generator, slope: float, intercept: float) -> tuple[list[float], int | None]:
+    """Sums of a problem's answers, and which is right by the very formula."""
+    sums = rng.normal(0, 2, rng.integers(1, 6)).tolist()
+    chances = [*AnswerCalibration(slope, intercept, 0.0, 1).posterior(sums)]
+    drawn = int(rng.choice(len(sums) + 1, p=[*chances, 1 - sum(chances)]))
+    return sums, None if drawn == len(sums) else drawn
+
+
+@given(sums=SUMS, slope=st.floats(0, 5), intercept=st.floats(-20, 20))
+def test_the_posterior_is_the_formula(sums: list[float], slope: float, intercept: float) -> None:
+    posterior = AnswerCalibration(slope, intercept, 0.0, 1).posterior(sums)
+    top = max([slope * each + intercept for each in sums], default=0.0)
+    weights = [math.exp(slope * each + intercept - max(top, 0.0)) for each in sums]
+    expected = [weight / (math.exp(-max(top, 0.0)) + math.fsum(weights)) for weight in weights]
+    np.testing.assert_allclose(posterior, expected, rtol=1e-9, atol=1e-15)
+    assert posterior.sum() <= 1 + 1e-12
+
+
+def test_one_answer_is_a_logistic_curve() -> None:
+    assert AnswerCalibration(2.0, -1.0, 0.0, 9).posterior([1.5]) == pytest.approx([1 / (1 + math.exp(-2.0))])
+
+
+def test_the_fit_finds_the_likeliest_parameters() -> None:
+    rng = np.random.default_rng(3)
+    drawn = [example(rng, 0.6, -0.8) for _ in range(3000)]
+    sums, right = [each for each, _ in drawn], [place for _, place in drawn]
+    fitted = fit_answer_calibration(sums, right, range(len(drawn)), seed=0)
+    assert fitted.slope == pytest.approx(0.6, abs=0.06)
+    assert fitted.intercept == pytest.approx(-0.8, abs=0.1)
+    assert fitted.error < 0.03
+    assert fitted.problems == 3000
+
+    def cost(at: np.ndarray) -> float:
+        total = 0.05 * (at[0] - 1) ** 2
+        for each, place in drawn:
+            log_odds = [at[0] * value + at[1] for value in each]
+            total += np.logaddexp.reduce([*log_odds, 0.0]) - (0.0 if place is None else log_odds[place])
+        return float(total)
+
+    found = optimize.minimize(cost, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9}).x
+    assert [fitted.slope, fitted.intercept] == pytest.approx(found, abs=1e-4)
+
+
+def test_evidence_that_points_the_wrong_way_counts_for_nothing() -> None:
+    rng = np.random.default_rng(5)
+    drawn = [example(rng, 0.8, 0.0) for _ in range(500)]
+    turned = [[-value for value in sums] for sums, _ in drawn]
+    assert fit_answer_calibration(turned, [place for _, place in drawn], range(500), seed=0).slope == 0
+
+
+def test_problems_without_an_answer_are_examples_of_none() -> None:
+    fitted = fit_answer_calibration([[], [1.0], [], [2.0]] * 20, [None, 0, None, None] * 20, range(80), seed=0)
+    assert 0 <= fitted.posterior([1.0])[0] < 1
+    assert fitted.posterior([]).size == 0
+
+
+def test_too_few_problems_are_refused() -> None:
+    with pytest.raises(TrainingError, match="1 problems give no posterior"):
+        fit_answer_calibration([[1.0], [2.0]], [0, None], [7, 7], seed=0)
+
+
+@pytest.mark.parametrize("wrong", [{"slope": -1.0}, {"slope": math.nan}, {"intercept": "1"}, {"error": math.inf}])
+def test_what_makes_no_posterior_is_refused(wrong: dict[str, object]) -> None:
+    document = AnswerCalibration(1.0, 0.5, 0.02, 40).to_dict()
+    assert AnswerCalibration.from_dict(document).to_dict() == document
+    with pytest.raises(InvalidOptionError):
+        AnswerCalibration.from_dict(document | wrong)
+    with pytest.raises(InvalidOptionError, match="expected slope, intercept, error, problems"):
+        AnswerCalibration.from_dict({"slope": 1.0})
