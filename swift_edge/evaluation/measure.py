@@ -13,6 +13,7 @@ import numpy as np
 
 from swift_edge.errors import InvalidOptionError
 from swift_edge.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, estimate, resampled_means
+from swift_edge.evaluation.confidence import confidence
 from swift_edge.evaluation.expectation import Floats, all_subsets, pick_chances
 from swift_edge.evaluation.reliability import calibration_error, reliability
 from swift_edge.evaluation.sampled import HeadScores, Sampled
@@ -102,6 +103,10 @@ def measure(
         "auroc": aurocs(sampled, seed=seed, resamples=resamples),
         "calibration": {
             name: calibration(head, sampled, main_size(sizes)) for name, head in list(sampled.heads.items())[:1]
+        },
+        "confidence": {
+            name: confidence(head, sampled, main_size(sizes), seed=seed, resamples=resamples)
+            for name, head in list(sampled.heads.items())[:1]
         },
         "families": {
             name: _families(by_size[main_size(sizes)], members, seed, resamples)

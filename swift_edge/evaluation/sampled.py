@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import AnswerTask
-from swift_edge.calibration import Calibration, sigmoid
+from swift_edge.calibration import AnswerCalibration, Calibration, sigmoid
 from swift_edge.errors import StoreError
 from swift_edge.head import Head
 from swift_edge.training.store import Store, StoredCandidate
@@ -31,6 +31,8 @@ class HeadScores:
     """P(correct) by its calibration; None without one."""
     ratios: Floats | None = None  # [q, n]
     """Log-likelihood ratios by its calibration; None without one."""
+    answers: AnswerCalibration | None = None
+    """What the sums of these are worth; None where it was calibrated without a task."""
 
     @classmethod
     def of(cls, head: Head, scores: Floats) -> "HeadScores":
@@ -38,7 +40,9 @@ class HeadScores:
         if head.calibration is None:
             return cls(scores, None)
         calibration = Calibration.from_dict(head.calibration)
-        return cls(scores, calibration.probability(scores), calibration.log_likelihood_ratio(scores))
+        return cls(
+            scores, calibration.probability(scores), calibration.log_likelihood_ratio(scores), calibration.answers
+        )
 
     @property
     def votes(self) -> Floats:

@@ -96,6 +96,15 @@ def _calibration(results: Mapping[str, Any]) -> Iterator[str]:
                 f"Expected calibration error of {name} in 10 bins of equal count: {found['candidates']['error']:.3f} "
                 f"over all candidates, {found['picks']['error']:.3f} over its picks out of {found['picks_out_of']}."
             )
+    for name, found in results["confidence"].items():
+        if found is not None:
+            gain = found["gain"]
+            yield (
+                f"P(correct) of {name}'s calibrated picks out of {found['picks_out_of']}, all candidates together: "
+                f"calibration error {found['error']:.3f}; without the least sure {1 - found['kept_share']:.0%} they "
+                f"are right at {found['kept_accuracy']:.3f} instead of {found['accuracy']:.3f} "
+                f"({gain['value']:+.3f}, {gain['low']:+.3f} to {gain['high']:+.3f})."
+            )
 
 
 def _families(results: Mapping[str, Any]) -> Iterator[str]:
