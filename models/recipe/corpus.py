@@ -77,13 +77,14 @@ class Document:
 def documents(seed: int, start: int, count: int, *, mixed: float = 1.0) -> Iterator[Document]:
     """Training documents number `start` to `start + count`; the same for a seed.
 
-    `mixed` tells how far the writers of what is learned are on the way from careful ones to those of the problem.
+    `mixed` tells how far the writers of what is learned are on the way from careful ones to those of the problem; at 0
+    there is one response to learn, for several careful ones would be the same.
     """
     for number in range(start, start + count):
         rng = random.Random(f"{seed} {number}")
         problem = draw_problem(rng, "train")
         shares = between(CAREFUL, problem.shares, mixed)
-        learned = [written(problem, shares, rng)[1] for _ in range(RESPONSES)]
+        learned = [written(problem, shares, rng)[1] for _ in range(RESPONSES if mixed else 1)]
         verdict, judged = written(problem, JUDGED, rng)
         yield Document(problem, tuple(learned), judged, verdict)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 import torch
-from corpus import RESPONSES, documents
+from corpus import documents
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
@@ -26,6 +26,8 @@ from vocabulary import END, PAD, answered, asked, judged
 SEED = 6
 BATCH = 30
 """Questions per step, each with responses to learn and one to judge."""
+CAREFUL_BATCH = 45
+"""Questions per step where there is one response to learn: about as many tokens."""
 CAREFUL_STEPS = 3136
 """Training begins with careful solvers alone: half and half of two ways would teach neither of them."""
 HELD, HELD_STEPS = 0.4, 2164
@@ -125,7 +127,8 @@ class Batches(IterableDataset[Batch]):
         """Token ids of the documents of `POOL` steps: question, responses, judged response."""
         risen = min(1.0, max(0.0, (pool * POOL - CAREFUL_STEPS - HELD_STEPS) / MIXING_STEPS))
         mixed = HELD + risen * (1 - HELD) if pool * POOL >= CAREFUL_STEPS else 0.0
-        drawn = documents(SEED, pool * POOL * BATCH, POOL * BATCH, mixed=mixed)
+        size = BATCH if mixed else CAREFUL_BATCH
+        drawn = documents(SEED, pool * POOL * size, POOL * size, mixed=mixed)
         texts = [
             text
             for each in drawn
@@ -136,10 +139,10 @@ class Batches(IterableDataset[Batch]):
             )
         ]
         ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        parts = RESPONSES + 2
+        parts = len(ids) // (POOL * size)
         every = [ids[start : start + parts] for start in range(0, len(ids), parts)]
         every.sort(key=lambda document: sum(map(len, document)))
-        groups = [every[start : start + BATCH] for start in range(0, len(every), BATCH)]
+        groups = [every[start : start + size] for start in range(0, len(every), size)]
         random.Random(f"{SEED} {pool}").shuffle(groups)
         return groups
 

@@ -112,12 +112,14 @@ def test_the_same_seed_gives_the_same_documents_wherever_reading_starts() -> Non
 
 
 def test_documents_begin_with_careful_responses_and_end_with_those_of_all_solvers() -> None:
-    def shares_right(mixed: float) -> float:
+    def share_right(mixed: float) -> float:
         drawn = list(documents(7, 0, 300, mixed=mixed))
-        return sum(right(each.problem, text) for each in drawn for text in each.responses) / len(drawn) / 2
+        written = [right(each.problem, text) for each in drawn for text in each.responses]
+        assert len(written) == (600 if mixed else 300)
+        return sum(written) / len(written)
 
-    assert shares_right(0.0) == 1.0
-    assert 0.35 < shares_right(1.0) < 0.55 < shares_right(0.5) < 0.85
+    assert share_right(0.0) == 1.0
+    assert 0.35 < share_right(1.0) < 0.55 < share_right(0.5) < 0.85
 
 
 def test_a_verdict_is_that_of_the_solver() -> None:
