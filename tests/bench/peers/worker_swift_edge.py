@@ -1,0 +1,116 @@
+"""swift-edge: one prefill, a row per candidate, a random head over all hidden states.
+
+    python worker_swift_edge.py BUNDLE --threads 2
+
+Candidates of one length are picked as `swift-edge bench` does it. A pick has no way of ending single candidates by a
+length of their own, where an EOS would; for drawn lengths they are dropped from the same batch by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+from worker import Answer, Generate, Request, arguments_of, serve
+
+from swift_edge.batching import ContinuousBatch
+from swift_edge.benchmark import random_head
+from swift_edge.decode import DecodeLoop
+from swift_edge.opening import OpenedModel, Options
+from swift_edge.picking import Request as PickRequest
+from swift_edge.picking import Work, pick_each
+from swift_edge.results import Picked
+from swift_edge.scoring import GrowingCandidate, PendingTokens
+
+NOTES = (
+    "a random head over all hidden states scores every token in the same pass",
+    "decoding includes sampling, the head and the candidates' texts",
+)
+
+
+def open_model(bundle: Path, threads: int) -> Generate:
+    """Open the bundle with a random head."""
+    opened = OpenedModel.open(str(bundle), None, None, threads)
+    opened = dataclasses.replace(opened, head=random_head(opened.bundle.manifest), head_name=None)
+
+    def generate(request: Request) -> Answer:
+        work = work_of(opened, bundle, request)
+        return (pick if request.is_fixed else pick_drawn)(work, request)
+
+    return generate
+
+
+def work_of(opened: OpenedModel, bundle: Path, request: Request) -> Work:
+    """What is asked for, without a token that ends a candidate."""
+    options = Options(
+        n=request.n,
+        max_new_tokens=request.longest,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=None,
+        min_p=None,
+        repetition_penalty=None,
+        stop=(),
+        seed=request.seed,
+        signal=None,
+        raw=True,
+    )
+    sampling, ranking, decision = opened.verify(options)
+    return Work(opened, options, sampling, ranking, decision, str(bundle), eos_ids=())
+
+
+def pick(work: Work, request: Request) -> Answer:
+    """Make one pick of candidates that are equally long."""
+    begun = time.perf_counter()
+    asked = PickRequest.of_ids(work, np.array(request.prompt_ids, np.int64), begun, 0.0)
+    (picked,) = (event for _, event in pick_each(work, iter((asked,)), watched=False) if isinstance(event, Picked))
+    total_s = time.perf_counter() - begun
+    timings = picked.selection.timings
+    return Answer(
+        total_s,
+        timings.prefill_s,
+        total_s - timings.prefill_s,
+        picked.selection.usage.completion_tokens,
+        parts={"graph_s": timings.decode_s, "sample_s": timings.sample_s, "head_s": timings.head_s},
+    )
+
+
+def pick_drawn(work: Work, request: Request) -> Answer:
+    """Write and score candidates that leave the batch at lengths of their own."""
+    begun = time.perf_counter()
+    session, ranking = work.opened.session, work.ranking
+    loop = DecodeLoop(session, work.sampling, (), request.longest, layers=ranking.layers, statistics=ranking.statistics)
+    batch = ContinuousBatch(session, loop, rows=request.n)
+    queued = batch.submit(np.array(request.prompt_ids, np.int64), range(request.n), request.seed)
+    growing = {
+        number: GrowingCandidate(index, ranking, work.opened.tokenizer) for index, number in enumerate(queued.numbers)
+    }
+    remaining = dict(zip(queued.numbers, request.lengths, strict=True))
+    pending = PendingTokens(ranking, growing, gather=True)
+    sampled, head_s = 0, 0.0
+    for step in batch.steps():
+        added = time.perf_counter()
+        pending.add(step)
+        head_s += time.perf_counter() - added
+        for row, number in enumerate(step.candidates):
+            growing[number].add_tokens([int(step.token_ids[row])], step.statistics, slice(row, row + 1))
+            remaining[number] -= 1
+            if not remaining[number]:
+                batch.drop(number)
+        sampled += len(step.candidates)
+    pending.score()
+    max(growing.values(), key=lambda candidate: candidate.score)
+    total_s = time.perf_counter() - begun
+    parts = {"graph_s": loop.decode_s, "sample_s": loop.sample_s, "head_s": head_s}
+    return Answer(total_s, queued.prefill_s, total_s - queued.prefill_s, sampled, parts=parts)
+
+
+if __name__ == "__main__":
+    arguments = arguments_of(__doc__)
+    serve(
+        lambda: open_model(arguments.model, arguments.threads),
+        ("swift-edge", "onnxruntime", "numpy", "tokenizers"),
+        NOTES,
+    )
