@@ -12,13 +12,12 @@ from swift_edge.answers import answer_task
 from swift_edge.bundle import open_bundle
 from swift_edge.head import load_head
 
-ROOT = Path(__file__).parents[2]
-BUNDLE = ROOT / "models" / "small-steps"
-sys.path.insert(0, str(ROOT / "models" / "recipe"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "recipe"))
 
 from corpus import draw_problem
 from solvers import Problem, right_answer
 
+BUNDLE = Path(__file__).parents[2] / "models" / "small-steps"
 PROBLEMS = 60
 
 
