@@ -13,7 +13,7 @@ Newton's method finds them in a few steps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, cast
 
@@ -241,20 +241,12 @@ def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[flo
         margins = at @ inputs
         return float(np.logaddexp(0.0, margins).sum() - targets @ margins + 0.5 * ridge @ at**2)
 
-    current = cost(parameters)
-    for _ in range(100):
-        chances = sigmoid(parameters @ inputs)
-        gradient = inputs @ (chances - targets) + ridge * parameters
-        hessian = (inputs * np.maximum(chances * (1 - chances), 1e-12)) @ inputs.T + np.diag(ridge)
-        step = np.linalg.solve(hessian, gradient)
-        # The cost is convex: a step that is short enough lowers it, and none that does is left at the minimum.
-        length = 1.0
-        while length > 1e-10 and not cost(parameters - length * step) < current:
-            length /= 2
-        if length <= 1e-10:
-            break
-        parameters = parameters - length * step
-        current = cost(parameters)
+    def derivatives(at: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        chances = sigmoid(at @ inputs)
+        gradient = inputs @ (chances - targets) + ridge * at
+        return gradient, (inputs * np.maximum(chances * (1 - chances), 1e-12)) @ inputs.T + np.diag(ridge)
+
+    parameters = _minimise(cost, derivatives, parameters)
     if parameters[0] <= 0:
         return 0.0, level
     slope = float(parameters[0]) / spread
@@ -299,15 +291,28 @@ def _fit_answers(sums: NDArray[np.float64], places: NDArray[np.int64]) -> NDArra
         normalizer = np.logaddexp(np.logaddexp.reduce(log_odds, axis=1), 0.0)
         return float(0.5 * _ANSWER_RIDGE * (at[0] - 1) ** 2 + normalizer.sum() - log_odds[chosen].sum())
 
-    current = cost(parameters)
-    for _ in range(50):
-        weighted = inputs * _posterior(parameters, sums)  # [2, e, a]
+    def derivatives(at: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        weighted = inputs * _posterior(at, sums)  # [2, e, a]
         means = weighted.sum(axis=2)  # [2, e]
         gradient = means.sum(axis=1) - inputs[:, *chosen].sum(axis=1)
-        gradient[0] += _ANSWER_RIDGE * (parameters[0] - 1)
-        hessian = np.einsum("iea,jea->ij", weighted, inputs) - means @ means.T + np.diag([_ANSWER_RIDGE, 1e-9])
+        gradient[0] += _ANSWER_RIDGE * (at[0] - 1)
+        return gradient, np.einsum("iea,jea->ij", weighted, inputs) - means @ means.T + np.diag([_ANSWER_RIDGE, 1e-9])
+
+    parameters = _minimise(cost, derivatives, parameters)
+    return np.array([max(0.0, parameters[0]), parameters[1]])
+
+
+def _minimise(
+    cost: Callable[[NDArray[np.float64]], float],
+    derivatives: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    start: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Where a convex cost is least, by Newton's method; `derivatives` gives gradient `[k]` and Hessian `[k, k]`."""
+    parameters, current = start, cost(start)
+    for _ in range(100):
+        gradient, hessian = derivatives(parameters)
         step = np.linalg.solve(hessian, gradient)
-        # A step that is short enough lowers the cost, and none that does is left at the minimum.
+        # The cost is convex: a step that is short enough lowers it, and none that does is left at the minimum.
         length = 1.0
         while length > 1e-10 and not cost(parameters - length * step) < current:
             length /= 2
@@ -315,7 +320,7 @@ def _fit_answers(sums: NDArray[np.float64], places: NDArray[np.int64]) -> NDArra
             break
         parameters = parameters - length * step
         current = cost(parameters)
-    return np.array([max(0.0, parameters[0]), parameters[1]])
+    return parameters
 
 
 def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
