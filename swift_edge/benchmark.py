@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,14 +17,13 @@ import numpy as np
 from swift_edge.errors import InvalidOptionError
 from swift_edge.evaluation.record import machine_facts, versions
 from swift_edge.head import Head
+from swift_edge.machine import process_memory, reset_peak_memory
 from swift_edge.manifest import Manifest
 from swift_edge.opening import OpenedModel, Options
 from swift_edge.picking import Request, Work, pick_each
 from swift_edge.results import Picked, Selection, TokenSampled
 
 RESAMPLES: Final = 2000
-_STATUS: Final = Path("/proc/self/status")
-_CLEAR: Final = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def bench(
     scored_by = opened.head_name
     if opened.head is None and manifest.hidden_states.indices:
         opened, scored_by = dataclasses.replace(opened, head=random_head(manifest), head_name=None), "a random head"
-    work = {shape: _work(opened, path, shape, temperature, top_p) for shape in shapes}
+    work = {shape: work_of(opened, path, shape, temperature, top_p) for shape in shapes}
     timed: dict[Shape, list[Timed]] = {shape: [] for shape in shapes}
     order = random.Random(0)
     for number in range(rounds + 1):
@@ -116,7 +114,13 @@ def random_head(manifest: Manifest) -> Head:
     return Head(weight, np.zeros(2, np.float32), layers=layers, fingerprint=manifest.fingerprint)
 
 
-def _work(opened: OpenedModel, path: str, shape: Shape, temperature: float | None, top_p: float | None) -> Work:
+def work_of(
+    opened: OpenedModel, path: str, shape: Shape, temperature: float | None, top_p: float | None, seed: int = 0
+) -> Work:
+    """What picks of a shape have in common: no token ends a candidate.
+
+    Raises `InvalidOptionError` for a shape that the model's context does not hold.
+    """
     options = Options(
         n=shape.n,
         max_new_tokens=shape.new_tokens,
@@ -126,7 +130,7 @@ def _work(opened: OpenedModel, path: str, shape: Shape, temperature: float | Non
         min_p=None,
         repetition_penalty=None,
         stop=(),
-        seed=0,
+        seed=seed,
         signal=None,
         raw=True,
     )
@@ -144,11 +148,11 @@ def _time(work: Work, shape: Shape, number: int) -> Timed:
     """Make one pick, and begin another to see when its first token comes."""
     vocabulary = work.opened.session.vocab_size
     prompt_ids = np.random.default_rng(number).integers(0, vocabulary, shape.prompt_tokens)  # [p]
-    before = _reset_peak()
+    before = reset_peak_memory()
     started = time.perf_counter()
     request = Request.of_ids(work, prompt_ids, started, 0.0)
     (picked,) = (event for _, event in pick_each(work, iter((request,)), watched=False) if isinstance(event, Picked))
-    peak = _memory("VmHWM")
+    peak = process_memory("VmHWM")
     taken = None if before is None or peak is None else max(0, peak - before)
     started = time.perf_counter()
     events = pick_each(work, iter((Request.of_ids(work, prompt_ids, started, 0.0),)), watched=True)
@@ -161,21 +165,21 @@ def _figures(shape: Shape, timed: dict[Shape, list[Timed]]) -> dict[str, Any]:
     mine = timed[shape]
     timings = [each.selection.timings for each in mine]
     figures: dict[str, Any] = dataclasses.asdict(shape) | {
-        "pick_s": _median([each.total_s for each in timings]),
-        "prefill_s": _median([each.prefill_s for each in timings]),
-        "first_token_s": _median([each.first_token_s for each in mine]),
-        "step_s": _median([each.decode_s / shape.new_tokens for each in timings]),
-        "sampling_share": _median([each.sample_s / each.decode_s for each in timings]),
-        "head_share": _median([each.head_s / each.decode_s for each in timings]),
-        "rest_share": _median([_rest(each.selection) / each.selection.timings.decode_s for each in mine]),
-        "tokens_per_s": _median([each.decode_tps for each in timings]),
+        "pick_s": median_with_interval([each.total_s for each in timings]),
+        "prefill_s": median_with_interval([each.prefill_s for each in timings]),
+        "first_token_s": median_with_interval([each.first_token_s for each in mine]),
+        "step_s": median_with_interval([each.decode_s / shape.new_tokens for each in timings]),
+        "sampling_share": median_with_interval([each.sample_s / each.decode_s for each in timings]),
+        "head_share": median_with_interval([each.head_s / each.decode_s for each in timings]),
+        "rest_share": median_with_interval([_rest(each.selection) / each.selection.timings.decode_s for each in mine]),
+        "tokens_per_s": median_with_interval([each.decode_tps for each in timings]),
         "peak_bytes": max((each.peak_bytes for each in mine if each.peak_bytes is not None), default=None),
     }
     single = timed.get(dataclasses.replace(shape, n=1))
     if single is not None and shape.n > 1:
         alone = [each.selection.timings.total_s for each in single]
         ratios = [shape.n * one / many.total_s for one, many in zip(alone, timings, strict=True)]
-        figures["times_faster_than_one_by_one"] = _median(ratios)
+        figures["times_faster_than_one_by_one"] = median_with_interval(ratios)
     return figures
 
 
@@ -185,26 +189,8 @@ def _rest(selection: Selection) -> float:
     return timings.total_s - timings.prefill_s - timings.decode_s - timings.sample_s - timings.head_s
 
 
-def _median(values: Sequence[float]) -> dict[str, float]:
+def median_with_interval(values: Sequence[float]) -> dict[str, float]:
     """The median of the rounds and the 95 % interval of a bootstrap."""
     draws = np.random.default_rng(0).choice(np.array(values), (RESAMPLES, len(values)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return {"median": statistics.median(values), "low": float(low), "high": float(high)}
-
-
-def _reset_peak() -> int | None:
-    """Let the peak of the process's memory start again from what it holds now, and tell that."""
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return None
-    return _memory("VmRSS")
-
-
-def _memory(field: str) -> int | None:
-    """Bytes of the process, `VmRSS` for now and `VmHWM` for the peak, as Linux tells them."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)

@@ -48,12 +48,9 @@ class AnswerCalibration:
 
     def __post_init__(self) -> None:
         """Raise `InvalidOptionError`, which is a ValueError, for numbers that make no posterior."""
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise InvalidOptionError(f"the answers' {each.name} is {value!r}; expected a finite number")
-        if self.slope < 0:
-            raise InvalidOptionError(f"the answers' slope is {self.slope}; expected 0 or more")
+        _require_numbers(self, ("slope", "intercept", "error"), ("problems",))
+        _expect(self.slope >= 0, "slope", self.slope, "0 or more: more evidence is never worse")
+        _expect(0 <= self.error <= 1, "error", self.error, "a share from 0 to 1")
 
     def posterior(self, sums: ArrayLike) -> NDArray[np.float64]:
         """P(right) of answers with these sums of log-likelihood ratios, `[a]`; what they lack to 1 is that none is.
@@ -70,13 +67,8 @@ class AnswerCalibration:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "AnswerCalibration":
         """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
-        names = [each.name for each in fields(cls)]
-        if set(document) != set(names):
-            raise InvalidOptionError(
-                f"the answers' calibration has {', '.join(map(str, document)) or 'nothing'}; "
-                f"expected {', '.join(names)}"
-            )
-        return cls(**{name: document[name] for name in names})
+        _require_names(document, [each.name for each in fields(cls)])
+        return cls(**document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +92,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Check the numbers; raises `InvalidOptionError`, which is a ValueError, for those that make no curve."""
-        for name in ("slope", "intercept", "base_rate", "error"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-            _expect(number and math.isfinite(value), name, value, "a finite number")
-            object.__setattr__(self, name, float(value))
-        for name in ("candidates", "problems"):
-            value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            _expect(whole and value >= 1, name, value, "an integer of at least 1")
-            object.__setattr__(self, name, int(value))
+        _require_numbers(self, ("slope", "intercept", "base_rate", "error"), ("candidates", "problems"))
         _expect(self.slope >= 0, "slope", self.slope, "0 or more: a greater score is never worse")
         _expect(0 < self.base_rate < 1, "base_rate", self.base_rate, "a share between 0 and 1")
         _expect(0 <= self.error <= 1, "error", self.error, "a share from 0 to 1")
@@ -121,6 +104,11 @@ class Calibration:
         there = np.isfinite(log_odds)
         chances[there] = sigmoid(log_odds[there])
         return chances
+
+    def chance(self, score: float) -> float | None:
+        """P(correct) of one candidate; None for a score that is no finite number."""
+        chance = float(self.probability(score))
+        return chance if math.isfinite(chance) else None
 
     def log_likelihood_ratio(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Log of p(score | correct) / p(score | wrong), `[n]`: the log-odds less those of the base rate."""
@@ -137,14 +125,9 @@ class Calibration:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Calibration":
         """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
-        names = [each.name for each in fields(cls)]
-        if set(document) | {"answers"} != set(names):  # files older than the answers have none
-            raise InvalidOptionError(
-                f"the calibration has {', '.join(map(str, document)) or 'nothing'}; expected {', '.join(names)}"
-            )
+        _require_names(document, [each.name for each in fields(cls)], optional="answers")  # older files have none
         answers = document.get("answers")
-        numbers = {name: document[name] for name in names if name != "answers"}
-        return cls(**numbers, answers=None if answers is None else AnswerCalibration.from_dict(answers))
+        return cls(**{**document, "answers": None if answers is None else AnswerCalibration.from_dict(answers)})
 
 
 def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, seed: int) -> Calibration:
@@ -331,6 +314,28 @@ def sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _logit(share: float) -> float:
     return math.log(share) - math.log1p(-share)
+
+
+def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequence[str]) -> None:
+    """Check that fields hold finite numbers and whole ones of at least 1, and make them plain."""
+    for name in numbers:
+        value = getattr(calibration, name)
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        _expect(number and math.isfinite(value), name, value, "a finite number")
+        object.__setattr__(calibration, name, float(value))
+    for name in counts:
+        value = getattr(calibration, name)
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        _expect(whole and value >= 1, name, value, "an integer of at least 1")
+        object.__setattr__(calibration, name, int(value))
+
+
+def _require_names(document: Mapping[str, Any], names: Sequence[str], optional: str | None = None) -> None:
+    """Check that a document has all of `names`, of which it may lack `optional`, and nothing else."""
+    if set(document) | ({optional} - {None}) != set(names):
+        raise InvalidOptionError(
+            f"the calibration has {', '.join(map(str, document)) or 'nothing'}; expected {', '.join(names)}"
+        )
 
 
 def _expect(condition: bool, name: str, found: object, expected: str) -> None:

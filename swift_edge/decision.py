@@ -3,7 +3,6 @@
 Knows texts, scores and a head's calibration. Does not know how candidates come to be.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,7 +15,7 @@ from swift_edge.calibration import Calibration
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.results import Answer, Candidate
-from swift_edge.selection import combine_by_rank, combine_by_scaling, rank
+from swift_edge.selection import answer_sums, combine_by_rank, combine_by_scaling, rank
 from swift_edge.strategies import BY_ANSWER, STRATEGIES, rank_by_answer, redraw_weights
 
 Extractor: TypeAlias = Callable[[str], str | None]
@@ -70,8 +69,7 @@ class Decision:
 
         Raises `InvalidOptionError` for a name that is not known, and for a strategy whose needs are not there.
         """
-        calibration = None if head is None or head.calibration is None else Calibration.from_dict(head.calibration)
-        found = _task(task, head)
+        calibration, found = _calibration(head), _task(task, head)
         if strategy == "auto":
             strategy = _automatic(found, external, calibration)
         if strategy not in STRATEGIES:
@@ -100,6 +98,11 @@ class Decision:
                     "calibrate a head with swift-edge recalibrate, or leave it out"
                 )
         return cls(strategy, found, external, min_confidence, calibration)
+
+    @classmethod
+    def by_score(cls, head: Head | None) -> "Decision":
+        """The greatest score, whatever the texts answer: for texts that were not drawn from the model."""
+        return cls("best", None, None, None, _calibration(head))
 
     def apply(self, candidates: Sequence[Candidate]) -> Decided:
         """Decide between the candidates of a prompt, given in sampling order."""
@@ -152,8 +155,7 @@ class Decision:
         ordered = sorted((sorted(group, key=place.__getitem__) for group in groups), key=lambda group: place[group[0]])
         posteriors: Sequence[float | None] = [None] * len(ordered)
         if ratios is not None and self.calibration is not None and self.calibration.answers is not None:
-            sums = [math.fsum(ratio for ratio in ratios[group] if math.isfinite(ratio)) for group in ordered]
-            posteriors = self.calibration.answers.posterior(sums).tolist()
+            posteriors = self.calibration.answers.posterior(answer_sums(ordered, ratios.tolist())).tolist()
         return tuple(
             Answer(texts[group[0]] or "", tuple(group), posterior)
             for group, posterior in zip(ordered, posteriors, strict=True)
@@ -164,10 +166,11 @@ class Decision:
         for answer in answers:
             if index in answer.candidates and answer.posterior is not None:
                 return answer.posterior
-        if self.calibration is None:
-            return None
-        chance = float(self.calibration.probability(score))
-        return chance if math.isfinite(chance) else None
+        return None if self.calibration is None else self.calibration.chance(score)
+
+
+def _calibration(head: Head | None) -> Calibration | None:
+    return None if head is None or head.calibration is None else Calibration.from_dict(head.calibration)
 
 
 def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:

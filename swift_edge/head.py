@@ -163,8 +163,7 @@ class Head:
         """Calibrated P(correct) of a candidate with this score; None without a calibration, and for NaN."""
         if self.calibration is None:
             return None
-        chance = float(Calibration.from_dict(self.calibration).probability(score))
-        return chance if math.isfinite(chance) else None
+        return Calibration.from_dict(self.calibration).chance(score)
 
     def evaluate(
         self, states: NDArray[Any], statistics: TokenStatistics | None = None

@@ -48,6 +48,22 @@ def available_memory(root: Path = _ROOT) -> int | None:
     return min((size for size in free if size is not None), default=None)
 
 
+def process_memory(field: str, root: Path = _ROOT) -> int | None:
+    """Bytes of this process, `VmRSS` for now and `VmHWM` for the peak; `None` where the system does not tell."""
+    kibibytes = next((line.split()[1:2] for line in _lines(root / "proc/self/status") if line.startswith(field)), [])
+    found = _number(kibibytes)
+    return None if found is None else found * 1024
+
+
+def reset_peak_memory() -> int | None:
+    """Let the peak of this process's memory start again from what it holds now; gives that, or `None` as above."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return process_memory("VmRSS")
+
+
 def require_memory(
     needed: int, what: str, way_out: str = "free some memory or ask for less", root: Path = _ROOT
 ) -> None:

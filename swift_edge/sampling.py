@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.errors import InvalidOptionError
-from swift_edge.signals import LogitSummary, require_distribution
+from swift_edge.signals import CHUNK_LOGITS, LogitSummary, require_distribution
 
 LOWEST_TEMPERATURE: Final = 1e-6
 """Below it, and above 0, a temperature is refused: it is greedy in all but name."""
@@ -33,8 +33,6 @@ _BUCKETS = 4096
 """Buckets of that histogram."""
 _BLOCK = 128
 """Tokens per block in the unfiltered draw, which looks for the block first."""
-_CHUNK = 2**18
-"""Logits of the unfiltered draw handled at once: 1 MiB of float32 stays in the cache between two passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +114,15 @@ def sample(
     token_ids = np.empty(rows, np.int64)  # [m]
     if not rows:
         return token_ids
-    require_distribution(logits.max(axis=1))
+    maxima = logits.max(axis=1)  # [m]
+    require_distribution(maxima)
     if options.draws_from_all and options.repetition_penalty == 1:
         uniforms = np.array([generator.random() for generator in generators])  # [m]
-        step = max(1, _CHUNK // logits.shape[1])
+        step = max(1, CHUNK_LOGITS // logits.shape[1])
         for start in range(0, rows, step):
             part = slice(start, start + step)
-            scaled, maxima = _scaled(np.asarray(logits[part], np.float32), options.temperature)  # [m, v], [m]
-            token_ids[part] = _draw_unfiltered(scaled, maxima, uniforms[part])
+            exact = np.asarray(logits[part], np.float32), maxima[part].astype(np.float32)  # [m, v], [m]
+            token_ids[part] = _draw_unfiltered(*_scaled(*exact, options.temperature), uniforms[part])
         return token_ids
     for row in range(rows):
         normalizer = None if summary is None else float(summary.log_normalizer[row])
@@ -144,7 +143,7 @@ def kept_tokens(
     penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
     if options.temperature == 0:
         return np.array([penalized.argmax()], np.int64), np.ones(1)
-    scaled, maximum = _scaled(penalized, options.temperature)  # [v]
+    scaled, maximum = _scaled(penalized, penalized.max(), options.temperature)  # [v]
     token_ids, weights = _filtered(scaled, float(maximum), options, None)
     return token_ids, weights / weights.sum()
 
@@ -159,7 +158,7 @@ def _draw_row(
     penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
     if options.temperature == 0:
         return int(penalized.argmax())
-    scaled, maximum = _scaled(penalized, options.temperature)  # [v]
+    scaled, maximum = _scaled(penalized, penalized.max(), options.temperature)  # [v]
     if options.temperature != 1 or options.repetition_penalty != 1:
         log_normalizer = None  # it belongs to the logits as they were
     uniform = float(generator.random())
@@ -187,9 +186,10 @@ def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | N
     return changed
 
 
-def _scaled(logits: NDArray[np.float32], temperature: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows `[..., v]` divided by the temperature, up to a constant, and their maxima `[...]`."""
-    maxima = logits.max(axis=-1)
+def _scaled(
+    logits: NDArray[np.float32], maxima: NDArray[np.float32], temperature: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows `[..., v]` with maxima `[...]`, divided by the temperature up to a constant, and their maxima then."""
     if temperature == 1:
         return logits, maxima
     # Subtracted first, so that a low temperature cannot overflow; a constant does not change the distribution.

@@ -35,6 +35,17 @@ def combine_by_scaling(own: Sequence[float], other: Sequence[float]) -> list[flo
     return [(one + another) / 2 for one, another in zip(_scaled(own), _scaled(other), strict=True)]
 
 
+def answer_sums(answers: Sequence[Sequence[int]], weights: Sequence[float]) -> list[float]:
+    """Sum of the weights of every answer's candidates; a weight of NaN counts as 0.
+
+    `answers` holds the indices of equal answers, as `AnswerTask.groups` gives them.
+
+    >>> answer_sums([[0, 2], [1]], [0.2, 0.3, 0.2])
+    [0.4, 0.3]
+    """
+    return [math.fsum(weights[index] for index in group if not math.isnan(weights[index])) for group in answers]
+
+
 def vote(answers: Sequence[Sequence[int]], weights: Sequence[float]) -> list[float]:
     """Scores that are the sum of the weights of all candidates with the same answer; NaN for one without an answer.
 
@@ -44,8 +55,7 @@ def vote(answers: Sequence[Sequence[int]], weights: Sequence[float]) -> list[flo
     [0.4, 0.3, 0.4]
     """
     scores = [math.nan] * len(weights)
-    for group in answers:
-        total = math.fsum(weights[index] for index in group if not math.isnan(weights[index]))
+    for group, total in zip(answers, answer_sums(answers, weights), strict=True):
         for index in group:
             scores[index] = total
     return scores

@@ -257,7 +257,7 @@ class Selector:
         read = len(prompt_ids) + sum(map(len, answers))
         timings = watch.timings(0.0 if was_open else loaded - started, time.perf_counter() - started, read, 0)
         # Texts that were not drawn from the model say nothing together: each stands for itself.
-        decision = Decision.of(ranking.head, strategy="best", task=lambda _text: None)
+        decision = Decision.by_score(ranking.head)
         return select(opened, ranking, decision, tuple(candidates), len(prompt_ids), timings, bundle=self._path)
 
     def _open(self) -> OpenedModel:

@@ -17,7 +17,7 @@ from swift_edge.errors import InvalidOptionError, LogitsError
 SIGNALS: Final = ("mean_logprob", "self_certainty")
 """Names of the signals that can rank candidates; larger is better in both."""
 
-_CHUNK = 2**18
+CHUNK_LOGITS: Final = 2**18
 """Logits handled at once; 1 MiB of float32 stays in the cache between two passes."""
 _LOWEST = np.float32(-1000.0)
 """Stands for -inf in products with its exponential, which is zero from about -104 on in float32."""
@@ -63,7 +63,7 @@ def summarize(logits: NDArray[Any], *, entropy: bool = False, self_certainty: bo
     log_normalizers = np.empty(rows, np.float64)  # [m]
     entropies = np.empty(rows if entropy else 0, np.float64)  # [m]
     certainties = np.empty(rows if self_certainty else 0, np.float64)  # [m]
-    step = max(1, _CHUNK // vocab_size)
+    step = max(1, CHUNK_LOGITS // vocab_size)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         maximum = logits[part].max(axis=1, keepdims=True).astype(np.float32)  # [m, 1]

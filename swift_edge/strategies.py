@@ -11,11 +11,10 @@
 An answer's candidate with the greatest score is picked. Knows numbers and groups; not texts, heads or tasks.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
-from swift_edge.selection import rank
+from swift_edge.selection import answer_sums, rank
 
 STRATEGIES: Final = ("best", "majority", "vote", "calibrated", "best-of-majority", "ranking", "scaling")
 """Names of the strategies, as `strategy` takes them beside `auto`."""
@@ -48,7 +47,7 @@ def rank_by_answer(answers: Sequence[Sequence[int]], weights: Sequence[float], s
     [2, 0, 1]
     """
     place = {index: at for at, index in enumerate(rank(scores))}
-    sums = [math.fsum(weights[index] for index in group if not math.isnan(weights[index])) for group in answers]
+    sums = answer_sums(answers, weights)
     first = [min(place[index] for index in group) for group in answers]
     ordered = [answers[at] for at in sorted(range(len(answers)), key=lambda at: (-sums[at], first[at]))]
     ranked = [index for group in ordered for index in sorted(group, key=place.__getitem__)]

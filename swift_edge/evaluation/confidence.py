@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from swift_edge.calibration import AnswerCalibration, calibration_error
 from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampled_means
 from swift_edge.evaluation.sampled import HeadScores, Sampled
+from swift_edge.selection import answer_sums
 
 ABSTAINED: Final = 0.2
 """Share of the picks, the least sure ones, that abstaining leaves out."""
@@ -61,8 +62,8 @@ def _picks(
             names = np.unique(answers[answers >= 0])
             if not names.size:
                 continue
-            evidence = np.nan_to_num(ratios[problem, part], nan=0.0)
-            sums = np.array([evidence[answers == name].sum() for name in names])
+            groups = [np.flatnonzero(answers == name).tolist() for name in names]
+            sums = np.array(answer_sums(groups, ratios[problem, part].tolist()))
             best = int(sums.argmax())
             chances[problem, number] = calibration.posterior(sums)[best]
             right[problem, number] = sampled.correct[problem, part][answers == names[best]].any()

@@ -1,13 +1,15 @@
 """The calibration of a head: of its scores and, where a task says what candidates answer, of the answers' evidence."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from swift_edge.answers import AnswerTask
+from swift_edge.answers import AnswerTask, answer_task
 from swift_edge.calibration import Calibration, fit_answer_calibration, fit_calibration
+from swift_edge.selection import answer_sums
+from swift_edge.training.store import Store
 
 
 def calibrate(
@@ -35,16 +37,19 @@ def calibrate(
         members = np.flatnonzero(numbers == number)
         for size in _sizes(len(members)):
             some = members[:size]
-            groups = [some[group] for group in task.groups([answers[member] for member in some])]
-            sums.append([evidence(ratios[group]) for group in groups])
-            right.append(next((place for place, group in enumerate(groups) if labels[group].any()), None))
+            correct_ones = labels[some]
+            groups = task.groups([answers[member] for member in some])
+            sums.append(answer_sums(groups, ratios[some].tolist()))
+            right.append(next((place for place, group in enumerate(groups) if correct_ones[group].any()), None))
             examples.append(number)
     return replace(calibration, answers=fit_answer_calibration(sums, right, examples, seed))
 
 
-def evidence(ratios: NDArray[np.float64]) -> float:
-    """Sum of the log-likelihood ratios of an answer's candidates; one without a score adds nothing."""
-    return math.fsum(ratios[np.isfinite(ratios)])
+def task_of(stores: Sequence[Store]) -> AnswerTask | None:
+    """The task that says what the candidates of the stores answer; None where they have none, or several."""
+    names = {store.info.task for store in stores}
+    name = names.pop() if len(names) == 1 else None
+    return None if name is None else answer_task(name)
 
 
 def _sizes(candidates: int) -> list[int]:

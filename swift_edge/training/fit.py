@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import swift_edge
-from swift_edge.answers import AnswerTask, answer_task
+from swift_edge.answers import AnswerTask
 from swift_edge.calibration import Calibration
 from swift_edge.errors import InvalidOptionError, TrainingError
 from swift_edge.extras import import_extra
 from swift_edge.head import Head
 from swift_edge.ranking_quality import pick_accuracy
-from swift_edge.training.calibrate import calibrate
+from swift_edge.training.calibrate import calibrate, task_of
 from swift_edge.training.descent import Descent, Objective, Standard, Weights, descend
 from swift_edge.training.examples import (
     Candidates,
@@ -80,14 +80,14 @@ def fit_head(
     pool = pooled_bytes(examples, options.memory_bytes) > 0
     surveyed = survey(examples, split.train, stores, pool=pool)
     fitted = _fit(examples, surveyed, split, options, tell)
-    task = _task(stores)
+    task = task_of(stores)
     calibration, note = _calibrated(fitted.objective, split, fitted.descent.vector, task, options.seed)
     if note:
         notes.append(note)
         tell(f"warning: {note}")
     standard = fitted.objective.standard
     weight, bias = Weights.of(fitted.descent.vector, examples.rows.inputs).folded(standard)
-    summary = _summary(fitted, split, options, stores, calibration, notes)
+    summary = _summary(fitted, split, options, stores, task, calibration, notes)
     tell(_outcome(summary))
     return Head(
         weight,
@@ -251,6 +251,7 @@ def _summary(
     split: Split,
     options: FitOptions,
     stores: Sequence[Store],
+    task: AnswerTask | None,
     calibration: Calibration | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
@@ -286,19 +287,11 @@ def _summary(
         auroc = part.auroc(measured.scores)
         document[name] = {"loss": measured.loss, "within_problem_auroc": _plain(auroc), **picks.to_dict()}
     document["calibration_error"] = None if calibration is None else calibration.error
-    task = _task(stores)
     document["task"] = None if task is None else task.name
     document["data_sha256"] = [store.info.data_sha256 for store in stores]
     document["notes"] = list(notes)
     document["version"] = swift_edge.__version__
     return document
-
-
-def _task(stores: Sequence[Store]) -> AnswerTask | None:
-    """The task that says what candidates answer; None where the stores have none, or several."""
-    names = {store.info.task for store in stores}
-    name = names.pop() if len(names) == 1 else None
-    return None if name is None else answer_task(name)
 
 
 def _incomplete(store: Store) -> str:

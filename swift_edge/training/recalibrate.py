@@ -15,12 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.answers import answer_task
 from swift_edge.calibration import Calibration, calibration_error
 from swift_edge.errors import HeadMismatchError, InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.ranking_quality import within_problem_auroc
-from swift_edge.training.calibrate import calibrate
+from swift_edge.training.calibrate import calibrate, task_of
 from swift_edge.training.descent import Objective, Standard, Weights
 from swift_edge.training.examples import Examples, Survey, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fit_options import LEAST_MEMORY
@@ -69,8 +68,7 @@ def recalibrate(
     if head.precision != store.info.precision and moved is head:
         notes.append("the head does not say how its inputs were standardised, so its weights stay; fit a new head")
     scores = _scores(moved, examples)
-    task = None if store.info.task is None else answer_task(store.info.task)
-    calibration = calibrate(scores, candidates.correct, candidates.problems, candidates.answers, task, seed)
+    calibration = calibrate(scores, candidates.correct, candidates.problems, candidates.answers, task_of([store]), seed)
     after = _judged(examples, scores, calibration.error)
     for note in notes:
         tell(f"warning: {note}")

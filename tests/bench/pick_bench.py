@@ -21,18 +21,7 @@ import numpy as np
 from swift_edge import Selector, __version__
 from swift_edge.benchmark import random_head
 from swift_edge.bundle import read_manifest
-from swift_edge.machine import default_threads
-
-
-def reset_peak() -> None:
-    """Let the process's peak memory start again from what it holds now: loading the bundle has a peak of its own."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory_bytes(field: str) -> int:
-    """Memory of the process, `VmRSS` for now and `VmHWM` for the peak, as Linux tells it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+from swift_edge.machine import default_threads, process_memory, reset_peak_memory
 
 
 def main() -> None:
@@ -51,8 +40,7 @@ def main() -> None:
     options = {"max_new_tokens": arguments.new, "temperature": arguments.temperature, "top_p": 0.9}
     selector = Selector(arguments.bundle, head=random_head(read_manifest(Path(arguments.bundle))))
     selector.pick(prompts[-1], n=2, max_new_tokens=2)
-    reset_peak()
-    before = memory_bytes("VmRSS")
+    before = reset_peak_memory() or 0
     together, apart, last = [], [], None
     for prompt in prompts[:-1]:
         begun = time.perf_counter()
@@ -63,7 +51,7 @@ def main() -> None:
             selector.pick(prompt, n=1, seed=seed, **options)
         apart.append(time.perf_counter() - begun)
     assert last is not None
-    peak = memory_bytes("VmHWM")
+    peak = process_memory("VmHWM") or 0
     ratios = [slow / fast for slow, fast in zip(apart, together, strict=True)]
     timings = last.to_dict()["timings"]
     print(f"swift-edge {__version__}, {platform.machine()}, {default_threads()} threads, {arguments}")

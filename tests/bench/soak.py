@@ -15,18 +15,11 @@ import itertools
 import platform
 import random
 import threading
-from pathlib import Path
 
 from swift_edge import Selector, SwiftEdgeError, __version__
-from swift_edge.machine import default_threads
+from swift_edge.machine import default_threads, process_memory
 
 WORDS = ("once", "upon", "a", "time", "the", "dog", "saw", "his", "mom", "and", "said", "no", "to", "Lily", "in", "bed")
-
-
-def resident_bytes() -> int:
-    """Memory that the process holds, as Linux tells it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 def pick_once(selector: Selector, rng: random.Random, number: int) -> None:
@@ -68,7 +61,7 @@ def main() -> None:
     for number in range(arguments.picks):
         pick_once(selector, rng, number)
         if (number + 1) % (arguments.picks // 10) == 0:
-            held.append(resident_bytes())
+            held.append(process_memory("VmRSS") or 0)
             print(f"{number + 1:5} picks: {held[-1] / 2**20:.1f} MiB", flush=True)
     print(f"growth over the second half: {(held[-1] - held[4]) / 2**20:+.1f} MiB")
 

@@ -5,15 +5,13 @@ Knows answers as plain data. Does not know how they were got or how they are sho
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 from peers import Peer
 
-RESAMPLES = 2000
+from swift_edge.benchmark import median_with_interval
+
 TIMES = ("total_s", "prefill_s", "decode_s", "second_pass_s")
 PARTS = ("graph_s", "sample_s", "head_s")
 Answers: TypeAlias = list[dict[str, Any]]
@@ -46,19 +44,23 @@ def figures_of(answers: Answers, shape: Shape, peer: Peer) -> dict[str, Any] | N
     errors = [answer["error"] for answer in mine if "error" in answer]
     if errors:
         return {"error": errors[0]}
-    found: dict[str, Any] = {name: median([answer[name] for answer in mine]) for name in TIMES if has(mine, name)}
+    found: dict[str, Any] = {
+        name: median_with_interval([answer[name] for answer in mine]) for name in TIMES if has(mine, name)
+    }
     if has(mine, "parts"):
         parts = [answer["parts"] for answer in mine]
-        found |= {name: median([part[name] for part in parts]) for name in PARTS if name in parts[0]}
+        found |= {name: median_with_interval([part[name] for part in parts]) for name in PARTS if name in parts[0]}
     if has(mine, "decode_s"):
-        found["step_s"] = median([answer["decode_s"] / answer["steps"] for answer in mine])
-    found["tokens_per_s"] = median([answer["new_tokens"] / answer["total_s"] for answer in mine])
-    found["sampled_for_each_token"] = median([answer["sampled_tokens"] / answer["new_tokens"] for answer in mine])
+        found["step_s"] = median_with_interval([answer["decode_s"] / answer["steps"] for answer in mine])
+    found["tokens_per_s"] = median_with_interval([answer["new_tokens"] / answer["total_s"] for answer in mine])
+    found["sampled_for_each_token"] = median_with_interval(
+        [answer["sampled_tokens"] / answer["new_tokens"] for answer in mine]
+    )
     found["peak_bytes"] = max(answer["peak_bytes"] for answer in mine)
     theirs = {answer["round"]: answer for answer in of(answers, shape, peer.reference) if "error" not in answer}
     pairs = [(answer, theirs[answer["round"]]) for answer in mine if answer["round"] in theirs]
     if pairs and peer.name != peer.reference:
-        found["ratio"] = median([answer["total_s"] / reference["total_s"] for answer, reference in pairs])
+        found["ratio"] = median_with_interval([answer["total_s"] / reference["total_s"] for answer, reference in pairs])
     return found
 
 
@@ -70,10 +72,3 @@ def of(answers: Answers, shape: Shape, name: str) -> Answers:
 def has(answers: Answers, name: str) -> bool:
     """Whether all answers tell it."""
     return all(answer.get(name) is not None for answer in answers)
-
-
-def median(values: Sequence[float]) -> dict[str, float]:
-    """The median of the rounds and the 95 % interval of a bootstrap."""
-    draws = np.random.default_rng(0).choice(np.array(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return {"median": statistics.median(values), "low": float(low), "high": float(high)}

@@ -16,9 +16,9 @@ import numpy as np
 from worker import Answer, Generate, Request, arguments_of, serve
 
 from swift_edge.batching import ContinuousBatch
-from swift_edge.benchmark import random_head
+from swift_edge.benchmark import Shape, random_head, work_of
 from swift_edge.decode import DecodeLoop
-from swift_edge.opening import OpenedModel, Options
+from swift_edge.opening import OpenedModel
 from swift_edge.picking import Request as PickRequest
 from swift_edge.picking import Work, pick_each
 from swift_edge.results import Picked
@@ -36,29 +36,11 @@ def open_model(bundle: Path, threads: int) -> Generate:
     opened = dataclasses.replace(opened, head=random_head(opened.bundle.manifest), head_name=None)
 
     def generate(request: Request) -> Answer:
-        work = work_of(opened, bundle, request)
+        shape = Shape(request.n, len(request.prompt_ids), request.longest)
+        work = work_of(opened, str(bundle), shape, request.temperature, request.top_p, request.seed)
         return (pick if request.is_fixed else pick_drawn)(work, request)
 
     return generate
-
-
-def work_of(opened: OpenedModel, bundle: Path, request: Request) -> Work:
-    """What is asked for, without a token that ends a candidate."""
-    options = Options(
-        n=request.n,
-        max_new_tokens=request.longest,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=None,
-        min_p=None,
-        repetition_penalty=None,
-        stop=(),
-        seed=request.seed,
-        signal=None,
-        raw=True,
-    )
-    sampling, ranking, decision = opened.verify(options)
-    return Work(opened, options, sampling, ranking, decision, str(bundle), eos_ids=())
 
 
 def pick(work: Work, request: Request) -> Answer:
