@@ -131,6 +131,12 @@ def test_problems_do_not_mix() -> None:
         assert 0 < alone.mean() < 1
 
 
+def test_an_answer_with_a_negative_sum_beats_one_that_is_not_there() -> None:
+    weights, answers, correct = row([-1.0, -2.0]), row([0, 1], int), row([1, 0], bool)
+    assert expected_vote(weights, answers, correct, subsets_of(2, 1))[0] == pytest.approx(0.5)
+    assert expected_vote(weights, answers, correct, subsets_of(2, 2))[0] == pytest.approx(1.0)
+
+
 def test_a_vote_counts_an_answer_that_is_right_in_one_candidate_only_as_often_as_it_is_right() -> None:
     found = expected_vote(np.ones((1, 4)), row([0, 0, 0, 1], int), row([1, 0, 0, 0], bool), subsets_of(4, 4))
     assert found[0] == pytest.approx(1 / 3)

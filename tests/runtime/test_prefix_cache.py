@@ -30,13 +30,14 @@ def figures(selection: Selection) -> list[tuple[Any, ...]]:
     ]
 
 
-def count_fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens of every prefill from now on."""
+def count_fed(monkeypatch: pytest.MonkeyPatch, chunks: set[int]) -> list[int]:
+    """The tokens of every prefill from now on; `chunks` collects how many of them are fed at a time."""
     fed: list[int] = []
     prefill = ModelSession.prefill
 
     def counted(self: ModelSession, cache: KVCache, token_ids: Ids, **options: Any) -> StepOutput:
         fed.append(len(token_ids))
+        chunks.add(options["chunk"])
         return prefill(self, cache, token_ids, **options)
 
     monkeypatch.setattr(ModelSession, "prefill", counted)
@@ -49,20 +50,22 @@ def test_picks_are_the_same_whatever_was_asked_before(stories_head: Head, monkey
         figures(Selector(STORIES, head=stories_head, threads=1, prefix_cache_bytes=2**24).pick(prompt, **OPTIONS))
         for prompt in prompts
     ]
-    fed = count_fed(monkeypatch)
+    chunks: set[int] = set()
+    fed = count_fed(monkeypatch, chunks)
     keeping = Selector(STORIES, head=stories_head, threads=1, prefix_cache_bytes=2**24)
     assert [figures(keeping.pick(prompt, **OPTIONS)) for prompt in prompts] == fresh
     tokens = [keeping.pick(prompt, **OPTIONS).usage.prompt_tokens for prompt in prompts]
     known = tokens[0] // BLOCK_TOKENS * BLOCK_TOKENS
     assert known >= BLOCK_TOKENS
     assert fed[: len(prompts)] == [tokens[0], *(count - known for count in tokens[1:])]
+    assert chunks == {BLOCK_TOKENS}  # read in the same pieces whether they are known or not
     assert [figures(picked) for picked in keeping.pick_many(prompts, in_order=True, **OPTIONS)] == fresh
 
 
 def test_a_prompt_that_is_known_to_its_end_is_read_from_its_last_block_on(monkeypatch: pytest.MonkeyPatch) -> None:
     selector = Selector(STORIES, threads=1, prefix_cache_bytes=2**24)
     first = selector.pick(SHARED, **OPTIONS)
-    fed = count_fed(monkeypatch)
+    fed = count_fed(monkeypatch, set())
     assert figures(selector.pick(SHARED, **OPTIONS)) == figures(first)
     assert 1 <= sum(fed) <= BLOCK_TOKENS
 
@@ -70,7 +73,7 @@ def test_a_prompt_that_is_known_to_its_end_is_read_from_its_last_block_on(monkey
 def test_nothing_is_kept_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     selector = Selector(STORIES, threads=1)
     first = selector.pick(SHARED, **OPTIONS)
-    fed = count_fed(monkeypatch)
+    fed = count_fed(monkeypatch, set())
     selector.pick(SHARED, **OPTIONS)
     assert fed == [first.usage.prompt_tokens]
 
