@@ -16,12 +16,17 @@ from swift_edge.session import CHUNK_TOKENS, Ids, ModelSession
 class QueuedPrompt:
     """A prompt whose candidates wait for rows."""
 
-    def __init__(self, token_ids: Ids, candidates: dict[int, int], seed: int) -> None:
-        """Take the prompt, int64 `[p]`, and its candidates' indices by number."""
+    def __init__(self, token_ids: Ids, candidates: dict[int, int], seed: int, kept_rows: int | None) -> None:
+        """Take the prompt, int64 `[p]`, its candidates' indices by number, and the rows that are kept for it."""
         self.numbers = tuple(candidates)
         """Numbers by which the steps name its candidates."""
+        self.kept_rows = kept_rows
+        """Rows that are its own until it is closed; None takes rows as they become free, and all its candidates are
+        known."""
         self.prefill_s = 0.0
         """Seconds spent on reading it so far."""
+        self.admitted: float | None = None
+        """When its first candidates were given rows, as `time.perf_counter` counts; None before."""
         self.waiting = candidates
         """Indices, by number, of the candidates that have no row yet; they are given rows in this order."""
         self._token_ids = token_ids
@@ -53,11 +58,12 @@ class QueuedPrompt:
         return self.is_read
 
     def admit(self, loop: DecodeLoop, rows: int) -> None:
-        """Give `rows` rows to candidates that wait; the prompt's own row is let go with the last of them."""
+        """Give `rows` rows to candidates that wait; the prompt's own row is let go with the last that there will be."""
         assert self._prefilled is not None
+        self.admitted = self.admitted or time.perf_counter()
         numbers = list(self.waiting)[:rows]
         loop.admit(self._prefilled, {number: self.waiting.pop(number) for number in numbers}, self._seed)
-        if not self.waiting:
+        if not self.waiting and self.kept_rows is None:
             self._prefilled = None  # copied into all its rows
 
 
@@ -79,6 +85,7 @@ class ContinuousBatch:
         self._loop = loop
         self._prefixes = prefixes
         self._queue: deque[QueuedPrompt] = deque()
+        self._seated: list[QueuedPrompt] = []  # those whose own rows are given out
         self._submitted = 0
 
     @property
@@ -87,15 +94,33 @@ class ContinuousBatch:
         waiting = sum(len(prompt.waiting) for prompt in self._queue)
         return waiting < max(1, self.rows - self._loop.rows, self.rows // 2)
 
-    def submit(self, token_ids: Ids, indices: Sequence[int], seed: int) -> QueuedPrompt:
+    def submit(
+        self, token_ids: Ids, indices: Sequence[int], seed: int, *, kept_rows: int | None = None
+    ) -> QueuedPrompt:
         """Let one candidate per index wait for a row, in this order, after those of earlier prompts.
 
-        `token_ids` is the prompt, int64 `[p]`. Candidates are numbered up over all prompts.
+        `token_ids` is the prompt, int64 `[p]`. Candidates are numbered up over all prompts. With `kept_rows`, at most
+        `rows`, that many rows are the prompt's own until it is closed: its candidates begin together, and more may be
+        added.
         """
-        prompt = QueuedPrompt(token_ids, dict(enumerate(indices, start=self._submitted)), seed)
-        self._submitted += len(indices)
+        prompt = QueuedPrompt(token_ids, self._numbered(indices), seed, kept_rows)
         self._queue.append(prompt)
         return prompt
+
+    def add(self, prompt: QueuedPrompt, indices: Sequence[int]) -> tuple[int, ...]:
+        """Let further candidates of a prompt with rows of its own begin with the next step; returns their numbers."""
+        candidates = self._numbered(indices)
+        prompt.waiting |= candidates
+        return tuple(candidates)
+
+    def close(self, prompt: QueuedPrompt) -> None:
+        """Let the rows of a prompt go: no candidate of it is left, and none is added."""
+        self._seated.remove(prompt)
+
+    def _numbered(self, indices: Sequence[int]) -> dict[int, int]:
+        candidates = dict(enumerate(indices, start=self._submitted))
+        self._submitted += len(indices)
+        return candidates
 
     def drop(self, number: int) -> None:
         """Take a candidate out before the next step, or out of the queue; nothing happens if it has ended already."""
@@ -127,12 +152,24 @@ class ContinuousBatch:
 
     def _admit(self) -> None:
         """Give rows to the candidates of prompts that are read, the earliest first."""
+        for prompt in self._seated:
+            if prompt.waiting and self._takes_rows:
+                prompt.admit(self._loop, len(prompt.waiting))
         while self._queue:
             prompt, free = self._queue[0], self.rows - self._loop.rows
             if not prompt.waiting:
                 self._queue.popleft()
                 continue
             # Where a graph concatenates, all rows are equally long: candidates of one prompt that begin together.
-            if not prompt.is_read or free < 1 or (self._loop.rows and not self._session.takes_ragged_rows):
+            if not prompt.is_read or free < 1 or not self._takes_rows:
                 return
+            if prompt.kept_rows is not None:
+                kept = sum(each.kept_rows or 0 for each in self._seated)
+                if kept and kept + prompt.kept_rows > self.rows:
+                    return
+                self._seated.append(self._queue.popleft())
             prompt.admit(self._loop, free)
+
+    @property
+    def _takes_rows(self) -> bool:
+        return not self._loop.rows or self._session.takes_ragged_rows

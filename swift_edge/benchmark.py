@@ -134,14 +134,14 @@ def work_of(
         signal=None,
         raw=True,
     )
-    sampling, ranking, decision = opened.verify(options)
+    sampling, ranking, plan = opened.verify(options)
     context = opened.session.context_length
     if shape.prompt_tokens < 1 or shape.prompt_tokens + shape.new_tokens > context:
         raise InvalidOptionError(
             f"a prompt of {shape.prompt_tokens} tokens and {shape.new_tokens} new ones do not fit: the prompt needs at "
             f"least one token, and the model's context holds {context} in all; ask for others"
         )
-    return Work(opened, options, sampling, ranking, decision, path, eos_ids=())
+    return Work(opened, options, sampling, ranking, plan, path, eos_ids=())
 
 
 def _time(work: Work, shape: Shape, number: int) -> Timed:

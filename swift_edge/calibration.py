@@ -14,7 +14,7 @@ Newton's method finds them in a few steps.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, cast
 
 import numpy as np
@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from swift_edge.errors import InvalidOptionError, TrainingError
 
+PREFIX_TOKENS: Final = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
+"""Token counts at which running scores are calibrated."""
 BINS: Final = 10
 """Bins of equal count in the expected calibration error."""
 FOLDS: Final = 5
@@ -72,6 +74,27 @@ class AnswerCalibration:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixCalibration:
+    """What the running score of a candidate that goes on is worth at a token count."""
+
+    slope: float
+    """Log-odds per unit of score, never negative; 0 where the score says nothing as yet."""
+    intercept: float
+    """Log-odds at score 0."""
+    candidates: int
+    """Candidates it was fitted on."""
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidOptionError`, which is a ValueError, for numbers that make no curve."""
+        _require_numbers(self, ("slope", "intercept"), ("candidates",))
+        _expect(self.slope >= 0, "slope", self.slope, "0 or more: a greater score is never worse")
+
+    def log_odds(self, score: float) -> float:
+        """Log-odds of being right; NaN for a score that is no finite number."""
+        return self.slope * score + self.intercept if math.isfinite(score) else math.nan
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """How a score becomes a probability of being correct."""
 
@@ -89,6 +112,8 @@ class Calibration:
     """Problems it was fitted on."""
     answers: AnswerCalibration | None = None
     """How the evidence of answers becomes their probabilities; None where it was fitted without a task."""
+    prefixes: Mapping[int, PrefixCalibration] = field(default_factory=dict)
+    """What running scores are worth, by token count; empty where that was not fitted."""
 
     def __post_init__(self) -> None:
         """Check the numbers; raises `InvalidOptionError`, which is a ValueError, for those that make no curve."""
@@ -99,7 +124,7 @@ class Calibration:
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
         """P(correct) of candidates with these scores, `[n]`; NaN for a score that is no finite number."""
-        log_odds = self._log_odds(scores)
+        log_odds = self.log_odds(scores)
         chances = np.full_like(log_odds, np.nan)
         there = np.isfinite(log_odds)
         chances[there] = sigmoid(log_odds[there])
@@ -112,22 +137,29 @@ class Calibration:
 
     def log_likelihood_ratio(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Log of p(score | correct) / p(score | wrong), `[n]`: the log-odds less those of the base rate."""
-        return self._log_odds(scores) - _logit(self.base_rate)
+        return self.log_odds(scores) - _logit(self.base_rate)
 
-    def _log_odds(self, scores: ArrayLike) -> NDArray[np.float64]:
+    def log_odds(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """Log-odds of candidates with these scores to be right, `[n]`; NaN for a score that is no finite number."""
         values = np.asarray(scores, np.float64)
         return self.slope * np.where(np.isfinite(values), values, np.nan) + self.intercept
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, ready for JSON."""
-        return asdict(self)
+        # The names of a JSON object are texts.
+        return asdict(self) | {"prefixes": {str(tokens): asdict(each) for tokens, each in self.prefixes.items()}}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Calibration":
         """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
-        _require_names(document, [each.name for each in fields(cls)], optional="answers")  # older files have none
+        # Older files have neither of these.
+        _require_names(document, [each.name for each in fields(cls)], optional=("answers", "prefixes"))
         answers = document.get("answers")
-        return cls(**{**document, "answers": None if answers is None else AnswerCalibration.from_dict(answers)})
+        found = {
+            "answers": None if answers is None else AnswerCalibration.from_dict(answers),
+            "prefixes": _prefixes(document.get("prefixes", {})),
+        }
+        return cls(**{**document, **found})
 
 
 def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, seed: int) -> Calibration:
@@ -161,6 +193,19 @@ def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, 
     return Calibration(
         slope, intercept, right / len(labels), calibration_error(held_out, labels), len(labels), len(names)
     )
+
+
+def fit_prefix_calibration(scores: ArrayLike, correct: ArrayLike) -> PrefixCalibration:
+    """Fit the curve to the running scores of labelled candidates at a token count, `[c]`; NaN is left out.
+
+    Raises `TrainingError` without a finite score.
+    """
+    values, labels = np.asarray(scores, np.float64), np.asarray(correct, np.bool_)
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise TrainingError("no candidate has a score at that token count; expected some")
+    slope, intercept = _platt(values[finite], labels[finite])
+    return PrefixCalibration(slope, intercept, int(finite.sum()))
 
 
 def fit_answer_calibration(
@@ -330,9 +375,21 @@ def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequen
         object.__setattr__(calibration, name, int(value))
 
 
-def _require_names(document: Mapping[str, Any], names: Sequence[str], optional: str | None = None) -> None:
-    """Check that a document has all of `names`, of which it may lack `optional`, and nothing else."""
-    if set(document) | ({optional} - {None}) != set(names):
+def _prefixes(document: object) -> dict[int, PrefixCalibration]:
+    """Read the calibrations by token count."""
+    found = {}
+    items: list[tuple[str, Any]] = list(document.items()) if isinstance(document, Mapping) else [("", document)]
+    for tokens, each in items:
+        whole = isinstance(tokens, str) and tokens.isdecimal() and isinstance(each, Mapping)
+        _expect(whole, "prefixes", document, "an object of calibrations by token count")
+        _require_names(each, [part.name for part in fields(PrefixCalibration)])
+        found[int(tokens)] = PrefixCalibration(**each)
+    return found
+
+
+def _require_names(document: Mapping[str, Any], names: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Check that a document has all of `names`, of which it may lack the `optional` ones, and nothing else."""
+    if set(document) | set(optional) != set(names):
         raise InvalidOptionError(
             f"the calibration has {', '.join(map(str, document)) or 'nothing'}; expected {', '.join(names)}"
         )

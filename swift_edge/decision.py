@@ -4,7 +4,7 @@ Knows texts, scores and a head's calibration. Does not know how candidates come 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -105,9 +105,31 @@ class Decision:
         return cls("best", None, None, None, _calibration(head))
 
     def apply(self, candidates: Sequence[Candidate]) -> Decided:
-        """Decide between the candidates of a prompt, given in sampling order."""
+        """Decide between the candidates of a prompt, given in sampling order.
+
+        Those that were dropped come last. Where no other is there, the one with the greatest score is picked, and
+        nothing says whether it is right.
+        """
+        whole = [candidate for candidate in candidates if candidate.dropped_because is None]
+        if not whole:
+            ranked = rank([candidate.score for candidate in candidates])
+            return Decided("best", tuple(ranked), (), None, self.min_confidence is not None)
+        places = [place for place, candidate in enumerate(candidates) if candidate.dropped_because is None]
+        others = [place for place in rank([each.score for each in candidates]) if place not in set(places)]
+        decided = self._decide(whole)
+        answers = [
+            replace(answer, candidates=tuple(places[place] for place in answer.candidates))
+            for answer in decided.answers
+        ]
+        return replace(decided, ranked=(*(places[place] for place in decided.ranked), *others), answers=tuple(answers))
+
+    def answer_of(self, text: str) -> str | None:
+        """What a response answers; None without a task, or without an answer."""
+        return None if self.task is None else self.task.extract(text)
+
+    def _decide(self, candidates: Sequence[Candidate]) -> Decided:
         scores = [candidate.score for candidate in candidates]
-        texts = [None if self.task is None else self.task.extract(candidate.text) for candidate in candidates]
+        texts = [self.answer_of(candidate.text) for candidate in candidates]
         groups = [] if self.task is None else self.task.groups(texts)
         strategy = self.strategy if groups or self.strategy not in BY_ANSWER else "best"
         ratios = None if self.calibration is None else self.calibration.log_likelihood_ratio(scores)  # [n]

@@ -3,9 +3,9 @@
 Checks each option and each combination once, before anything is computed. Does not run the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import Ranking
 from swift_edge.session import Ids, ModelSession
 from swift_edge.signals import check_signal
+from swift_edge.steering import Plan
 from swift_edge.tokenizer import Message, Tokenizer
 
 Prompt: TypeAlias = str | Sequence[Message]
@@ -27,8 +28,8 @@ Prompt: TypeAlias = str | Sequence[Message]
 class Options:
     """The options of a pick as the caller gave them; None is the bundle's own."""
 
-    n: int
-    """Candidates per prompt."""
+    n: int | Literal["auto"]
+    """Candidates per prompt, or `auto`."""
     max_new_tokens: int
     """Most tokens of a candidate."""
     temperature: float | None
@@ -57,6 +58,14 @@ class Options:
     """Another judge of the candidates' texts."""
     min_confidence: float | None = None
     """Least probability of a pick that is not abstained from."""
+    max_n: int | None = None
+    """Most candidates where `n` is `auto`."""
+    prune: str | Mapping[int, int] | None = None
+    """Which rows are dropped while they are written."""
+    budget_tokens: int | None = None
+    """Most response tokens of a pick."""
+    budget_seconds: float | None = None
+    """Most seconds of a pick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +152,8 @@ class OpenedModel:
             )
         return answer
 
-    def verify(self, options: Options) -> tuple[SamplingOptions, Ranking, Decision]:
+    def verify(self, options: Options) -> tuple[SamplingOptions, Ranking, Plan]:
         """Check every option and every combination; returns what they come to with this bundle."""
-        _check_whole("n", options.n, 1)
         _check_whole("max_new_tokens", options.max_new_tokens, 1)
         _check_whole("seed", options.seed, 0, 2**64 - 1)
         if not all(isinstance(text, str) and text for text in options.stop):
@@ -160,11 +168,6 @@ class OpenedModel:
                 default.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
             ),
         )
-        if options.n > 1 and sampling.temperature == 0:
-            raise InvalidOptionError(
-                f"n is {options.n} at temperature 0, where all candidates are the same; "
-                "expected n=1, or a temperature above 0"
-            )
         ranking = self.ranking(options.signal)
         decision = Decision.of(
             ranking.head,
@@ -173,7 +176,20 @@ class OpenedModel:
             external=options.external,
             min_confidence=options.min_confidence,
         )
-        return sampling, ranking, decision
+        plan = Plan.of(
+            options.n,
+            max_n=options.max_n,
+            prune=options.prune,
+            budget_tokens=options.budget_tokens,
+            budget_seconds=options.budget_seconds,
+            decision=decision,
+        )
+        if plan.most > 1 and sampling.temperature == 0:
+            raise InvalidOptionError(
+                f"n is {options.n} at temperature 0, where all candidates are the same; "
+                "expected n=1, or a temperature above 0"
+            )
+        return sampling, ranking, plan
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:

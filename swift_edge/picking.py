@@ -5,8 +5,8 @@ lies, or how a prompt became token ids.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from swift_edge.batching import ContinuousBatch
@@ -14,10 +14,21 @@ from swift_edge.decision import Decision
 from swift_edge.decode import DecodeLoop, Finished, Step
 from swift_edge.machine import require_memory
 from swift_edge.opening import OpenedModel, Options, Prompt
-from swift_edge.results import Candidate, CandidateFinished, Event, Picked, Selection, Timings, TokenSampled, Usage
+from swift_edge.results import (
+    Candidate,
+    CandidateDropped,
+    CandidateFinished,
+    Event,
+    Picked,
+    Selection,
+    Timings,
+    TokenSampled,
+    Usage,
+)
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import GrowingCandidate, PendingTokens, Ranking
 from swift_edge.session import Ids
+from swift_edge.steering import Completed, Plan, Steering
 from swift_edge.stopwatch import Stopwatch
 
 MOST_ROWS: Final = 32
@@ -40,8 +51,8 @@ class Work:
     """How tokens are drawn, the bundle's defaults filled in."""
     ranking: Ranking
     """By what candidates are scored."""
-    decision: Decision
-    """How the pick is made from the scores."""
+    plan: Plan
+    """How many candidates there are, which are dropped, and how the pick is made."""
     bundle: str
     """The bundle, as the caller named it."""
     eos_ids: tuple[int, ...]
@@ -74,8 +85,8 @@ class Request:
         # The last token may be sampled from a full context, though it cannot be fed.
         new_tokens = min(options.max_new_tokens, session.context_length - len(prompt_ids) + 1)
         require_memory(
-            options.n * (CANDIDATE_BYTES + new_tokens * TOKEN_BYTES),
-            f"keeping {options.n} candidates of up to {new_tokens} tokens",
+            work.plan.most * (CANDIDATE_BYTES + new_tokens * TOKEN_BYTES),
+            f"keeping {work.plan.most} candidates of up to {new_tokens} tokens",
             "ask for fewer candidates or fewer tokens",
         )
         rows = session.fitting_rows(MOST_ROWS, len(prompt_ids), new_tokens, layers=len(work.ranking.layers))
@@ -95,21 +106,64 @@ def pick_each(work: Work, requests: Iterator[Request], *, watched: bool) -> Iter
 class _Pick:
     """A request whose candidates wait, are written, or wait for each other."""
 
-    def __init__(self, place: int, request: Request, work: Work, batch: ContinuousBatch, *, watched: bool) -> None:
+    def __init__(
+        self,
+        place: int,
+        request: Request,
+        work: Work,
+        batch: ContinuousBatch,
+        pending: PendingTokens,
+        *,
+        watched: bool,
+    ) -> None:
         self.place = place
         self.request = request
         self.watch = Stopwatch()
-        self.queued = batch.submit(request.prompt_ids, range(work.options.n), work.options.seed)
-        self.growing = {
-            number: GrowingCandidate(index, work.ranking, work.opened.tokenizer, work.options.stop, watched=watched)
-            for index, number in enumerate(self.queued.numbers)
-        }
+        self.growing: dict[int, GrowingCandidate] = {}  # by number
+        self.steering: Steering | None = None
+        self._work = work
+        self._batch = batch
+        self._pending = pending
+        self._watched = watched
+        self._numbers: list[int] = []  # by index
+        plan, kept_rows = work.plan, None
+        if not plan.is_fixed:
+            plan = replace(plan, rows=min(plan.rows, request.rows))
+            self.steering, kept_rows = Steering(plan), plan.rows
+        begun = range(plan.most if kept_rows is None else kept_rows)
+        self.queued = batch.submit(request.prompt_ids, begun, work.options.seed, kept_rows=kept_rows)
+        self._grow(self.queued.numbers)
         self.ends: dict[int, Finished | None] = {}
         self.candidates: dict[int, Candidate] = {}  # those that have been shown
 
     @property
     def is_written(self) -> bool:
-        return len(self.ends) == len(self.growing)
+        """Whether all its candidates have ended, and no more are to come."""
+        ended = len(self.ends) == len(self.growing)
+        return ended and (self.steering is None or self.steering.stopped_because is not None)
+
+    def begin(self, count: int) -> dict[int, GrowingCandidate]:
+        """Begin further candidates; returns them by number."""
+        first = len(self.growing)
+        return self._grow(self._batch.add(self.queued, range(first, first + count)))
+
+    def score_of(self, index: int) -> float:
+        """Running score of a candidate."""
+        self._pending.score()
+        return self.growing[self._numbers[index]].score
+
+    def token_ids_of(self, index: int) -> Sequence[int]:
+        """Tokens of a candidate so far."""
+        return self.growing[self._numbers[index]].token_ids
+
+    def drop(self, index: int, reason: str) -> Candidate:
+        """End a candidate that is still written."""
+        self._pending.score()
+        number = self._numbers[index]
+        self._batch.drop(number)
+        self.ends[number] = None
+        self.candidates[number] = self.growing[number].finish("dropped", 0, dropped_because=reason)
+        return self.candidates[number]
 
     def candidate(self, number: int) -> Candidate:
         """A candidate that has ended, frozen once: its text gives out what it held back only then."""
@@ -117,8 +171,23 @@ class _Pick:
             self.candidates[number] = self.growing[number].finish_at(self.ends[number])
         return self.candidates[number]
 
-    def finish(self, work: Work) -> Selection:
+    def _grow(self, numbers: tuple[int, ...]) -> dict[int, GrowingCandidate]:
+        work, first = self._work, len(self.growing)
+        grown = {
+            number: GrowingCandidate(
+                index, work.ranking, work.opened.tokenizer, work.options.stop, watched=self._watched
+            )
+            for index, number in enumerate(numbers, start=first)
+        }
+        self.growing |= grown
+        self._numbers += numbers
+        return grown
+
+    def finish(self) -> Selection:
         """Put together what has been written and scored."""
+        work = self._work
+        if self.steering is not None:
+            self._batch.close(self.queued)
         candidates = tuple(map(self.candidate, self.growing))
         prompt_tokens, written = len(self.request.prompt_ids), sum(candidate.n_tokens for candidate in candidates)
         self.watch.prefill_s = self.queued.prefill_s
@@ -127,12 +196,13 @@ class _Pick:
         return select(
             work.opened,
             work.ranking,
-            work.decision,
+            work.plan.decision,
             candidates,
             prompt_tokens,
             timings,
             bundle=work.bundle,
             seed=work.options.seed,
+            stopped_because=None if self.steering is None else self.steering.stopped_because,
             prompt_index=self.place,
         )
 
@@ -172,6 +242,8 @@ class _Loop:
             self._head_s += time.perf_counter() - begun
             yield from self._take(step)
             self._share_time(step)
+            if not self._work.plan.is_fixed:
+                yield from self._steer(step)
             yield from self._finish(step)
             self._submit()
         if self._error is not None:
@@ -188,7 +260,7 @@ class _Loop:
             if request is None:
                 return
             self._batch.rows = request.rows if self._begun == 0 else min(self._batch.rows, request.rows)
-            pick = _Pick(self._begun, request, self._work, self._batch, watched=self._watched)
+            pick = _Pick(self._begun, request, self._work, self._batch, self._pending, watched=self._watched)
             self._begun += 1
             self._growing |= pick.growing
             self._picks |= dict.fromkeys(pick.growing, pick)
@@ -215,9 +287,41 @@ class _Loop:
             self._picks[number].watch.add_share(total, self._shared, len(step.candidates))
         self._shared = total
 
+    def _steer(self, step: Step) -> Iterator[tuple[int, Event]]:
+        """Drop and begin candidates as their picks decide."""
+        for pick in self._in(step):
+            assert pick.steering is not None
+            assert pick.queued.admitted is not None
+            ended = [number for number in step.candidates if number in pick.growing and number in pick.ends]
+            if ended:
+                self._pending.score()
+            live = [index for index, number in enumerate(pick.growing) if number not in pick.ends]
+            orders = pick.steering.after_step(
+                {index: len(pick.token_ids_of(index)) for index in live},
+                dict(map(self._completed, map(pick.candidate, ended))),
+                pick.score_of,
+                pick.token_ids_of,
+                time.perf_counter() - pick.queued.admitted + pick.queued.prefill_s + pick.request.load_s,
+            )
+            for index, reason in orders.drop.items():
+                candidate = pick.drop(index, reason)
+                if self._watched:
+                    yield pick.place, CandidateDropped(candidate)
+            begun = pick.begin(orders.begin)
+            self._growing |= begun
+            self._picks |= dict.fromkeys(begun, pick)
+
+    def _completed(self, candidate: Candidate) -> tuple[int, Completed]:
+        answer = self._work.plan.decision.answer_of(candidate.text)
+        return candidate.index, Completed(candidate.n_tokens, candidate.score, answer)
+
+    def _in(self, step: Step) -> list[_Pick]:
+        """The picks that a step wrote for."""
+        return list({pick.place: pick for pick in map(self._picks.__getitem__, step.candidates)}.values())
+
     def _finish(self, step: Step) -> Iterator[tuple[int, Event]]:
         """Give out the picks whose last candidate has ended."""
-        for pick in {pick.place: pick for pick in map(self._picks.__getitem__, step.candidates)}.values():
+        for pick in self._in(step):
             if not pick.is_written:
                 continue
             begun = time.perf_counter()
@@ -225,7 +329,7 @@ class _Loop:
             pick.watch.head_s += time.perf_counter() - begun
             for number in pick.growing:
                 del self._picks[number], self._growing[number]
-            yield pick.place, Picked(pick.finish(self._work))
+            yield pick.place, Picked(pick.finish())
 
 
 def select(
@@ -238,6 +342,7 @@ def select(
     *,
     bundle: str,
     seed: int | None = None,
+    stopped_because: str | None = None,
     prompt_index: int = 0,
 ) -> Selection:
     """Decide between the candidates of a prompt and put everything together; `bundle` as the caller named it."""
@@ -257,6 +362,7 @@ def select(
         head=None if ranking.head is None else opened.head_name,
         answers=decided.answers,
         abstained=decided.abstained,
+        stopped_because=stopped_because,
         prompt_index=prompt_index,
         warnings=opened.warnings,
     )

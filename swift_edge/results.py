@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-FinishReason: TypeAlias = Literal["stop", "length", "given"]
+FinishReason: TypeAlias = Literal["stop", "length", "given", "dropped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Candidate:
     logprob: float
     """Sum of the response tokens' log-probabilities in nats, at temperature 1 and before any filter."""
     finish_reason: FinishReason
-    """`stop` for an EOS id or a stop string, `length` for the limit or a full context, `given` for a text to score."""
+    """`stop` for an EOS id or a stop string, `length` for the limit or a full context, `given` for a text to score,
+    `dropped` for one that was not written to its end."""
     unscored_tokens: int = 0
     """1 if the context was full, so that the last token was never fed and the head has not seen it; else 0."""
     self_certainty: float | None = None
@@ -37,6 +38,8 @@ class Candidate:
     """Gate of every token that was scored, in (0, 1), float32; None without a head."""
     rewards: NDArray[np.float32] | None = field(default=None, compare=False)  # [t]
     """Reward of every token that was scored, float32; None without a head."""
+    dropped_because: str | None = None
+    """Why it was dropped; None for one that was written to its end."""
 
     @property
     def n_tokens(self) -> int:
@@ -110,7 +113,7 @@ class Selection:
     candidates: tuple[Candidate, ...]
     """All candidates in sampling order."""
     ranked: tuple[Candidate, ...]
-    """All candidates, the best first; equal ones stay in sampling order."""
+    """All candidates, the best first, those that were dropped last; equal ones stay in sampling order."""
     strategy: str
     """How the pick was made from the scores, as `strategies` explains them: `best` is the greatest one."""
     signal: str | None
@@ -131,6 +134,9 @@ class Selection:
     """What the candidates answer, that of the pick first; empty where no task says how to find answers."""
     abstained: bool = False
     """Whether `p_correct` is less than the confidence that was asked for: `best` is then a guess."""
+    stopped_because: str | None = None
+    """Why no further candidate was begun: `settled`, `max_n`, `budget_tokens` or `budget_seconds`; None where all
+    candidates were begun at once and none was dropped."""
     prompt_index: int = 0
     """Place of the prompt among those of `pick_many`, from 0."""
     warnings: tuple[str, ...] = ()
@@ -139,7 +145,8 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON; `best` is an index.
 
-        `answers`, `abstained` and `warnings` are there only if there are any.
+        `answers`, `abstained`, `stopped_because`, `warnings` and a candidate's `dropped_because` are there only where
+        there is something to say.
         """
         document: dict[str, Any] = {
             "best": self.best.index,
@@ -153,6 +160,7 @@ class Selection:
                     "finish_reason": candidate.finish_reason,
                     "n_tokens": candidate.n_tokens,
                 }
+                | ({} if candidate.dropped_because is None else {"dropped_because": candidate.dropped_because})
                 for candidate in self.candidates
             ],
             "strategy": self.strategy,
@@ -168,6 +176,8 @@ class Selection:
             document["answers"] = [asdict(answer) | {"support": answer.support} for answer in self.answers]
         if self.abstained:
             document["abstained"] = True
+        if self.stopped_because is not None:
+            document["stopped_because"] = self.stopped_because
         if self.warnings:
             document["warnings"] = list(self.warnings)
         return document
@@ -201,11 +211,19 @@ class CandidateFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateDropped:
+    """A candidate is not written to its end."""
+
+    candidate: Candidate
+    """The candidate, with what it had and why it was dropped."""
+
+
+@dataclass(frozen=True, slots=True)
 class Picked:
-    """Every candidate is complete; always the last event."""
+    """Every candidate is complete or dropped; always the last event."""
 
     selection: Selection
     """What `Selector.pick` returns."""
 
 
-Event: TypeAlias = TokenSampled | CandidateFinished | Picked
+Event: TypeAlias = TokenSampled | CandidateFinished | CandidateDropped | Picked

@@ -132,7 +132,14 @@ class GrowingCandidate:
         for gate, reward in zip(gates.tolist(), rewards.tolist(), strict=True):
             self._running.add(gate, reward)
 
-    def finish(self, reason: FinishReason, unscored_tokens: int, text: str | None = None) -> Candidate:
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Its tokens so far."""
+        return self._token_ids
+
+    def finish(
+        self, reason: FinishReason, unscored_tokens: int, text: str | None = None, dropped_because: str | None = None
+    ) -> Candidate:
         """Freeze it; `text` where it is known better than from the tokens."""
         if text is None:
             text = self._whole_text()
@@ -147,6 +154,7 @@ class GrowingCandidate:
             self_certainty=None if self._self_certainty is None else self._self_certainty / len(self._token_ids),
             gates=_frozen(self._gates) if self._running is not None else None,
             rewards=_frozen(self._rewards) if self._running is not None else None,
+            dropped_because=dropped_because,
         )
 
     def finish_at(self, end: Finished | None) -> Candidate:

@@ -7,8 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from swift_edge.bundle import Bundle
 from swift_edge.decision import Decision, ExternalScorer, Extractor
@@ -74,7 +74,7 @@ class Selector:
         self,
         prompt: Prompt,
         *,
-        n: int = 8,
+        n: int | Literal["auto"] = 8,
         max_new_tokens: int = 512,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -88,6 +88,10 @@ class Selector:
         task: str | Extractor | None = None,
         external: ExternalScorer | None = None,
         min_confidence: float | None = None,
+        max_n: int | None = None,
+        prune: str | Mapping[int, int] | None = None,
+        budget_tokens: int | None = None,
+        budget_seconds: float | None = None,
         raw: bool = False,
     ) -> Selection:
         """Sample `n` responses to `prompt`, a text or chat messages, and pick the best.
@@ -104,6 +108,13 @@ class Selector:
         function from a text to its answer or None; None is the task that the head was trained on. `external` is a
         function from the candidates' texts to one score each. With `min_confidence` the selection says whether the
         pick is less likely to be right than that.
+
+        With `n="auto"` four candidates are begun, and more, up to `max_n` (16), until an answer is as likely as
+        `min_confidence`; without that, until what more of them could change is not worth their tokens. `prune` drops
+        rows while they are written: `auto` those that the head calibrated on prefixes finds much less likely than the
+        best, a schedule such as `{16: 8, 32: 4}` all but the best 8 at 16 tokens and all but 4 at 32. `budget_tokens`
+        bounds the response tokens of all candidates, `budget_seconds` the time, but for one step and the reading of the
+        prompt. Candidates that are dropped are in the selection, with the reason.
 
         Raises `InvalidOptionError` for options out of range or n > 1 at temperature 0, `PromptError` for a prompt that
         is empty, too long or refused by the template, `MemoryLimitError` if the rows cannot fit into memory.
@@ -123,6 +134,10 @@ class Selector:
             task,
             external,
             min_confidence,
+            max_n,
+            prune,
+            budget_tokens,
+            budget_seconds,
             raw,
         )
         return _last(self._events(prompt, options, watched=False))
@@ -132,7 +147,7 @@ class Selector:
         prompts: Iterable[Prompt],
         *,
         in_order: bool = False,
-        n: int = 8,
+        n: int | Literal["auto"] = 8,
         max_new_tokens: int = 512,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -146,6 +161,10 @@ class Selector:
         task: str | Extractor | None = None,
         external: ExternalScorer | None = None,
         min_confidence: float | None = None,
+        max_n: int | None = None,
+        prune: str | Mapping[int, int] | None = None,
+        budget_tokens: int | None = None,
+        budget_seconds: float | None = None,
         raw: bool = False,
     ) -> Iterator[Selection]:
         """Pick for every prompt; yields selections as they finish, or in the order of the prompts if `in_order`.
@@ -170,6 +189,10 @@ class Selector:
             task,
             external,
             min_confidence,
+            max_n,
+            prune,
+            budget_tokens,
+            budget_seconds,
             raw,
         )
         if isinstance(prompts, str):
@@ -183,7 +206,7 @@ class Selector:
         self,
         prompt: Prompt,
         *,
-        n: int = 8,
+        n: int | Literal["auto"] = 8,
         max_new_tokens: int = 512,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -197,6 +220,10 @@ class Selector:
         task: str | Extractor | None = None,
         external: ExternalScorer | None = None,
         min_confidence: float | None = None,
+        max_n: int | None = None,
+        prune: str | Mapping[int, int] | None = None,
+        budget_tokens: int | None = None,
+        budget_seconds: float | None = None,
         raw: bool = False,
     ) -> Iterator[Event]:
         """Do what `pick` does and tell about it: tokens with scores so far, finished candidates, `Picked` at the end.
@@ -218,6 +245,10 @@ class Selector:
             task,
             external,
             min_confidence,
+            max_n,
+            prune,
+            budget_tokens,
+            budget_seconds,
             raw,
         )
         return self._events(prompt, options, watched=True)
@@ -272,8 +303,8 @@ class Selector:
     def _work(self, options: Options) -> Work:
         """Check options against the bundle."""
         opened = self._open()
-        sampling, ranking, decision = opened.verify(options)
-        return Work(opened, options, sampling, ranking, decision, self._path, opened.bundle.manifest.tokens.eos_ids)
+        sampling, ranking, plan = opened.verify(options)
+        return Work(opened, options, sampling, ranking, plan, self._path, opened.bundle.manifest.tokens.eos_ids)
 
     def _events(self, prompt: Prompt, options: Options, *, watched: bool) -> Iterator[Event]:
         """Pick for one prompt; everything is checked before the first event is asked for."""
@@ -287,7 +318,7 @@ class Selector:
 
 
 def _options(
-    n: int,
+    n: int | Literal["auto"],
     max_new_tokens: int,
     temperature: float | None,
     top_p: float | None,
@@ -301,6 +332,10 @@ def _options(
     task: str | Extractor | None,
     external: ExternalScorer | None,
     min_confidence: float | None,
+    max_n: int | None,
+    prune: str | Mapping[int, int] | None,
+    budget_tokens: int | None,
+    budget_seconds: float | None,
     raw: bool,
 ) -> Options:
     """Take the options as they were given: one stop string may come alone, and a seed that is None is drawn here."""
@@ -319,6 +354,10 @@ def _options(
         task=task,
         external=external,
         min_confidence=min_confidence,
+        max_n=max_n,
+        prune=prune,
+        budget_tokens=budget_tokens,
+        budget_seconds=budget_seconds,
         raw=raw,
     )
 

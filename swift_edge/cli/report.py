@@ -24,10 +24,10 @@ class Progress:
     A context manager: on the way out, whatever the reason, the line is cleared.
     """
 
-    def __init__(self, candidates: int, shown: bool) -> None:
-        """Expect a number of candidates; `shown` says whether anybody looks."""
-        self._candidates = candidates
-        self._alive = candidates
+    def __init__(self, shown: bool) -> None:
+        """Begin without candidates; `shown` says whether anybody looks."""
+        self._alive: set[int] = set()
+        self._ended = 0
         self._tokens = 0
         self._shown = shown
         self._width = 0
@@ -47,9 +47,10 @@ class Progress:
         if self._shown:
             self._show("")
 
-    def token(self) -> None:
-        """Count a token, and show the line if it is old enough."""
+    def token(self, index: int) -> None:
+        """Count a token of a candidate, and show the line if it is old enough."""
         self._tokens += 1
+        self._alive.add(index)
         if not self._shown:
             return
         now = time.monotonic()
@@ -59,11 +60,13 @@ class Progress:
             self._next = now + REFRESH_S
             elapsed = now - self._begin
             speed = f", {self._tokens / elapsed:.0f} tok/s" if elapsed > 0 else ""
-            self._show(f"{self._alive} of {self._candidates} rows alive, {self._tokens} tokens{speed}")
+            begun = len(self._alive) + self._ended
+            self._show(f"{len(self._alive)} of {begun} rows alive, {self._tokens} tokens{speed}")
 
-    def finished(self) -> None:
-        """Count a row that has ended."""
-        self._alive -= 1
+    def finished(self, index: int) -> None:
+        """Count a candidate that has ended."""
+        self._alive.remove(index)
+        self._ended += 1
 
     def _show(self, text: str) -> None:
         # Blanks instead of an escape sequence: any terminal knows them. The last column stays free, or the line wraps.
@@ -82,10 +85,12 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
         yield (
             f"{rank:5}  {candidate.index:9}  {candidate.score:9.4f}  {candidate.n_tokens:6}  "
             f"{candidate.finish_reason}{unscored}"
+            + ("" if candidate.dropped_because is None else f": {candidate.dropped_because}")
         )
+    complete = sum(candidate.dropped_because is None for candidate in selection.candidates)
     for answer in selection.answers:
         chance = "" if answer.posterior is None else f", P(right) {answer.posterior:.2f}"
-        yield f"answer {answer.text!r}: {answer.support} of {len(selection.candidates)} candidates{chance}"
+        yield f"answer {answer.text!r}: {answer.support} of {complete} candidates{chance}"
     if selection.abstained:
         yield "abstained: the pick is less likely to be right than was asked for"
     for warning in selection.warnings:
@@ -100,6 +105,8 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
     if selection.seed is not None:
         facts.append(f"decode {usage.completion_tokens} tokens, {timings.decode_tps:.0f} tok/s")
         facts.append(f"seed {selection.seed}")
+    if selection.stopped_because is not None:
+        facts.append(f"{len(selection.candidates)} candidates, ended by {selection.stopped_because}")
     if selection.p_correct is not None:
         facts.append(f"P(correct) {selection.p_correct:.2f}")
     yield "; ".join([*facts, f"{timings.total_s:.2f} s", ", ".join(providers)])

@@ -6,7 +6,7 @@ Options that are not given are left to the bundle. Ranges are checked by the run
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -33,6 +33,26 @@ def model_options(command: Command) -> Command:
     return command
 
 
+def candidate_count(_context: click.Context, _parameter: click.Parameter, text: str) -> int | Literal["auto"]:
+    """Read a number of candidates, or `auto`."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number; expected one such as 8, or auto") from None
+
+
+def pruning(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | dict[int, int] | None:
+    """Read `auto`, or a schedule such as `16:8,32:4`."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return {int(tokens): int(keep) for tokens, keep in (part.split(":") for part in text.split(","))}
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no schedule; expected auto, or one such as 16:8,32:4") from None
+
+
 explain_option = click.option(
     "--explain",
     "page",
@@ -44,7 +64,24 @@ explain_option = click.option(
 
 @click.command(short_help="Write N answers and print the best one.")
 @click.argument("prompt")
-@click.option("-n", type=int, default=8, show_default=True, metavar="N", help="Candidates to write.")
+@click.option(
+    "-n",
+    "--n",
+    default="8",
+    show_default=True,
+    callback=candidate_count,
+    metavar="N",
+    help="Candidates to write; auto writes as many as the answer takes.",
+)
+@click.option("--max-n", type=int, metavar="N", help="Most candidates with -n auto.  [default: 16]")
+@click.option(
+    "--prune",
+    callback=pruning,
+    metavar="RULE",
+    help="Drop weak candidates early: auto, or how many stay at token counts, such as 16:8,32:4.",
+)
+@click.option("--budget-tokens", type=int, metavar="N", help="Most tokens of all candidates together.")
+@click.option("--budget-seconds", type=float, metavar="S", help="Most seconds; the pick is from what is there by then.")
 @writing_options
 @click.option(
     "--strategy",
@@ -63,7 +100,11 @@ explain_option = click.option(
 @model_options
 def pick(
     prompt: str,
-    n: int,
+    n: int | Literal["auto"],
+    max_n: int | None,
+    prune: str | dict[int, int] | None,
+    budget_tokens: int | None,
+    budget_seconds: float | None,
     max_new_tokens: int,
     temperature: float | None,
     top_p: float | None,
@@ -89,11 +130,11 @@ def pick(
     stops = [text_from(text, "--stop") for text in stop]
     check_page(page)
 
-    from swift_edge.results import CandidateFinished, Picked, TokenSampled
+    from swift_edge.results import CandidateDropped, CandidateFinished, Picked, TokenSampled
     from swift_edge.selector import Selector
 
     selector = Selector(model, head=head, providers=providers or None, threads=threads)
-    with Progress(n, shown=sys.stderr is not None and sys.stderr.isatty()) as progress:
+    with Progress(shown=sys.stderr is not None and sys.stderr.isatty()) as progress:
         for event in selector.stream(
             question,
             n=n,
@@ -109,13 +150,17 @@ def pick(
             strategy=strategy,
             task=task,
             min_confidence=min_confidence,
+            max_n=max_n,
+            prune=prune,
+            budget_tokens=budget_tokens,
+            budget_seconds=budget_seconds,
             raw=raw,
         ):
             match event:
                 case TokenSampled():
-                    progress.token()
-                case CandidateFinished():
-                    progress.finished()
+                    progress.token(event.index)
+                case CandidateFinished() | CandidateDropped():
+                    progress.finished(event.candidate.index)
                 case Picked():
                     selection = event.selection
     show(selection, selector.providers, as_json)

@@ -1,19 +1,31 @@
-"""The calibration of a head: of its scores and, where a task says what candidates answer, of the answers' evidence."""
+"""The calibration of a head: of its scores, whole and running, and of the evidence of what candidates answer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from swift_edge.answers import AnswerTask, answer_task
-from swift_edge.calibration import Calibration, fit_answer_calibration, fit_calibration
+from swift_edge.calibration import (
+    PREFIX_TOKENS,
+    Calibration,
+    PrefixCalibration,
+    fit_answer_calibration,
+    fit_calibration,
+    fit_prefix_calibration,
+)
 from swift_edge.selection import answer_sums
 from swift_edge.training.store import Store
 
+LEAST_CANDIDATES: Final = 100
+"""Candidates that have to go on at a token count for it to be calibrated."""
+
 
 def calibrate(
-    scores: ArrayLike,
+    prefixes: NDArray[np.float64],
+    tokens: ArrayLike,
     correct: ArrayLike,
     problems: ArrayLike,
     answers: tuple[str | None, ...],
@@ -22,10 +34,13 @@ def calibrate(
 ) -> Calibration:
     """Calibrate labelled candidates `[c]`, the problems one after another, that the head was not trained on.
 
-    Each problem serves with its first 1, 2, 4, ... candidates, so that the evidence is worth what it should be whatever
-    their number is. Raises `TrainingError` as `fit_calibration` does.
+    `prefixes` `[c, s]` are their running scores at each of `PREFIX_TOKENS` and, last, their scores; `tokens` `[c]` says
+    how many tokens they have. Each problem serves with its first 1, 2, 4, ... candidates, so that the evidence is worth
+    what it should be whatever their number is. Raises `TrainingError` as `fit_calibration` does.
     """
+    scores = prefixes[:, -1]
     calibration = fit_calibration(scores, correct, problems, seed)
+    calibration = replace(calibration, prefixes=_running(prefixes, np.asarray(tokens), np.asarray(correct, np.bool_)))
     if task is None or not any(answer is not None for answer in answers):
         return calibration
     ratios = calibration.log_likelihood_ratio(scores)  # [c]
@@ -43,6 +58,18 @@ def calibrate(
             right.append(next((place for place, group in enumerate(groups) if correct_ones[group].any()), None))
             examples.append(number)
     return replace(calibration, answers=fit_answer_calibration(sums, right, examples, seed))
+
+
+def _running(
+    prefixes: NDArray[np.float64], tokens: NDArray[np.int64], correct: NDArray[np.bool_]
+) -> dict[int, PrefixCalibration]:
+    """What the running scores are worth, of the candidates that go on."""
+    found = {}
+    for place, count in enumerate(PREFIX_TOKENS):
+        going_on = tokens > count
+        if np.isfinite(prefixes[going_on, place]).sum() >= LEAST_CANDIDATES:
+            found[count] = fit_prefix_calibration(prefixes[going_on, place], correct[going_on])
+    return found
 
 
 def task_of(stores: Sequence[Store]) -> AnswerTask | None:

@@ -245,5 +245,6 @@ def _rows(problem: Problem, read: ReadCandidate, correct: bool, answer: str | No
         self_certainty=np.nan if candidate.self_certainty is None else candidate.self_certainty,
         entropy=read.entropy,
         scores=read.scores,
+        running=read.running,
     )
     return CandidateRows(stored, read.states, read.statistics, read.positions)

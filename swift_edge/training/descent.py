@@ -78,10 +78,15 @@ class Measured:
 
     loss: float
     """The loss, without the penalty on the weights."""
-    scores: Doubles  # [c]
-    """Score of every whole response."""
+    prefixes: Doubles  # [c, s]
+    """Score of every prefix; the last one is the whole response."""
     gradient: Doubles
     """How the loss moves with the flat weights; empty if not asked for."""
+
+    @property
+    def scores(self) -> Doubles:
+        """Score of every whole response, `[c]`."""
+        return self.prefixes[:, -1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +129,8 @@ class Objective:
         weight, bias = Weights.of(vector, inputs).folded(self.standard, self.dtype)
         members = examples.members(self.problems)
         terms = self._terms()
-        loss, scores = 0.0, np.empty(members.stop - members.start)
+        every = np.empty((members.stop - members.start, 1 if self.pieces is None else self.pieces.shape[1]))  # [c, s]
+        loss = 0.0
         weight_slopes, bias_slopes = np.zeros(weight.shape), np.zeros(len(bias))
         for group in examples.groups(self.problems):
             blocks = list(examples.blocks(group))
@@ -145,7 +151,7 @@ class Objective:
                 sums, moved = loss_sums(name, prefixes, examples.candidates.correct[within], starts)
                 loss += factor * float(sums @ shares)
                 slopes += factor * shares * moved
-            scores[within.start - members.start : within.stop - members.start] = prefixes[:, -1]
+            every[within.start - members.start : within.stop - members.start] = prefixes
             if not gradient:
                 continue
             by_gate, by_reward = prefix_gradients(gates, rewards, pieces, prefixes, gate_sums, slopes)
@@ -159,11 +165,11 @@ class Objective:
                 weight_slopes += by_output[block.start - begin : block.stop - begin].T @ read
             bias_slopes += by_output.sum(axis=0, dtype=np.float64)
         if not gradient:
-            return Measured(loss, scores, np.zeros(0))
+            return Measured(loss, every, np.zeros(0))
         # Back through the folding: raw inputs were multiplied, standardised ones are meant.
         weight_slopes -= np.outer(bias_slopes, self.standard.mean)
         weight_slopes /= self.standard.scale
-        return Measured(loss, scores, Weights(weight_slopes, bias_slopes).flat())
+        return Measured(loss, every, Weights(weight_slopes, bias_slopes).flat())
 
     def auroc(self, scores: Doubles) -> float:
         """Within-problem AUROC of the candidates that count."""

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.calibration import PREFIX_TOKENS
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import RunningScore
 from swift_edge.results import Candidate, FinishReason
@@ -106,6 +107,8 @@ class ReadCandidate:
     """Mean entropy of the distributions its tokens were chosen from, in nats."""
     scores: Mapping[str, float]
     """Score by each head, by the head's name."""
+    running: Mapping[str, tuple[float, ...]]
+    """Running score by each head after each of `PREFIX_TOKENS` tokens that it has."""
     positions: NDArray[np.int32]  # [m]
     """Places of the tokens that are kept."""
     statistics: NDArray[np.float32]  # [m, 3]
@@ -133,6 +136,7 @@ class GrowingFeatures:
         self._statistics: list[NDArray[np.float32]] = []
         self._states: list[NDArray[np.float16]] = []
         self._running = {name: RunningScore() for name in reader.scorers}
+        self._prefixes: dict[str, list[float]] = {name: [] for name in reader.scorers}
 
     @property
     def stopped(self) -> bool:
@@ -144,6 +148,7 @@ class GrowingFeatures:
         assert statistics.entropy is not None
         assert statistics.self_certainty is not None
         self._growing.add_tokens(token_ids, statistics, rows)
+        before = self._tokens
         self._tokens += len(token_ids)
         self._entropy = sum(statistics.entropy[rows].tolist(), self._entropy)
         columns = (statistics.logprob[rows], statistics.entropy[rows], statistics.self_certainty[rows])
@@ -153,9 +158,12 @@ class GrowingFeatures:
         for name, (gates, rewards) in fed.scored.items():
             uncounted, running = self._reader.scorers[name].uncounted, self._running[name]
             # Not strict: the last token is not always fed.
-            for token_id, gate, reward in zip(token_ids, gates[rows].tolist(), rewards[rows].tolist(), strict=False):
+            scored = zip(token_ids, gates[rows].tolist(), rewards[rows].tolist(), strict=False)
+            for count, (token_id, gate, reward) in enumerate(scored, start=before + 1):
                 if token_id not in uncounted:
                     running.add(gate, reward)
+                if count in PREFIX_TOKENS:
+                    self._prefixes[name].append(running.score)
 
     def finish(self, reason: FinishReason, unscored_tokens: int, text: str | None = None) -> ReadCandidate:
         """Freeze it; `text` where it is known better than from the tokens."""
@@ -169,6 +177,7 @@ class GrowingFeatures:
             candidate=self._growing.finish(reason, unscored_tokens, text),
             entropy=self._entropy / self._tokens,
             scores={name: running.score for name, running in self._running.items()},
+            running={name: tuple(scores) for name, scores in self._prefixes.items()},
             positions=positions,
             statistics=statistics[positions],
             states=states if len(positions) == len(states) else states[positions],

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import swift_edge
 from swift_edge.answers import AnswerTask
-from swift_edge.calibration import Calibration
+from swift_edge.calibration import PREFIX_TOKENS, Calibration
 from swift_edge.errors import InvalidOptionError, TrainingError
 from swift_edge.extras import import_extra
 from swift_edge.head import Head
@@ -40,7 +40,7 @@ from swift_edge.training.examples import (
     survey,
 )
 from swift_edge.training.fit_options import FitOptions
-from swift_edge.training.objectives import Counts, Doubles, contrasts, cut
+from swift_edge.training.objectives import Counts, Doubles, contrasts, cut, cut_after
 from swift_edge.training.rows import starts_of
 from swift_edge.training.store import Store
 
@@ -235,12 +235,14 @@ def _calibrated(
     """The calibration, and what is to be said about it."""
     note = None
     for problems in (split.calibration, range(split.validation.start, split.calibration.stop)):
-        part = replace(objective, problems=problems, pieces=None)
+        candidates = objective.examples.candidates
+        part = replace(objective, problems=problems, pieces=cut_after(candidates.tokens, PREFIX_TOKENS))
         try:
-            scores = part.measure(vector, gradient=False).scores
+            prefixes = part.measure(vector, gradient=False).prefixes
             members = objective.examples.members(problems)
-            answers = objective.examples.candidates.answers[members.start : members.stop]
-            return calibrate(scores, part.correct, part.numbers, answers, task, seed), note
+            answers = candidates.answers[members.start : members.stop]
+            tokens = candidates.tokens[members]
+            return calibrate(prefixes, tokens, part.correct, part.numbers, answers, task, seed), note
         except TrainingError:
             note = "the calibration problems were too few: those that chose the weights served, too; collect more"
     return None, "the head is not calibrated: no problems with both labels were left; collect more"

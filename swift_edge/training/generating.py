@@ -62,10 +62,10 @@ def generate(
     """
     if rows < 1:
         raise InvalidOptionError(f"rows is {rows}; expected at least 1")
-    sampling, _, _ = opened.verify(options)
+    sampling, _, plan = opened.verify(options)
     longest = max((len(_prompt_ids(opened, problem, options, reader)) for problem in problems), default=0)
     _require_memory(opened, options, reader, rows, longest)
-    return _Loop(opened, problems, options, sampling, reader, rows, tally or Tally()).run(on_step)
+    return _Loop(opened, problems, options, sampling, plan.most, reader, rows, tally or Tally()).run(on_step)
 
 
 @dataclass(slots=True)
@@ -86,12 +86,14 @@ class _Loop:
         problems: Sequence[Problem],
         options: Options,
         sampling: SamplingOptions,
+        n: int,
         reader: FeatureReader,
         rows: int,
         tally: Tally,
     ) -> None:
         self._opened = opened
         self._options = options
+        self._n = n
         self._reader = reader
         self._tally = tally
         self._decode = DecodeLoop(
@@ -139,10 +141,10 @@ class _Loop:
 
     def _whole(self) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
         """Give out the problems at the front that are whole."""
-        while self._begun and len(self._begun[0].finished) == self._options.n:
+        while self._begun and len(self._begun[0].finished) == self._n:
             begun = self._begun.popleft()
             self._tally.watch.prefill_s += begun.queued.prefill_s
-            candidates = tuple(begun.finished[index] for index in range(self._options.n))
+            candidates = tuple(begun.finished[index] for index in range(self._n))
             self._held_bytes -= sum(candidate.nbytes for candidate in candidates)
             yield begun.problem, candidates
 
@@ -153,7 +155,7 @@ class _Loop:
                 return
             problem = self._to_come.popleft()
             prompt_ids = _prompt_ids(self._opened, problem, self._options, self._reader)
-            queued = self._batch.submit(prompt_ids, range(self._options.n), self._options.seed)
+            queued = self._batch.submit(prompt_ids, range(self._n), self._options.seed)
             begun = _Begun(problem, queued)
             self._begun.append(begun)
             self._tally.prompt_tokens += len(prompt_ids)

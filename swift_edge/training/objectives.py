@@ -12,7 +12,7 @@ so the losses of all prefixes reach a token as two sums over the prefixes that c
 B = Σ R · dL/dR / G:  dL/dr_t = g_t A  and  dL/dg_t = r_t A - B. No token is ever copied. Without a gate all g are 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -135,6 +135,17 @@ def cut(tokens: Counts, fractions: Doubles) -> Counts:
     ends = np.ceil(np.sort(fractions, axis=1) * tokens[:, np.newaxis]).astype(np.int64)
     ends = np.clip(np.column_stack([ends, tokens]), 1, tokens[:, np.newaxis])
     return np.diff(ends, axis=1, prepend=0)
+
+
+def cut_after(tokens: Counts, counts: Sequence[int]) -> Counts:
+    """Tokens of each piece `[c, k + 1]` of candidates with `tokens` `[c]`, cut after so many tokens.
+
+    >>> cut_after(np.array([40, 20]), (16, 32))
+    array([[16, 16,  8],
+           [16,  4,  0]])
+    """
+    ends = np.minimum(np.array([*counts, np.iinfo(np.int64).max]), tokens[:, np.newaxis])
+    return cast(Counts, np.diff(ends, axis=1, prepend=0))
 
 
 def prefix_scores(gates: Doubles, rewards: Doubles, pieces: Counts) -> tuple[Doubles, Doubles]:

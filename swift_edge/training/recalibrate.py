@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.calibration import Calibration, calibration_error
+from swift_edge.calibration import PREFIX_TOKENS, Calibration, calibration_error
 from swift_edge.errors import HeadMismatchError, InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.ranking_quality import within_problem_auroc
@@ -23,7 +23,7 @@ from swift_edge.training.calibrate import calibrate, task_of
 from swift_edge.training.descent import Objective, Standard, Weights
 from swift_edge.training.examples import Examples, Survey, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fit_options import LEAST_MEMORY
-from swift_edge.training.objectives import Doubles
+from swift_edge.training.objectives import Doubles, cut_after
 from swift_edge.training.rows import Inputs
 from swift_edge.training.store import Store
 
@@ -62,14 +62,22 @@ def recalibrate(
         notes.append(f"{problems} problems make a rough calibration; 200 to 500 make a good one")
     surveyed = survey(examples, range(problems), [store], pool=False)
     known = None if head.calibration is None else Calibration.from_dict(head.calibration)
-    scores = _scores(head, examples)
+    scores = _prefixes(head, examples)[:, -1]
     before = _judged(examples, scores, None if known is None else _error(known, scores, examples))
     moved, way = _matched(head, surveyed, store.info.precision)
     if head.precision != store.info.precision and moved is head:
         notes.append("the head does not say how its inputs were standardised, so its weights stay; fit a new head")
-    scores = _scores(moved, examples)
-    calibration = calibrate(scores, candidates.correct, candidates.problems, candidates.answers, task_of([store]), seed)
-    after = _judged(examples, scores, calibration.error)
+    prefixes = _prefixes(moved, examples)
+    calibration = calibrate(
+        prefixes,
+        candidates.tokens,
+        candidates.correct,
+        candidates.problems,
+        candidates.answers,
+        task_of([store]),
+        seed,
+    )
+    after = _judged(examples, prefixes[:, -1], calibration.error)
     for note in notes:
         tell(f"warning: {note}")
     tell(f"{way}; {_told('before', before)}; {_told('now', after)}")
@@ -132,12 +140,13 @@ def _matched(head: Head, surveyed: Survey, precision: str) -> tuple[Head, str]:
     return matched, f"inputs matched from {head.precision or 'an unknown precision'} to {precision}"
 
 
-def _scores(head: Head, examples: Examples) -> Doubles:
-    """Score of every candidate."""
+def _prefixes(head: Head, examples: Examples) -> Doubles:
+    """Running scores of every candidate at each of `PREFIX_TOKENS` and, last, its score, `[c, s]`."""
     as_they_are = Standard(np.zeros(examples.rows.inputs), np.ones(examples.rows.inputs))
-    whole = Objective(examples, range(len(examples.problem_starts) - 1), as_they_are, head.gate)
+    pieces = cut_after(examples.candidates.tokens, PREFIX_TOKENS)
+    whole = Objective(examples, range(len(examples.problem_starts) - 1), as_they_are, head.gate, pieces=pieces)
     weights = Weights(head.weight.astype(np.float64), head.bias.astype(np.float64))
-    return whole.measure(weights.flat(), gradient=False).scores
+    return whole.measure(weights.flat(), gradient=False).prefixes
 
 
 def _error(calibration: Calibration, scores: Doubles, examples: Examples) -> float:

@@ -65,6 +65,7 @@ _CANDIDATE_TYPES: dict[str, tuple[type, ...]] = {
     "self_certainty": _NUMBER,
     "entropy": _NUMBER,
     "scores": (dict,),
+    "running": (dict,),
 }
 _MEANS = ("logprob", "mean_logprob", "self_certainty", "entropy")
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list"}
@@ -201,6 +202,8 @@ class StoredCandidate:
     """Mean entropy of the distributions its tokens were chosen from, in nats."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """Score by each head that scored it while it was written, by the head's name."""
+    running: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Running score by each of these after each of `calibration.PREFIX_TOKENS` tokens that it has."""
 
     def to_line(self) -> str:
         """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
@@ -208,6 +211,7 @@ class StoredCandidate:
         for name in _MEANS:
             document[name] = _finite(document[name])
         document["scores"] = {name: _finite(score) for name, score in self.scores.items()}
+        document["running"] = {name: [_finite(score) for score in scores] for name, scores in self.running.items()}
         return json.dumps(document, ensure_ascii=False, allow_nan=False)
 
 
@@ -216,11 +220,19 @@ def read_lines(data: bytes, path: Path) -> Iterator[StoredCandidate]:
     shared: dict[int, int] = {}  # one object per token id: 8 bytes per token instead of 36
     for number, line in enumerate(data.splitlines(), start=1):
         try:
-            values = _checked(json.loads(line), _CANDIDATE_TYPES)
+            document = json.loads(line)
+            if isinstance(document, dict):
+                document.setdefault("running", {})  # older stores have none
+            values = _checked(document, _CANDIDATE_TYPES)
             values["token_ids"] = tuple(shared.setdefault(each, each) for each in _integers(values["token_ids"], "ids"))
             scores = values["scores"]
             _expect(all(isinstance(each, _NUMBER) for each in scores.values()), "scores", scores, "numbers")
             values["scores"] = {name: _as_float(score) for name, score in scores.items()}
+            running = values["running"]
+            for some in running.values():
+                sound = isinstance(some, list) and all(isinstance(each, _NUMBER) for each in some)
+                _expect(sound, "running", some, "a list of numbers")
+            values["running"] = {name: tuple(map(_as_float, some)) for name, some in running.items()}
             for name in _MEANS:
                 values[name] = _as_float(values[name])
             yield StoredCandidate(**values)
