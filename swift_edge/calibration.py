@@ -1,12 +1,13 @@
 """Scores to probabilities: of a candidate to be right, and of an answer that several candidates give.
 
 A candidate has Platt's curve, P(correct | score) = sigmoid(slope * score + intercept) (Platt, "Probabilistic outputs
-for support vector machines", 1999). The log-likelihood ratios of the candidates that give an answer add up to its
-evidence (arXiv 2510.13918). Candidates of one problem are not independent, the less so the more there are: a slope,
-fitted on problems with known answers, says what the sum S_a of answer a is worth, and an intercept how likely it is
-that no answer is right:
+for support vector machines", 1999). The likelihood ratios of the candidates that give an answer, p(score | correct) /
+p(score | wrong), add up to its evidence S_a. Were the candidates independent, their ratios would be multiplied (arXiv
+2510.13918), but those that share an answer mostly share the way that they came to it, right or wrong, and are worth
+little more than the best of them. A slope, fitted on problems with known answers, says what the sum is worth, and an
+intercept how likely it is that no answer is right:
 
-    P(a) = exp(slope * S_a + intercept) / (1 + sum over answers b of exp(slope * S_b + intercept))
+    P(a) = c S_a^slope / (1 + sum over answers b of c S_b^slope)    c = exp(intercept)
 
 Knows scores, labels and problems; does not know texts, heads or stores. NumPy alone: either has two parameters, and
 Newton's method finds them in a few steps.
@@ -32,7 +33,9 @@ FOLDS: Final = 5
 _RIDGE: Final = 0.1
 """Pull of the slope of standardised scores towards 0, in candidates: finite even where the classes are separable."""
 _ANSWER_RIDGE: Final = 0.1
-"""Pull of the slope of answers towards 1, what independent candidates have, in problems."""
+"""Pull of the slope of answers towards 1, where evidence is worth what it says, in problems."""
+_LARGEST_LOG_RATIO: Final = 500.0
+"""A greater one says nothing more, and its exponential would not be finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class AnswerCalibration:
     """How the evidence of a problem's answers becomes their probabilities."""
 
     slope: float
-    """Log-odds per unit of summed log-likelihood ratio, 0 or more."""
+    """Log-odds per unit of the logarithm of the summed likelihood ratios, 0 or more."""
     intercept: float
     """Log-odds of an answer without evidence against none being right."""
     error: float
@@ -55,9 +58,9 @@ class AnswerCalibration:
         _expect(0 <= self.error <= 1, "error", self.error, "a share from 0 to 1")
 
     def posterior(self, sums: ArrayLike) -> NDArray[np.float64]:
-        """P(right) of answers with these sums of log-likelihood ratios, `[a]`; what they lack to 1 is that none is.
+        """P(right) of answers with these sums of likelihood ratios, `[a]`; what they lack to 1 is that none is.
 
-        >>> AnswerCalibration(1.0, 0.0, 0.0, 100).posterior([0.0, 0.0])
+        >>> AnswerCalibration(1.0, 0.0, 0.0, 100).posterior([1.0, 1.0])
         array([0.33333333, 0.33333333])
         """
         return _posterior(np.array([self.slope, self.intercept]), np.asarray(sums, np.float64))
@@ -135,9 +138,12 @@ class Calibration:
         chance = float(self.probability(score))
         return chance if math.isfinite(chance) else None
 
-    def log_likelihood_ratio(self, scores: ArrayLike) -> NDArray[np.float64]:
-        """Log of p(score | correct) / p(score | wrong), `[n]`: the log-odds less those of the base rate."""
-        return self.log_odds(scores) - _logit(self.base_rate)
+    def likelihood_ratio(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """p(score | correct) / p(score | wrong), `[n]`: the odds over those of the base rate; NaN without a score."""
+        ratios: NDArray[np.float64] = np.exp(
+            np.minimum(self.log_odds(scores) - _logit(self.base_rate), _LARGEST_LOG_RATIO)
+        )
+        return ratios
 
     def log_odds(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Log-odds of candidates with these scores to be right, `[n]`; NaN for a score that is no finite number."""
@@ -282,8 +288,8 @@ def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[flo
 
 
 def _padded(sums: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Examples as rows of one array `[e, a]`, filled up with minus infinity: answers that nobody gave."""
-    padded = np.full((len(sums), max(1, *(each.size for each in sums))), -np.inf)
+    """Examples as rows of one array `[e, a]`, filled up with 0: answers that nobody gave."""
+    padded = np.zeros((len(sums), max(1, *(each.size for each in sums))))
     for row, each in zip(padded, sums, strict=True):
         row[: each.size] = each
     return padded
@@ -299,8 +305,8 @@ def _posterior(parameters: NDArray[np.float64], sums: NDArray[np.float64]) -> ND
 
 
 def _log_odds(parameters: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    there = sums > -np.inf
-    return np.where(there, parameters[0] * np.where(there, sums, 0.0) + parameters[1], -np.inf)
+    there = sums > 0
+    return np.where(there, parameters[0] * np.log(np.where(there, sums, 1.0)) + parameters[1], -np.inf)
 
 
 def _fit_answers(sums: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -309,10 +315,11 @@ def _fit_answers(sums: NDArray[np.float64], places: NDArray[np.int64]) -> NDArra
     `sums` are those of the answers `[e, a]`, `places` says which is right `[e]`, -1 for none.
     """
     parameters = np.array([1.0, 0.0])
-    some = places >= 0
+    # A right answer without evidence, all of whose scores are missing, cannot be made likely.
+    some = (places >= 0) & (np.take_along_axis(sums, np.maximum(places, 0)[:, np.newaxis], axis=1)[:, 0] > 0)
     chosen = np.flatnonzero(some), places[some]
-    finite = np.where(np.isfinite(sums), sums, 0.0)
-    inputs = np.stack([finite, np.ones_like(sums)])  # [2, e, a]
+    logarithms = np.log(np.where(sums > 0, sums, 1.0))
+    inputs = np.stack([logarithms, np.ones_like(sums)])  # [2, e, a]
 
     def cost(at: NDArray[np.float64]) -> float:
         log_odds = _log_odds(at, sums)

@@ -132,7 +132,7 @@ class Decision:
         texts = [self.answer_of(candidate.text) for candidate in candidates]
         groups = [] if self.task is None else self.task.groups(texts)
         strategy = self.strategy if groups or self.strategy not in BY_ANSWER else "best"
-        ratios = None if self.calibration is None else self.calibration.log_likelihood_ratio(scores)  # [n]
+        ratios = None if self.calibration is None else self.calibration.likelihood_ratio(scores)  # [n]
         ranked = self._rank(strategy, candidates, scores, groups, ratios)
         answers = self._answers(texts, groups, ranked, ratios)
         p_correct = self._probability(scores[ranked[0]], ranked[0], answers)

@@ -16,8 +16,8 @@ from typing import Final
 from swift_edge.calibration import Calibration
 from swift_edge.errors import InvalidOptionError
 
-LARGEST_GAP: Final = 1.0
-"""Log-odds behind the best at which a row is dropped: it is e times less likely to be right."""
+LARGEST_GAP: Final = 1.5
+"""Log-odds behind the best at which a row is dropped: its odds of being right are less than a quarter of the best's."""
 LEAST_TEXTS: Final = 2
 """Different texts that stay until an answer can be seen."""
 

@@ -182,14 +182,15 @@ class Steering:
             return "budget_seconds"
         if plan.budget_tokens is not None and left and self._spent(left) + 1 > plan.budget_tokens:
             return "budget_tokens"
-        if plan.adaptive and self.begun < plan.most and self._is_settled(0):
+        if plan.adaptive and self.begun - len(left) < plan.most and self._is_settled(left, 0):
             return "settled"
         return None
 
-    def _is_settled(self, promised: int) -> bool:
-        """Whether no further candidate is worth it, should `promised` ones turn out as favourably as can be."""
+    def _is_settled(self, left: Mapping[int, int], promised: int) -> bool:
+        """Whether no further candidate is worth it, should `promised` live ones turn out as favourably as can be."""
         plan, completed = self._plan, list(self._completed.values())
-        if len(completed) + promised < min(FIRST_CANDIDATES, plan.most):
+        known = self.begun - len(left) + promised  # one that was dropped is known to be weak
+        if known < min(FIRST_CANDIDATES, plan.most) or not completed:
             return False
         scores = [each.score for each in completed]
         task, calibration = plan.decision.task, plan.decision.calibration
@@ -198,19 +199,18 @@ class Steering:
         groups = task.groups([each.answer for each in completed])
         if calibration is None or calibration.answers is None:
             return lead([len(group) for group in groups], promised) >= LEAST_LEAD
-        ratios = calibration.log_likelihood_ratio(scores).tolist()
+        ratios = calibration.likelihood_ratio(scores).tolist()
         sums = answer_sums(groups, ratios)
         best = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
-        wanted = confidence_at(len(completed) + promised, plan.most, plan.decision.min_confidence)
-        return likeliest(sums, calibration.answers, promised * max(0.0, best)) >= wanted
+        wanted = confidence_at(known, plan.most, plan.decision.min_confidence)
+        return likeliest(sums, calibration.answers, promised * best) >= wanted
 
     def _wanted(self, left: Mapping[int, int]) -> int:
         """How many candidates to begin: as many as rows are free, unless those that are live may settle it."""
         plan = self._plan
         wanted = min(plan.rows - len(left), plan.most - self.begun)
-        if plan.adaptive and left:
-            owed = FIRST_CANDIDATES - len(self._completed) - len(left)
-            wanted = min(wanted, owed) if owed > 0 else 0 if self._is_settled(len(left)) else wanted
+        if plan.adaptive and left and self._is_settled(left, len(left)):
+            wanted = 0
         if wanted <= 0 or plan.budget_tokens is None:
             return max(0, wanted)
         spare = plan.budget_tokens - self._spent(left) - sum(self._to_come(tokens) for tokens in left.values())

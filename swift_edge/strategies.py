@@ -3,8 +3,7 @@
     best                the greatest score
     majority            the commonest answer
     vote                the answer with the greatest sum of P(correct)
-    calibrated          the answer with the greatest sum of log-likelihood ratios (arXiv 2510.13918): a candidate that
-                        is likely wrong counts against its answer
+    calibrated          the answer with the greatest sum of likelihood ratios, p(score | correct) / p(score | wrong)
     best-of-majority    the answer that the best of a random redraw gives most often (arXiv 2511.18630)
     ranking, scaling    the greatest score combined with an external one, as SWIFT combines two
 

@@ -9,10 +9,10 @@ from words import CONTAINERS, NAMES, PLACES, THINGS, Draw, spread
 
 SHARED = spread(
     (
-        "{n} {o} are shared among {m} {p}",
-        "{n} {o} are split between {m} {p}",
-        "{m} {p} share {n} {o}",
-        "{m} {p} divide {n} {o}",
+        "{n} {o} and {k} more are shared among {m} {p}",
+        "{n} {o} and {k} more are split between {m} {p}",
+        "{m} {p} share {n} {o} and {k} more",
+        "{m} {p} divide {n} {o} and {k} more",
     ),
     ("{X} fairly", "{t}{X} fairly", "{X} so that all get the same", "At the {l}, {X} evenly"),
 )
@@ -55,16 +55,17 @@ HOW_FAR = spread(
 def sharing(draw: Draw) -> Problem:
     """Things shared among people: what each gets and what is left over are mixed up in one way or the other."""
     text, steps = [], []
-    for _ in range(draw.rng.choice((2, 2, 3))):
-        left, n, m = draw.rng.random() < 0.5, draw.number(10, 40), draw.number(3, 6)
+    for _ in range(2):
+        left, n, k, m = draw.rng.random() < 0.5, draw.number(10, 31), draw.number(2, 9), draw.number(3, 6)
         thing, people = draw.one(THINGS), draw.one(GROUPS_OF_PEOPLE)
-        shared = draw.say(SHARED, n=n, m=m, o=thing, p=people, l=draw.one(PLACES), t=draw.when())
+        shared = draw.say(SHARED, n=n, k=k, m=m, o=thing, p=people, l=draw.one(PLACES), t=draw.when())
         text.append(f"{shared}; {draw.say(LEFT if left else EACH)}")
-        quotient, remainder = Way(n, "//", m), Way(n, "%", m)
+        steps.append(Step(Way(n, "+", k), label=thing))
+        quotient, remainder = Way(Ref(len(steps) - 1), "//", m), Way(Ref(len(steps) - 1), "%", m)
         label = f"{'left' if left else 'each'} {thing}"
         steps.append(Step(remainder, quotient, None, label) if left else Step(quotient, None, remainder, label))
     text.append(draw.say(IN_ALL))
-    return _choice("sharing", text, [*steps, *_sums(len(steps))], ASTRAY, draw)
+    return _choice("sharing", text, [*steps, Step(Way(Ref(1), "+", Ref(3)), label="All")], ASTRAY, draw)
 
 
 def measure(draw: Draw) -> Problem:
@@ -90,24 +91,25 @@ def measure(draw: Draw) -> Problem:
 def packing(draw: Draw) -> Problem:
     """Things packed into containers: full containers and loose things are mixed up in one way or the other."""
     text, steps = [], []
-    for _ in range(draw.rng.choice((2, 2, 3))):
-        full, n, m = draw.rng.random() < 0.5, draw.number(10, 40), draw.number(3, 6)
+    for _ in range(2):
+        full, n, k, m = draw.rng.random() < 0.5, draw.number(10, 31), draw.number(2, 9), draw.number(3, 6)
         thing, container = draw.one(THINGS), draw.one(CONTAINERS)
-        packed = draw.say(PACKED, n=n, m=m, o=thing, c=container, t=draw.when(), a=draw.one(NAMES))
+        packed = draw.say(PACKED, n=n, k=k, m=m, o=thing, c=container, t=draw.when(), a=draw.one(NAMES))
         text.append(f"{packed}; {draw.say(FULL if full else LOOSE, o=thing, c=container)}")
-        quotient, remainder = Way(n, "//", m), Way(n, "%", m)
+        steps.append(Step(Way(n, "+", k), label=thing))
+        quotient, remainder = Way(Ref(len(steps) - 1), "//", m), Way(Ref(len(steps) - 1), "%", m)
         label = f"full {container}" if full else f"loose {thing}"
         steps.append(Step(quotient, remainder, None, label) if full else Step(remainder, None, quotient, label))
     text.append(draw.say(IN_ALL))
-    return _choice("packing", text, [*steps, *_sums(len(steps))], ASTRAY, draw)
+    return _choice("packing", text, [*steps, Step(Way(Ref(1), "+", Ref(3)), label="All")], ASTRAY, draw)
 
 
 PACKED = spread(
     (
-        "{a} packs {n} {o} into {c} of {m}",
-        "{a} puts {n} {o} into {c} of {m}",
-        "{a} sorts {n} {o} into {c} of {m}",
-        "{a} has {n} {o} and fills {c} of {m}",
+        "{a} packs {n} {o} and {k} more into {c} of {m}",
+        "{a} puts {n} {o} and {k} more into {c} of {m}",
+        "{a} sorts {n} {o} and {k} more into {c} of {m}",
+        "{a} has {n} {o} and {k} more and fills {c} of {m}",
     ),
     ("{X}", "{t}{X}", "{X} as far as it goes", "One day {X}"),
 )
@@ -119,12 +121,6 @@ LOOSE = spread(
     ("count the loose {o}", "take the number of loose {o}", "write down how many {o} are loose"),
     ("{X}.", "we {X}.", "please {X}.", "now {X}."),
 )
-
-
-def _sums(count: int) -> list[Step]:
-    """Steps that add up the results of the first `count` ones."""
-    totals = [Ref(0), *(Ref(count + place) for place in range(count - 2))]
-    return [Step(Way(total, "+", Ref(place)), label="All") for place, total in enumerate(totals, start=1)]
 
 
 def _choice(kind: str, text: list[str], steps: list[Step], shares: Shares, draw: Draw) -> Problem:

@@ -42,20 +42,19 @@ def indexing(draw: Draw) -> Problem:
 
 def division(draw: Draw) -> Problem:
     """Quotients and remainders: misconceptions take every division for a quotient, or for a remainder."""
-    *names, result = draw.rng.sample(VARIABLES, draw.rng.choice((3, 4)))
+    *names, result = draw.rng.sample(VARIABLES, 3)
     lines, steps = [], []
     for name in names:
         whole = draw.rng.random() < 0.5
-        dividend, divisor = draw.number(10, 40), draw.number(3, 6)
-        lines.append(f"{name} = {dividend} {'//' if whole else '%'} {divisor}")
+        first, second, divisor = draw.number(10, 31), draw.number(2, 9), draw.number(3, 6)
+        lines.append(f"{name} = ({first} + {second}) {'//' if whole else '%'} {divisor}")
+        steps.append(Step(Way(first, "+", second), label=name))
+        dividend = Ref(len(steps) - 1)
         quotient, remainder = Way(dividend, "//", divisor), Way(dividend, "%", divisor)
         steps.append(Step(quotient, None, remainder, name) if whole else Step(remainder, quotient, None, name))
-    total: Operand = Ref(0)
-    for place in range(1, len(names)):
-        steps.append(Step(Way(total, "+", Ref(place)), label=result))
-        total = Ref(len(steps) - 1)
+    steps.append(Step(Way(Ref(1), "+", Ref(3)), label=result))
     sign, n = draw.one("+*"), draw.number(2, 9)
-    steps.append(Step(Way(total, "+" if sign == "+" else "*", n), label="print"))
+    steps.append(Step(Way(Ref(4), "+" if sign == "+" else "*", n), label="print"))
     lines += [f"{result} = {' + '.join(names)}", f"print({result} {sign} {n})"]
     return _program("division", lines, steps, ASTRAY, draw)
 

@@ -30,7 +30,7 @@ CAREFUL_BATCH = 45
 """Questions per step where there is one response to learn: about as many tokens."""
 CAREFUL_STEPS = 3136
 """Training begins with careful solvers alone: half and half of two ways would teach neither of them."""
-HELD, HELD_STEPS = 0.4, 2164
+HELD, HELD_STEPS = 0.6, 4200
 """Then this share of the responses is by the solvers of the problem, until the model knows one by its first steps."""
 MIXING_STEPS = 400
 """Then the share rises evenly to all."""

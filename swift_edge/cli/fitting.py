@@ -117,7 +117,7 @@ def show(out: Path, head: "Head", as_json: bool) -> None:
 )
 @click.option("--max-iterations", type=int, metavar="N", help="Most iterations of each descent.  [default: 200]")
 @click.option(
-    "--patience", type=int, metavar="N", help="Iterations without better weights after which it ends.  [default: 20]"
+    "--patience", type=int, metavar="N", help="Iterations without better weights after which it ends.  [default: 60]"
 )
 @click.option("--problems", type=int, metavar="N", help="Use N problems only.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="The same seed gives the same head.")

@@ -3,7 +3,7 @@
     DIR/candidates         the store of all candidates, which an interrupted test goes on with
     DIR/results.json       every figure, and everything that is needed to do it again
     DIR/results.md         the tables
-    DIR/accuracy.png, .svg, calibration.png, .svg
+    DIR/accuracy.png, .svg, calibration.png, .svg, economy.png, .svg
 
 Candidates come from the same loop as those that heads are trained on, and heads score them while they are written. This
 is where the bundle, the problems, heads and figures meet.
@@ -12,24 +12,30 @@ is where the bundle, the problems, heads and figures meet.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from swift_edge.answers import answer_task
+from swift_edge.calibration import PREFIX_TOKENS, Calibration
+from swift_edge.decision import Decision
 from swift_edge.errors import InvalidOptionError, StoreError
 from swift_edge.evaluation.ablations import Ablations
 from swift_edge.evaluation.bootstrap import RESAMPLES
+from swift_edge.evaluation.economy import economy
 from swift_edge.evaluation.external import read_external
-from swift_edge.evaluation.figures import check_drawing, draw_accuracy, draw_calibration
+from swift_edge.evaluation.figures import check_drawing, draw_accuracy, draw_calibration, draw_economy
 from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.record import file_sha256, machine_facts, versions
 from swift_edge.evaluation.sampled import Sampled
-from swift_edge.evaluation.selectors import RESERVED
+from swift_edge.evaluation.selectors import RESERVED, expected_accuracies
+from swift_edge.evaluation.step_times import measure_steps
 from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Trial, Writing
 from swift_edge.files import write_whole
 from swift_edge.head import Head, load_head
 from swift_edge.opening import OpenedModel
+from swift_edge.sampling import SamplingOptions
 from swift_edge.training.collect import open_model
 from swift_edge.training.collected import CollectProgress
 from swift_edge.training.problems import read_problems
@@ -130,8 +136,36 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
         "completion_tokens_per_candidate": tokens / len(store.candidates),
     }
     results["timings"] = {name: value for name, value in timings.items() if name.endswith("_s")}
+    if (spent := _economy(trial, store, sampled, heads)) is not None:
+        results["economy"] = spent
     results["notes"] = [*_notes(sampled), *_seen(heads, trial)]
     return results
+
+
+def _economy(trial: Trial, store: Store, sampled: Sampled, heads: Mapping[str, Head]) -> dict[str, Any] | None:
+    """What adaptive and pruned picks by the first head come to; None where it is not calibrated for answers."""
+    name, head = next(iter(heads.items()), (None, None))
+    if name is None or head is None or head.calibration is None:
+        return None
+    candidates = store.candidates
+    # A store of an earlier version has no running scores.
+    known = all(
+        len(each.running.get(name, ())) >= sum(count < each.n_tokens for count in PREFIX_TOKENS) for each in candidates
+    )
+    if not known or Calibration.from_dict(head.calibration).answers is None:
+        return None
+    trial.report("replaying adaptive and pruned picks")
+    sampling = {option: value for option, value in (store.info.sampling or {}).items() if option != "stop"}
+    times = measure_steps(replace(trial.opened, head=head), SamplingOptions(**sampling), trial.sizes[-1])
+    return economy(
+        [candidates[start : start + sampled.n] for start in range(0, len(candidates), sampled.n)],
+        Decision.of(head, strategy="calibrated", task=trial.task),
+        name,
+        {size: expected_accuracies(sampled, size, trial.writing.seed) for size in trial.sizes},
+        times,
+        seed=trial.writing.seed,
+        resamples=trial.resamples,
+    )
 
 
 def _notes(sampled: Sampled) -> list[str]:
@@ -215,6 +249,7 @@ def _write(results: Mapping[str, Any], out: Path) -> None:
     write_whole(out / "results.md", markdown(results).encode())
     draw_accuracy(results, out)
     draw_calibration(results, out)
+    draw_economy(results, out)
 
 
 def _has_features(folder: Path) -> bool:

@@ -85,6 +85,52 @@ def draw_accuracy(results: Mapping[str, Any], folder: Path) -> list[Path]:
     return _save(figure, folder, "accuracy")
 
 
+def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw accuracy against tokens and against seconds, every rule at every size and the adaptive and pruned picks."""
+    found = results.get("economy")
+    if found is None:
+        return []
+    figure = import_extra("matplotlib.figure", "eval", "eval").Figure(figsize=(11.0, 5.0), layout="constrained")
+    heads = list(results["run"]["heads"])
+    sizes = [str(size) for size in results["sizes"]]
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, cost, label in ((left, "tokens", "tokens per problem"), (right, "seconds", "decode seconds per problem")):
+        spent = [found["fixed"][size][cost] for size in sizes]
+        for name, figures in results["accuracy"].items():
+            if name == ORACLE:
+                continue  # far above what any rule can reach, it would flatten the others
+            colour, dashes, mark, width = _style(name, heads)
+            values = [figures[size]["value"] for size in sizes]
+            axes.plot(
+                spent, values, color=colour, linestyle=dashes, marker=mark, markersize=4, linewidth=width, label=name
+            )
+        for (name, figures), mark in zip(found["plans"].items(), ("*", "d", "P"), strict=True):
+            value = figures["accuracy"]
+            axes.errorbar(
+                figures[cost],
+                value["value"],
+                yerr=[[value["value"] - value["low"]], [value["high"] - value["value"]]],
+                color=RED,
+                marker=mark,
+                markersize=10,
+                linewidth=1.2,
+                linestyle="",
+                label=name,
+                zorder=5,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel(label)
+        _plain_axes(axes)
+    left.set_ylabel("share of picks that are right")
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    left.set_title(
+        f"{results['run']['bundle']['base_model']}, {results['problems']:,} problems, N = {', '.join(sizes)}",
+        loc="left",
+        fontsize=10,
+    )
+    return _save(figure, folder, "economy")
+
+
 def draw_calibration(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the share of right candidates and picks against their probability; nothing without a calibration."""
     found = next((each for each in results["calibration"].values() if each is not None), None)
@@ -152,11 +198,15 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     """A figure without a window or a global state behind it."""
     figure = import_extra("matplotlib.figure", "eval", "eval").Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
+    _plain_axes(axes)
+    return figure, axes
+
+
+def _plain_axes(axes: Any) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(axis="y", color="#E3E3E3", linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _save(figure: Any, folder: Path, name: str) -> list[Path]:

@@ -21,6 +21,8 @@ class Replayed:
 
     picked: int
     """The candidate that is picked, by its place among those given."""
+    p_correct: float | None
+    """Probability that it is right, as the decision has it."""
     tokens: int
     """Response tokens of all candidates, those that were dropped included."""
     steps: Mapping[int, int]
@@ -72,8 +74,8 @@ def replay(plan: Plan, candidates: Sequence[StoredCandidate], head: str) -> Repl
             written[index] = _candidate(candidates[index], index, head, live.pop(index), reason)
         live |= dict.fromkeys(range(steering.begun - orders.begin, steering.begun), 0)
     begun = tuple(written[index] for index in sorted(written))
-    picked = plan.decision.apply(begun).ranked[0]
-    return Replayed(picked, sum(candidate.n_tokens for candidate in begun), steps, begun)
+    decided = plan.decision.apply(begun)
+    return Replayed(decided.ranked[0], decided.p_correct, sum(candidate.n_tokens for candidate in begun), steps, begun)
 
 
 def _candidate(

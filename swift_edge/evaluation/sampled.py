@@ -30,7 +30,7 @@ class HeadScores:
     probabilities: Floats | None  # [q, n]
     """P(correct) by its calibration; None without one."""
     ratios: Floats | None = None  # [q, n]
-    """Log-likelihood ratios by its calibration; None without one."""
+    """Likelihood ratios by its calibration; None without one."""
     answers: AnswerCalibration | None = None
     """What the sums of these are worth; None where it was calibrated without a task."""
 
@@ -40,9 +40,7 @@ class HeadScores:
         if head.calibration is None:
             return cls(scores, None)
         calibration = Calibration.from_dict(head.calibration)
-        return cls(
-            scores, calibration.probability(scores), calibration.log_likelihood_ratio(scores), calibration.answers
-        )
+        return cls(scores, calibration.probability(scores), calibration.likelihood_ratio(scores), calibration.answers)
 
     @property
     def votes(self) -> Floats:

@@ -7,7 +7,7 @@
     mean_logprob, self_certainty    the greatest of a label-free signal
     HEAD            the greatest score of a head
     HEAD vote       the answer with the greatest sum of probabilities
-    HEAD calibrated the answer with the greatest sum of log-likelihood ratios
+    HEAD calibrated the answer with the greatest sum of likelihood ratios
     HEAD+OTHER ranking, scaling     the first head with another score, as SWIFT combines them
 
 Knows arrays only. The other score is the external one where there is one, else the mean log-probability.

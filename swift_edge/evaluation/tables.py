@@ -25,6 +25,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         *_calibration(results),
         *_families(results),
         _cost(results),
+        *_economy(results),
         *_ablations(results),
         *(f"Note: {note}" for note in results["notes"]),
     ]
@@ -66,7 +67,7 @@ def _legend(results: Mapping[str, Any]) -> str:
     calibrated = [name for name in heads if results["run"]["heads"][name]["calibrated"]]
     weight = "P(correct)" if len(calibrated) == len(heads) else "P(correct), without a calibration sigmoid(score),"
     return (
-        f"A head's vote adds up {weight} by answer, `calibrated` log-likelihood ratios; `ranking` and `scaling` "
+        f"A head's vote adds up {weight} by answer, `calibrated` likelihood ratios; `ranking` and `scaling` "
         f"combine {heads[0]} with {other}, as SWIFT does."
     )
 
@@ -132,6 +133,46 @@ def _cost(results: Mapping[str, Any]) -> str:
         text += f" ({scorers})" if scorers else ""
         text += f", on {machine['processor']}, threads: {results['run']['threads']}."
     return text
+
+
+def _economy(results: Mapping[str, Any]) -> Iterator[str]:
+    found = results.get("economy")
+    if found is None:
+        return
+    most = max(results["sizes"])
+    rows = []
+    for size, figures in found["fixed"].items():
+        accuracy = results["accuracy"][f"{found['head']} calibrated"][size]
+        spent = [f"{figures['tokens']:.0f}", "", f"{1000 * figures['seconds']:.0f}", ""]
+        rows.append([f"N = {size}", _number(accuracy), _interval(accuracy), "", size, *spent, "", ""])
+    for name, figures in found["plans"].items():
+        rows.append(
+            [
+                name,
+                _number(figures["accuracy"]),
+                _interval(figures["accuracy"]),
+                _signed(figures["less_calibrated_at_most"]),
+                f"{figures['candidates']:.1f}",
+                f"{figures['tokens']:.0f}",
+                f"{figures['tokens_share']:.0%}",
+                f"{1000 * figures['seconds']:.0f}",
+                f"{figures['seconds_share']:.0%}",
+                *(
+                    f"{_signed(figures[f'best_at_equal_{cost}']['less'])} {figures[f'best_at_equal_{cost}']['rule']}"
+                    for cost in ("tokens", "seconds")
+                ),
+            ]
+        )
+    header = ["", "accuracy", "interval", f"less N = {most}", "candidates", "tokens", "share", "ms", "share"]
+    yield (
+        f"Adaptive and pruned picks by {found['head']} calibrated, in {found['orders']} orders of up to {most} "
+        f"candidates. Tokens and decode time per problem; steps of every number of rows were timed on this "
+        f"machine (knee {found['knee']:.1f} rows). Last: less the best rule with a fixed number of "
+        "candidates, or a mixture of two numbers, at as many tokens, and at as much time.\n\n"
+        + _table([*header, "at equal tokens", "at equal time"], rows)
+    )
+    errors = ", ".join(f"{name} {figures['calibration_error']:.3f}" for name, figures in found["plans"].items())
+    yield f"Calibration error of the P(correct) of these picks: {errors}."
 
 
 def _ablations(results: Mapping[str, Any]) -> Iterator[str]:

@@ -43,7 +43,7 @@ def calibrate(
     calibration = replace(calibration, prefixes=_running(prefixes, np.asarray(tokens), np.asarray(correct, np.bool_)))
     if task is None or not any(answer is not None for answer in answers):
         return calibration
-    ratios = calibration.log_likelihood_ratio(scores)  # [c]
+    ratios = calibration.likelihood_ratio(scores)  # [c]
     labels, numbers = np.asarray(correct, np.bool_), np.asarray(problems)
     sums: list[list[float]] = []
     right: list[int | None] = []

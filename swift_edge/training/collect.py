@@ -10,7 +10,7 @@ problems, the model, labels and the store meet.
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import numpy as np
 
@@ -327,10 +327,10 @@ def _bundle_sha256(bundle: Bundle) -> str:
 
 
 def _head_sha256(head: Head | None) -> str:
-    """One hash for everything that a head is."""
+    """One hash for everything that scores depend on: not the calibration, nor what is told about the fit."""
     digest = hashlib.sha256()
-    for each in fields(Head):
-        value = getattr(head, each.name)
-        digest.update(each.name.encode())
+    for name in ("weight", "bias", "layers", "token_statistics", "gate", "feature", "includes_eos", "norm"):
+        value = getattr(head, name)
+        digest.update(name.encode())
         digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
     return digest.hexdigest()

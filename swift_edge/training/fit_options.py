@@ -16,7 +16,7 @@ from swift_edge.training.objectives import LOSSES, Loss
 from swift_edge.training.rows import Inputs
 from swift_edge.training.store import StoreInfo
 
-WEIGHT_DECAYS: Final = (1e-3, 1e-2, 1e-1, 1.0)
+WEIGHT_DECAYS: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight decays that are tried where none is given, the weakest first."""
 LEAST_MEMORY: Final = 2**20
 """Fewest bytes that a fit can be held to."""
@@ -54,7 +54,7 @@ class FitOptions:
     """Whether each is judged by the whole fit, or by its convex start, which costs little but favours weak ones."""
     max_iterations: int = 200
     """Most iterations of each descent."""
-    patience: int = 20
+    patience: int = 60
     """Iterations without better weights after which a descent ends."""
     problems: int | None = None
     """Most problems to use, drawn by the seed; None uses all."""

@@ -86,7 +86,7 @@ def test_scores_that_say_nothing_or_the_opposite_give_the_base_rate(scores: list
     found = fit_calibration(scores, correct, [0, 0, 1, 1, 2, 2], seed=0)
     assert found.slope == 0
     np.testing.assert_allclose(found.probability(scores), 0.5)
-    np.testing.assert_allclose(found.log_likelihood_ratio(scores), 0.0, atol=1e-12)
+    np.testing.assert_allclose(found.likelihood_ratio(scores), 1.0, rtol=1e-12)
 
 
 def test_candidates_without_a_score_are_left_out() -> None:
@@ -131,7 +131,7 @@ def test_probability_rises_with_the_score(scores: list[float]) -> None:
 
 def test_likelihood_ratio_is_what_a_score_adds_to_the_base_rate() -> None:
     scores = np.array([-1.0, 0.0, 2.0])
-    ratio = np.exp(PLAIN.log_likelihood_ratio(scores))
+    ratio = PLAIN.likelihood_ratio(scores)
     odds = ratio * 0.4 / 0.6
     np.testing.assert_allclose(odds / (1 + odds), PLAIN.probability(scores))
 
@@ -139,7 +139,7 @@ def test_likelihood_ratio_is_what_a_score_adds_to_the_base_rate() -> None:
 def test_scores_that_are_no_numbers_have_no_probability() -> None:
     for score in (math.nan, math.inf, -math.inf):
         assert math.isnan(PLAIN.probability([score])[0])
-        assert math.isnan(PLAIN.log_likelihood_ratio([score])[0])
+        assert math.isnan(PLAIN.likelihood_ratio([score])[0])
 
 
 def test_error_is_the_mean_gap_in_bins_of_equal_count() -> None:

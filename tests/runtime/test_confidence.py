@@ -18,7 +18,7 @@ def sampled(problems: int = 200, n: int = 8) -> Sampled:
     answers = np.where(correct, 0, random.choice([-1, 1, 2], (problems, n)))
     scores = random.normal(size=(problems, n)) + correct
     nothing = np.zeros((problems, n))
-    head = HeadScores(scores, CURVE.probability(scores), CURVE.log_likelihood_ratio(scores), CURVE.answers)
+    head = HeadScores(scores, CURVE.probability(scores), CURVE.likelihood_ratio(scores), CURVE.answers)
     return Sampled(correct, answers, np.ones((problems, n), np.int64), nothing, nothing, {"default": head})
 
 

@@ -58,18 +58,28 @@ def test_vote_adds_probabilities() -> None:
     assert decide(strategy="vote").ranked == (2, 4, 5, 1, 0, 3)
 
 
-def test_calibrated_counts_likely_wrong_candidates_against_their_answer() -> None:
-    ratios = CURVE.log_likelihood_ratio(SCORES)
-    assert ratios[5] > ratios[2] + ratios[4]  # though 8 has more candidates, and the best of them
+def test_calibrated_adds_likelihood_ratios() -> None:
+    ratios = CURVE.likelihood_ratio(SCORES)
     decided = decide(strategy="calibrated")
-    assert decided.ranked == (5, 2, 4, 1, 0, 3)
-    assert [answer.text for answer in decided.answers] == ["9", "8", "7"]
-    assert [answer.candidates for answer in decided.answers] == [(5,), (2, 4), (1, 0)]
-    assert [answer.support for answer in decided.answers] == [1, 2, 2]
+    assert decided.ranked == (2, 4, 5, 1, 0, 3)
+    assert [answer.text for answer in decided.answers] == ["8", "9", "7"]
+    assert [answer.candidates for answer in decided.answers] == [(2, 4), (5,), (1, 0)]
+    assert [answer.support for answer in decided.answers] == [2, 1, 2]
     assert CURVE.answers is not None
-    expected = CURVE.answers.posterior([ratios[5], ratios[2] + ratios[4], ratios[0] + ratios[1]])
+    expected = CURVE.answers.posterior([ratios[2] + ratios[4], ratios[5], ratios[0] + ratios[1]])
     assert [answer.posterior for answer in decided.answers] == pytest.approx(expected)
     assert decided.p_correct == pytest.approx(expected[0])
+
+
+def test_one_likely_candidate_outweighs_many_unlikely_ones() -> None:
+    """A vote does not see it: a ratio has no upper end, where a probability has."""
+    texts, scores = ("is 7",) * 3 + ("is 8",), (0.6, 0.6, 0.6, 1.5)
+    voted, weighed = (
+        Decision.of(HEAD, task="number", strategy=strategy).apply(candidates(texts, scores))
+        for strategy in ("vote", "calibrated")
+    )
+    assert voted.answers[0].text == "7"
+    assert weighed.answers[0].text == "8"
 
 
 @pytest.mark.parametrize("scores", [(0.3, 0.9, 0.5), (1.0, 1.0), (0.2,), (math.nan, 0.1, 0.4, -2.0)])
@@ -148,7 +158,7 @@ def test_auto_goes_by_what_is_there(head: Head | None, options: dict[str, Any], 
 
 def test_the_task_is_the_one_that_the_head_was_trained_on() -> None:
     trained = dataclasses.replace(HEAD, summary={"task": "number"})
-    assert [answer.text for answer in decide(trained, task=None).answers] == ["9", "8", "7"]
+    assert [answer.text for answer in decide(trained, task=None).answers] == ["8", "9", "7"]
     assert [answer.text for answer in decide(trained, task=lambda text: text[:2]).answers] == ["no", "is"]
 
 

@@ -15,15 +15,15 @@ ANSWERS = AnswerCalibration(1.0, 0.0, 0.0, 100)
 def test_less_confidence_is_asked_for_the_fewer_candidates_may_still_come() -> None:
     asked = [confidence_at(completed, 16, None) for completed in range(4, 17)]
     assert asked == sorted(asked, reverse=True)
-    assert asked[0] == 0.8
+    assert asked[0] == 0.9
+    assert asked[6] == pytest.approx(0.9 * math.sqrt(0.5))
     assert asked[-1] == 0.0
     assert confidence_at(4, 4, None) == 0.0
 
 
 def test_the_likeliest_answer_takes_what_is_promised() -> None:
-    # exp(2) / (1 + exp(2) + exp(1)), and with one more unit of evidence exp(3) / (1 + exp(3) + exp(1)).
-    assert likeliest([1.0, 2.0], ANSWERS) == pytest.approx(math.exp(2) / (1 + math.exp(2) + math.e))
-    assert likeliest([1.0, 2.0], ANSWERS, promised=1.0) == pytest.approx(math.exp(3) / (1 + math.exp(3) + math.e))
+    assert likeliest([1.0, 2.0], ANSWERS) == pytest.approx(2 / (1 + 1 + 2))
+    assert likeliest([1.0, 2.0], ANSWERS, promised=3.0) == pytest.approx(5 / (1 + 1 + 5))
     assert likeliest([], ANSWERS) == 0.0
 
 

@@ -1,0 +1,183 @@
+"""What adaptive and pruned picks spend, and how right they are, beside every rule at every fixed number of candidates.
+
+Picks are replayed on the candidates of the test, in several orders of them. Seconds are those of the decode steps: each
+has a number of rows, and how long a step of so many rows takes was measured on this machine. Knows candidates, plans
+and the times of steps. Does not run the model.
+
+    q problems   s statistics of each   b resamples
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from swift_edge.calibration import calibration_error
+from swift_edge.decision import Decision
+from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampled_means
+from swift_edge.evaluation.measure import plain_figure
+from swift_edge.evaluation.replay import replay
+from swift_edge.evaluation.selectors import ORACLE
+from swift_edge.evaluation.step_times import StepTimes
+from swift_edge.steering import Plan
+from swift_edge.training.store import StoredCandidate
+
+ORDERS: Final = 4
+"""Orders of a problem's candidates in which its picks are replayed: as written, and drawn ones."""
+PLANS: Final[Mapping[str, Mapping[str, str]]] = {
+    "auto": {"n": "auto"},
+    "pruned": {"prune": "auto"},
+    "auto pruned": {"n": "auto", "prune": "auto"},
+}
+"""What is asked for beside the greatest number of candidates."""
+
+
+def economy(
+    problems: Sequence[Sequence[StoredCandidate]],
+    decision: Decision,
+    head: str,
+    chances: Mapping[int, Mapping[str, Floats]],
+    times: StepTimes,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Accuracy, tokens and seconds of the plans in `PLANS`, and of every rule at every size.
+
+    `problems` are the candidates of each, with running scores by the head named `head`, which `decision` is made by;
+    `chances` are those of every rule's pick to be right, `[q]`, by size and rule.
+    """
+    most, names = max(chances), [name for name in chances[max(chances)] if name != ORACLE]
+    fixed = {size: _fixed(problems, size, times) for size in chances}
+    columns = [chances[size][name] for size in chances for name in names]
+    places = {(size, name): place for place, (size, name) in enumerate((s, n) for s in chances for n in names)}
+    found: dict[str, Any] = {}
+    replayed = {}
+    for name, asked in PLANS.items():
+        replayed[name] = _replayed(problems, _plan(decision, most, asked), head, times, seed)
+        columns.append(replayed[name].right)
+    means = resampled_means(np.stack(columns, axis=1), resamples=resamples, seed=seed)  # [b, s]
+    values = np.stack(columns, axis=1).mean(axis=0)  # [s]
+    reference = places[most, f"{head} calibrated"]
+    for number, (name, each) in enumerate(replayed.items(), start=len(places)):
+
+        def less(other: Floats, others: float, number: int = number) -> dict[str, float | None]:
+            return plain_figure(estimate(float(values[number] - others), means[:, number] - other))
+
+        found[name] = {
+            "accuracy": plain_figure(estimate(float(values[number]), means[:, number])),
+            "candidates": each.candidates,
+            "tokens": each.tokens,
+            "tokens_share": each.tokens / fixed[most]["tokens"],
+            "seconds": each.seconds,
+            "seconds_share": each.seconds / fixed[most]["seconds"],
+            "calibration_error": each.calibration_error,
+            "less_calibrated_at_most": less(means[:, reference], float(values[reference])),
+        }
+        for cost in ("tokens", "seconds"):
+            sizes, share = _between(fixed, cost, found[name][cost])
+            best = None
+            for rule in names:
+                low, high = (places[size, rule] for size in sizes)
+                level = float((1 - share) * values[low] + share * values[high])
+                if best is None or level > best[1]:
+                    best = rule, level, (1 - share) * means[:, low] + share * means[:, high]
+            assert best is not None
+            found[name][f"best_at_equal_{cost}"] = {
+                "rule": best[0],
+                "accuracy": best[1],
+                "less": less(best[2], best[1]),
+            }
+    return {
+        "head": head,
+        "orders": ORDERS,
+        "knee": times.knee,
+        "step_s": {str(rows): seconds for rows, seconds in times.seconds.items()},
+        "fixed": {str(size): figures for size, figures in fixed.items()},
+        "plans": found,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Picks:
+    """What the picks of a plan come to, per problem."""
+
+    right: Floats  # [q]
+    """Share of the orders in which the pick is right."""
+    candidates: float
+    """Candidates begun, on average."""
+    tokens: float
+    """Tokens per problem."""
+    seconds: float
+    """Seconds of decode steps per problem."""
+    calibration_error: float
+    """That of the P(correct) of the picks."""
+
+
+def _plan(decision: Decision, most: int, asked: Mapping[str, str]) -> Plan:
+    adaptive = asked.get("n") == "auto"
+    return Plan.of(
+        "auto" if adaptive else most,
+        max_n=most if adaptive else None,
+        prune=asked.get("prune"),
+        budget_tokens=None,
+        budget_seconds=None,
+        decision=decision,
+    )
+
+
+def _replayed(
+    problems: Sequence[Sequence[StoredCandidate]], plan: Plan, head: str, times: StepTimes, seed: int
+) -> _Picks:
+    right = np.zeros(len(problems))
+    candidates = tokens = 0
+    steps: Counter[int] = Counter()
+    chances: list[float] = []
+    labels: list[bool] = []
+    random = np.random.default_rng(seed)
+    for number in range(ORDERS):
+        for place, given in enumerate(problems):
+            order = random.permutation(plan.most).tolist() if number else range(plan.most)
+            shown = [given[index] for index in order]
+            pick = replay(plan, shown, head)
+            correct = shown[pick.picked].correct
+            right[place] += correct / ORDERS
+            candidates += len(pick.candidates)
+            tokens += pick.tokens
+            steps.update(pick.steps)
+            if pick.p_correct is not None:
+                chances.append(pick.p_correct)
+                labels.append(correct)
+    picks = ORDERS * len(problems)
+    error = calibration_error(chances, labels)
+    return _Picks(right, candidates / picks, tokens / picks, times.of(steps) / picks, error)
+
+
+def _fixed(problems: Sequence[Sequence[StoredCandidate]], size: int, times: StepTimes) -> dict[str, float]:
+    """Tokens and seconds per problem of `size` candidates begun together, of the first ones of each problem."""
+    steps: Counter[int] = Counter()
+    for given in problems:
+        steps.update(_steps(each.n_tokens for each in given[:size]))
+    tokens = sum(rows * count for rows, count in steps.items())
+    return {"tokens": tokens / len(problems), "seconds": times.of(steps) / len(problems)}
+
+
+def _steps(lengths: Iterable[int]) -> Mapping[int, int]:
+    """Decode steps by the number of their rows, of candidates of these lengths that begin together."""
+    ordered, steps, begun = sorted(lengths), Counter[int](), 0
+    for place, length in enumerate(ordered):
+        steps[len(ordered) - place] += length - begun
+        begun = length
+    return steps
+
+
+def _between(fixed: Mapping[int, Mapping[str, float]], cost: str, spent: float) -> tuple[tuple[int, int], float]:
+    """The two sizes between which what was spent lies, and how far from the first to the second."""
+    sizes = sorted(fixed)
+    costs = [fixed[size][cost] for size in sizes]
+    for low, high, below, above in zip(sizes, sizes[1:], costs, costs[1:], strict=False):
+        if spent <= above:
+            return (low, high), min(1.0, max(0.0, (spent - below) / (above - below)))
+    return (sizes[-1], sizes[-1]), 0.0
