@@ -16,6 +16,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 PACKAGES = (
     "click",
+    "its-hub",
     "jinja2",
     "numpy",
     "onnx",

@@ -25,7 +25,7 @@ before = state()
 import swift_edge
 assert state() == before, (before, state())
 heavy = {"torch", "transformers", "optimum", "onnx", "swift_edge_export"}
-heavy |= {"onnxruntime", "tokenizers", "jinja2", "click"}
+heavy |= {"onnxruntime", "tokenizers", "jinja2", "click", "its_hub"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 
@@ -43,7 +43,7 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 Selector(sys.argv[1], threads=1).pick("Once upon a time", n=2, max_new_tokens=3)
 assert Watch.seen == ["1"], Watch.seen
-heavy = {"torch", "transformers", "optimum", "onnx", "swift_edge_export"}
+heavy = {"torch", "transformers", "optimum", "onnx", "swift_edge_export", "its_hub"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 

@@ -69,7 +69,7 @@ def test_only_two_commands_reach_for_the_exporter_by_name() -> None:
                     reaching.add(name)
     assert reaching == {"cli/exporting.py"}
     assert "scipy" in extras
-    assert extras <= {"scipy", "matplotlib"}
+    assert extras <= {"scipy", "matplotlib", "its_hub"}
 
 
 def test_versions_agree() -> None:
@@ -77,7 +77,7 @@ def test_versions_agree() -> None:
 
 
 def test_extras_are_those_that_messages_name() -> None:
-    assert {"export", "optimum", "test", "dev"} <= set(metadata().get_all("Provides-Extra") or [])
+    assert {"export", "optimum", "its-hub", "test", "dev"} <= set(metadata().get_all("Provides-Extra") or [])
 
 
 def test_the_runtime_needs_no_extra_and_no_torch() -> None:
