@@ -1,6 +1,6 @@
 """Train the model: a Llama of 4.7 million parameters, from scratch, on documents of the corpus.
 
-    python models/recipe/train.py FOLDER --steps 6000
+    python models/recipe/train.py FOLDER --steps 8500
 
 FOLDER holds the tokenizer (see vocabulary.py) and becomes a transformers folder. Runs on a CUDA GPU where there is
 one, else on the CPU. A checkpoint is written every few minutes; the same command goes on from it. The learning rate is
@@ -164,7 +164,7 @@ def factor(step: int, steps: int) -> float:
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--steps", type=int, default=6000, show_default=True)
+@click.option("--steps", type=int, default=8500, show_default=True)
 @click.option("--stop-at", type=int, help="End at this step without finishing, to go on later.")
 def main(folder: Path, steps: int, stop_at: int | None) -> None:
     """Train from the last checkpoint, or from the start, to the end."""

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from swift_edge import Selection, Selector
-from swift_edge.cli import main
+from swift_edge.cli.selecting import pick
 from swift_edge.decision import Decision
 from swift_edge.evaluation.replay import replay
 from swift_edge.head import load_head
@@ -132,9 +132,9 @@ def test_a_stream_tells_of_every_candidate_that_is_dropped(selector: Selector) -
 
 def test_the_command_takes_all_of_it_and_says_what_came_of_it() -> None:
     run = CliRunner().invoke(
-        main,
+        pick,
         [
-            *("pick", QUESTIONS[0], "-m", str(MODEL), "--n", "auto", "--max-n", "12", "--prune", "auto"),
+            *(QUESTIONS[0], "-m", str(MODEL), "--n", "auto", "--max-n", "12", "--prune", "auto"),
             *("--max-new-tokens", "96", "--budget-tokens", "600", "--budget-seconds", "60", "--json"),
         ],
     )
@@ -150,6 +150,6 @@ def test_the_command_takes_all_of_it_and_says_what_came_of_it() -> None:
 
 @pytest.mark.parametrize("options", [("-n", "few"), ("--prune", "16"), ("--prune", "a:b")])
 def test_words_that_cannot_be_read_are_usage_errors(options: tuple[str, str]) -> None:
-    run = CliRunner().invoke(main, ["pick", "Hello", "-m", str(MODEL), *options])
+    run = CliRunner().invoke(pick, ["Hello", "-m", str(MODEL), *options])
     assert run.exit_code == 2
     assert options[1] in run.stderr
