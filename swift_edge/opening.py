@@ -4,9 +4,9 @@ Checks each option and each combination once, before anything is computed. Does 
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from swift_edge.decision import Decision, ExternalScorer, Extractor
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
 from swift_edge.head import Head, check_head, load_head
 from swift_edge.prefix_cache import PrefixCache
-from swift_edge.providers import load_onnxruntime
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import Ranking
 from swift_edge.session import Ids, ModelSession
@@ -25,6 +24,9 @@ from swift_edge.tokenizer import Message, Tokenizer
 from swift_edge.verified import VerifiedFiles
 
 Prompt: TypeAlias = str | Sequence[Message]
+
+LEAD_S: Final = 0.1
+"""Seconds after which onnxruntime no longer needs the interpreter, which reading a tokenizer keeps to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +212,10 @@ def open_parts(
     read_whole = (MODEL_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
     check_hashes(bundle, [name for name in unchecked if name in read_whole])
     tokenizer = Tokenizer(bundle)
-    # The tokenizers library keeps the interpreter to itself until it has read its file, onnxruntime does not: imported
-    # and started first, it works meanwhile.
-    load_onnxruntime()
     with ThreadPoolExecutor(2) as beside:
         session = beside.submit(ModelSession, bundle, providers, threads)
         hashing = beside.submit(check_hashes, bundle, [name for name in unchecked if name not in read_whole])
+        wait([session], LEAD_S)
         tokenizer.load()
         hashing.result()  # first: damage explains more than the failure that it leads to
     complaint = files.remember() if unchecked else None

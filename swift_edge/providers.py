@@ -21,7 +21,7 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
 
     Returns an `onnxruntime.InferenceSession`. Raises `ProviderError` or `BundleError`.
     """
-    ort = load_onnxruntime()
+    ort = _onnxruntime()
     wanted = [_provider_name(name, ort.get_available_providers()) for name in providers or ("cpu",)]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -55,7 +55,7 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
     return session
 
 
-def load_onnxruntime() -> ModuleType:
+def _onnxruntime() -> ModuleType:
     """Import onnxruntime with its telemetry off; the variable counts only if it is set before the first import."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     loaded = "onnxruntime" in sys.modules
