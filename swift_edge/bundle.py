@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace as replace_fields
 from pathlib import Path
 
@@ -61,6 +61,7 @@ __all__ = [
     "Manifest",
     "Precision",
     "Tokens",
+    "check_hashes",
     "file_inside",
     "open_bundle",
     "publish",
@@ -77,8 +78,28 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
     hashes to check. Raises a leaf of `BundleError` that names the file, what was found and what was expected.
     """
     folder = Path(path)
+    with _refusals(folder):
+        bundle = _open_bundle(folder)
+    if hashes:
+        check_hashes(bundle, bundle.manifest.fixed_files)
+    return bundle
+
+
+def check_hashes(bundle: Bundle, names: Iterable[str]) -> None:
+    """Read files of a bundle and compare their SHA-256 with the manifest's; raises `DamagedFileError`."""
+    with _refusals(bundle.path):
+        for name in names:
+            expected = bundle.manifest.files[name].sha256
+            digest = _sha256(bundle.path / name)
+            if digest != expected:
+                raise DamagedFileError(bundle.path / name, "SHA-256", digest[:12] + "...", expected[:12] + "...")
+
+
+@contextlib.contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """Tell what the system refuses as an error of the bundle."""
     try:
-        return _open_bundle(folder, hashes)
+        yield
     except SwiftEdgeError:
         raise
     except OSError as error:
@@ -88,7 +109,7 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
         ) from error
 
 
-def _open_bundle(folder: Path, hashes: bool) -> Bundle:
+def _open_bundle(folder: Path) -> Bundle:
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise UnknownFolderError(
@@ -107,21 +128,14 @@ def _open_bundle(folder: Path, hashes: bool) -> Bundle:
             raise ManifestError(
                 f"{folder / MANIFEST_NAME} does not list {name!r}, which every bundle has; export the bundle again"
             )
-    # A head may be replaced at any time: it says itself which model it is for, and its archive has checksums.
-    fixed = {name: record for name, record in manifest.files.items() if name != HEAD_NAME}
     # Sizes of all files before the first hash: a copy that broke off is found at once.
-    for name, record in fixed.items():
-        file = file_inside(folder, name)
+    for name in manifest.fixed_files:
+        file, expected = file_inside(folder, name), manifest.files[name].size
         if not file.is_file():
             raise MissingFileError(folder, name)
         size = file.stat().st_size
-        if size != record.size:
-            raise DamagedFileError(file, "size", str(size), str(record.size))
-    if hashes:
-        for name, record in fixed.items():
-            digest = _sha256(folder / name)
-            if digest != record.sha256:
-                raise DamagedFileError(folder / name, "SHA-256", digest[:12] + "...", record.sha256[:12] + "...")
+        if size != expected:
+            raise DamagedFileError(file, "size", str(size), str(expected))
     head = folder / HEAD_NAME
     return Bundle(
         path=folder,

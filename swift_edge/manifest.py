@@ -171,6 +171,12 @@ class Manifest:
             _expect(digits, f"files.{name}.sha256", record.sha256, "64 lower-case hex digits")
             _expect(record.size >= 0, f"files.{name}.size", record.size, "a number of bytes")
 
+    @property
+    def fixed_files(self) -> tuple[str, ...]:
+        """Names of the files that have to be as they were published."""
+        # A head may be replaced at any time: it says itself which model it is for, and its archive has checksums.
+        return tuple(name for name in self.files if name != HEAD_NAME)
+
     @classmethod
     def from_json(cls, text: str, source: Path = Path(MANIFEST_NAME)) -> "Manifest":
         """Read a manifest; keys that this version does not know are passed over.

@@ -4,12 +4,13 @@ Checks each option and each combination once, before anything is computed. Does 
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from swift_edge.bundle import Bundle, open_bundle
+from swift_edge.bundle import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle, check_hashes, open_bundle
 from swift_edge.decision import Decision, ExternalScorer, Extractor
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
 from swift_edge.head import Head, check_head, load_head
@@ -20,8 +21,12 @@ from swift_edge.session import Ids, ModelSession
 from swift_edge.signals import check_signal
 from swift_edge.steering import Plan
 from swift_edge.tokenizer import Message, Tokenizer
+from swift_edge.verified import VerifiedFiles
 
 Prompt: TypeAlias = str | Sequence[Message]
+
+LEAD_S: Final = 0.1
+"""Seconds after which onnxruntime no longer needs the interpreter, which reading a tokenizer keeps to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class OpenedModel:
     ) -> "OpenedModel":
         """Open and check the bundle and its head, then the graph; `head` replaces the bundle's own."""
         _check_whole("prefix_cache_bytes", prefix_cache_bytes, 0)
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, hashes=False)
         loaded: Head | None
         name: str | None
         if isinstance(head, Head):
@@ -115,11 +120,11 @@ class OpenedModel:
                 f"{path} ({bundle.origin}) gives no hidden states: it serves label-free signals and heads on logits; "
                 "run swift-edge export for other heads"
             )
-        session = ModelSession(bundle, providers, threads)
+        session, tokenizer, complaints = open_parts(bundle, providers, threads)
         # Rows that are concatenated are taken over from the graph as a whole.
         keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows
         prefixes = PrefixCache(prefix_cache_bytes) if keeps else None
-        return cls(bundle, session, Tokenizer(bundle), loaded, name, tuple(warnings), prefixes)
+        return cls(bundle, session, tokenizer, loaded, name, (*warnings, *complaints), prefixes)
 
     def ranking(self, signal: str | None) -> Ranking:
         """By what to rank: the signal that was asked for, else the head, else the mean log-probability."""
@@ -190,6 +195,31 @@ class OpenedModel:
                 "expected n=1, or a temperature above 0"
             )
         return sampling, ranking, plan
+
+
+def open_parts(
+    bundle: Bundle, providers: Sequence[str] | None, threads: int | None
+) -> tuple[ModelSession, Tokenizer, list[str]]:
+    """Open the graph and read the tokenizer of a bundle whose hashes were not checked yet, and check them.
+
+    The graph and the tokenizer are hashed before they are read. What is left, the weights, is numbers: they are hashed
+    while onnxruntime packs them and the tokenizer is read. Files that an earlier start found right and that have not
+    changed since are not hashed again. Returns warnings, too. Raises what `check_hashes`, `ModelSession` and
+    `Tokenizer.load` do.
+    """
+    files = VerifiedFiles(bundle)
+    unchecked = () if files.known() else bundle.manifest.fixed_files
+    read_whole = (MODEL_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
+    check_hashes(bundle, [name for name in unchecked if name in read_whole])
+    tokenizer = Tokenizer(bundle)
+    with ThreadPoolExecutor(2) as beside:
+        session = beside.submit(ModelSession, bundle, providers, threads)
+        hashing = beside.submit(check_hashes, bundle, [name for name in unchecked if name not in read_whole])
+        wait([session], LEAD_S)
+        tokenizer.load()
+        hashing.result()  # first: damage explains more than the failure that it leads to
+    complaint = files.remember() if unchecked else None
+    return session.result(), tokenizer, [complaint] if complaint else []
 
 
 def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:

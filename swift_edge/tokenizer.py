@@ -46,6 +46,10 @@ class Tokenizer:
         """Keep the bundle; nothing is read yet."""
         self._bundle = bundle
 
+    def load(self) -> None:
+        """Read the file now, while there is other work to wait for. Raises `TokenizerError`."""
+        self._backend  # noqa: B018
+
     def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
         """Turn a prompt into token ids [p], ready for generation.
 

@@ -19,10 +19,8 @@ from swift_edge.bundle import open_bundle
 from swift_edge.errors import DataError, InvalidOptionError
 from swift_edge.head import Feature, Head, check_head
 from swift_edge.manifest import HEAD_NAME, Bundle
-from swift_edge.opening import OpenedModel, Options
+from swift_edge.opening import OpenedModel, Options, open_parts
 from swift_edge.scoring import Ranking
-from swift_edge.session import ModelSession
-from swift_edge.tokenizer import Tokenizer
 from swift_edge.training.collected import (
     BYTES_PER_LINE,
     BYTES_PER_TOKEN,
@@ -237,8 +235,9 @@ def open_model(
     """Open a bundle without its head, which may be one to replace; an opened model is given back as it is."""
     if isinstance(model, OpenedModel):
         return model
-    bundle = open_bundle(model)
-    return OpenedModel(bundle, ModelSession(bundle, providers, threads), Tokenizer(bundle), None, None, ())
+    bundle = open_bundle(model, hashes=False)
+    session, tokenizer, warnings = open_parts(bundle, providers, threads)
+    return OpenedModel(bundle, session, tokenizer, None, None, tuple(warnings))
 
 
 def _reader(
