@@ -71,6 +71,10 @@ def generate(model: PreTrainedModel, head: nn.Linear, request: Request) -> Answe
     max(range(request.n), key=scores.__getitem__)
     done = time.perf_counter()
     return Answer(
+        candidates=[
+            row[prompt.shape[1] : prompt.shape[1] + length].tolist()
+            for row, length in zip(sequences, request.lengths, strict=True)
+        ],
         total_s=done - begun,
         prefill_s=ends.first_token - begun,
         decode_s=written - ends.first_token,
