@@ -91,7 +91,6 @@ def opened(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 def measure(document: dict[str, Any], shapes: list[Shape], folder: Path, rounds: int, out: Path) -> None:
     """Measure the rounds that are missing, and write the file and the table after each."""
     settings, first_special = document["settings"], document["model"]["bos_token_id"]
-    once = set(settings["once"])
     peers = [peer for peer in PEERS if peer.name in settings["peers"]]
     with contextlib.ExitStack() as stack:
         running = {}
@@ -107,7 +106,12 @@ def measure(document: dict[str, Any], shapes: list[Shape], folder: Path, rounds:
         for number in range(document["rounds"], rounds + 1):
             warms_up = number == document["rounds"]  # each time that the workers are new
             answers = []
-            due = [(shape, name) for shape, name in pairs if number <= 1 or name not in once]
+            # A slow peer warms up with one shape, and is measured in the first round alone.
+            due = [
+                (shape, name)
+                for shape, name in pairs
+                if name not in settings["once"] or (shape == shapes[0] if warms_up else number == 1)
+            ]
             for place, (shape, name) in enumerate(random.Random(number).sample(due, len(due)), start=1):
                 most = WARM_UP_TOKENS if warms_up else shape.new_tokens
                 request = request_of(dataclasses.replace(shape, new_tokens=most), number, settings, first_special)
@@ -123,7 +127,7 @@ def measure(document: dict[str, Any], shapes: list[Shape], folder: Path, rounds:
 
 
 def write(document: dict[str, Any], shapes: Iterable[Shape], out: Path) -> None:
-    """Write the file and the table; the old ones stay until the new ones are whole."""
+    """Write the file, then the tables."""
     document["figures"] = {
         str(shape): {
             peer.name: figures
@@ -132,10 +136,15 @@ def write(document: dict[str, Any], shapes: Iterable[Shape], out: Path) -> None:
         }
         for shape in shapes
     }
-    for path, text in ((out, json.dumps(document, indent=1)), (out.with_suffix(".md"), report(document))):
-        partial = path.with_name(f"partial.{path.name}")
-        partial.write_text(text)
-        partial.rename(path)
+    write_whole(out, json.dumps(document, indent=1))
+    write_whole(out.with_suffix(".md"), report(document))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file; the old one stays until the new one is whole."""
+    partial = path.with_name(f"partial.{path.name}")
+    partial.write_text(text)
+    partial.rename(path)
 
 
 def say(what: str) -> None:

@@ -3,7 +3,7 @@
     python tests/bench/peers/environments.py FOLDER [--peers NAME,NAME] [--layers 2]
 
 Run it with the interpreter of the project's own environment (extra `export`), which makes the checkpoint and the
-bundles of swift-edge. The folder lies outside the project and takes about 15 GB. llama.cpp is compiled for this
+bundles of swift-edge. The folder lies outside the project and takes about 8 GB. llama.cpp is compiled for this
 processor, which takes some minutes and a C++ compiler. Two layers are for trying everything out, in a folder of its
 own, which may have the `environments` of another as a link.
 """

@@ -16,6 +16,8 @@ def report(document: dict[str, Any]) -> str:
     settings, machine = document["settings"], document["machine"]
     peers = [peer for peer in PEERS if peer.name in settings["peers"]]
     model = document["model"]
+    families = dict.fromkeys(peer.family for peer in peers)
+    names = {family: [peer.name for peer in peers if peer.family == family] for family in families}
     once = f", in the first one alone {' and '.join(settings['once'])}" if settings["once"] else ""
     parts = [
         table(
@@ -43,9 +45,9 @@ def report(document: dict[str, Any]) -> str:
         table(
             ("", "scores candidates", "reads the prompt", "candidates that have ended", "hidden states"),
             [
-                (peer.name, peer.family.scores, peer.family.shares_prompt, peer.family.drops_rows,
-                 peer.family.hidden_states)
-                for peer in peers
+                (", ".join(names[family]), family.scores, family.shares_prompt, family.drops_rows,
+                 family.hidden_states)
+                for family in families
             ],
         ),
         "### Models and versions",
@@ -56,7 +58,7 @@ def report(document: dict[str, Any]) -> str:
         "`made in`: seconds of a processor. `greedy` and `sampled`: the peer's tokens as the checkpoint in fp32 rates "
         "them by their logit, 1 for the most likely token and 0 for an average one; `other prompt`: the greedy ones "
         "after a prompt that is not theirs.",
-        *(notes(peer.name, document["workers"][peer.name]["notes"]) for peer in peers),
+        *(notes(names[family], document["workers"][names[family][0]]["notes"]) for family in families),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -107,9 +109,9 @@ def facts_row(facts: dict[str, Any], agreement: dict[str, Any], name: str) -> tu
     )
 
 
-def notes(name: str, lines: Iterable[str]) -> str:
+def notes(names: Iterable[str], lines: Iterable[str]) -> str:
     """What a worker says of how it was run."""
-    return f"{name}: {'; '.join(lines)}."
+    return f"{', '.join(names)}: {'; '.join(lines)}."
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
