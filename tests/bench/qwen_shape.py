@@ -1,8 +1,8 @@
 """Make the checkpoint that the figures are measured on: Qwen2.5-0.5B's shape, random weights, no download.
 
-    python tests/bench/qwen_shape.py FOLDER
+    python tests/bench/qwen_shape.py FOLDER [--layers 2]
 
-The tokenizer knows the words w0, w1, ...: a prompt of N words has N tokens.
+The tokenizer knows the words w0, w1, ...: a prompt of N words has N tokens. Two layers are enough to try something out.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ SHAPE = {
 WORDS = 151_643
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, layers: int) -> None:
     """Write config, random bfloat16 weights and the tokenizer."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(Qwen2Config(**SHAPE), dtype=torch.bfloat16)
+    config = Qwen2Config(**SHAPE | {"num_hidden_layers": layers})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     vocabulary = {f"w{index}": index for index in range(WORDS)}
     vocabulary |= {"<|endoftext|>": WORDS, "<|im_start|>": WORDS + 1, "<|im_end|>": WORDS + 2}
@@ -46,4 +47,6 @@ def make_checkpoint(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    make_checkpoint(parser.parse_args().folder)
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    arguments = parser.parse_args()
+    make_checkpoint(arguments.folder, arguments.layers)

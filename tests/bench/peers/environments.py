@@ -1,10 +1,11 @@
 """Make an environment for each peer, and its model from one random checkpoint; what is there already is kept.
 
-    python tests/bench/peers/environments.py FOLDER [--peers NAME,NAME]
+    python tests/bench/peers/environments.py FOLDER [--peers NAME,NAME] [--layers 2]
 
 Run it with the interpreter of the project's own environment (extra `export`), which makes the checkpoint and the
-bundles of swift-edge. The folder lies outside the project and takes about 15 GB. llama.cpp is compiled for this
-processor, which takes some minutes and a C++ compiler.
+bundles of swift-edge. The folder lies outside the project and takes about 8 GB. llama.cpp is compiled for this
+processor, which takes some minutes and a C++ compiler. Two layers are for trying everything out, in a folder of its
+own, which may have the `environments` of another as a link.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from peers import CHECKPOINT, ENVIRONMENTS, MODELS, OUT, PEERS, SCRIPTS, Environ
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT_NAME = "checkpoint"
+AGREEMENT_NAME = "agreement.json"
 
 
 def interpreter(folder: Path, environment: str | None) -> str:
@@ -38,6 +39,12 @@ def model_path(folder: Path, peer: Peer) -> Path:
 def record_of(model: Path) -> Path:
     """Where it is written what making a model took."""
     return model.with_name(f"{model.name}.made.json")
+
+
+def made_of(folder: Path, peer: Peer) -> dict[str, Any]:
+    """What making a peer's model took; no two makings are alike in it."""
+    record: dict[str, Any] = json.loads(record_of(model_path(folder, peer)).read_text())
+    return record
 
 
 def make_environment(folder: Path, environment: Environment) -> None:
@@ -56,9 +63,9 @@ def make_environment(folder: Path, environment: Environment) -> None:
     done.write_text(wanted)
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, layers: int) -> None:
     """Write the random checkpoint, unless it is there."""
-    command = [sys.executable, str(HERE.parent / "qwen_shape.py"), OUT]
+    command = [sys.executable, str(HERE.parent / "qwen_shape.py"), OUT, "--layers", str(layers)]
     make(folder / CHECKPOINT_NAME, command)
 
 
@@ -70,7 +77,7 @@ def make_model(folder: Path, model: Model) -> None:
 
 
 def make(target: Path, command: list[str]) -> None:
-    """Run the command that writes `target`, beside it at first, and note seconds, peak memory and size."""
+    """Run the command that writes `target`, beside it at first, and note processor seconds, peak memory and size."""
     if target.exists():
         return
     say(target.name)
@@ -78,15 +85,17 @@ def make(target: Path, command: list[str]) -> None:
     partial = target.with_name(f"partial.{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.unlink(missing_ok=True)
-    begun = time.perf_counter()
     process = subprocess.Popen([replaced(word, {OUT: str(partial)}) for word in command], stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{target.name} could not be made: exit status {process.returncode} of {command}")
     shutil.rmtree(partial / "cache", ignore_errors=True)
-    taken: dict[str, Any] = {"seconds": time.perf_counter() - begun, "peak_bytes": usage.ru_maxrss * 1024}
-    taken["bytes"] = size_bytes(partial)
+    taken = {
+        "processor_s": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "bytes": size_bytes(partial),
+    }
     record_of(target).write_text(json.dumps(taken))
     partial.rename(target)
 
@@ -114,10 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--peers", type=chosen, default=list(PEERS), help="names with commas between them")
+    parser.add_argument("--layers", type=int, default=24, help="of the model, where it is not there yet")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     needed = {peer.family.environment for peer in arguments.peers}
-    make_checkpoint(folder)
+    make_checkpoint(folder, arguments.layers)
     for environment in ENVIRONMENTS:
         if environment.name in needed:
             make_environment(folder, environment)

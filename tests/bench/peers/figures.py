@@ -1,16 +1,16 @@
-"""What the answers of many rounds come to: medians, ratios of a round, and the intervals of a bootstrap.
+"""What the answers of many rounds come to: medians, ratios of a round, and how far the rounds lie apart.
 
 Knows answers as plain data. Does not know how they were got or how they are shown.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from peers import Peer
-
-from swift_edge.benchmark import median_with_interval
 
 TIMES = ("total_s", "prefill_s", "decode_s", "second_pass_s")
 PARTS = ("graph_s", "sample_s", "head_s")
@@ -45,22 +45,22 @@ def figures_of(answers: Answers, shape: Shape, peer: Peer) -> dict[str, Any] | N
     if errors:
         return {"error": errors[0]}
     found: dict[str, Any] = {
-        name: median_with_interval([answer[name] for answer in mine]) for name in TIMES if has(mine, name)
+        name: median_with_range([answer[name] for answer in mine]) for name in TIMES if has(mine, name)
     }
     if has(mine, "parts"):
         parts = [answer["parts"] for answer in mine]
-        found |= {name: median_with_interval([part[name] for part in parts]) for name in PARTS if name in parts[0]}
+        found |= {name: median_with_range([part[name] for part in parts]) for name in PARTS if name in parts[0]}
     if has(mine, "decode_s"):
-        found["step_s"] = median_with_interval([answer["decode_s"] / answer["steps"] for answer in mine])
-    found["tokens_per_s"] = median_with_interval([answer["new_tokens"] / answer["total_s"] for answer in mine])
-    found["sampled_for_each_token"] = median_with_interval(
+        found["step_s"] = median_with_range([answer["decode_s"] / answer["steps"] for answer in mine])
+    found["tokens_per_s"] = median_with_range([answer["new_tokens"] / answer["total_s"] for answer in mine])
+    found["sampled_for_each_token"] = median_with_range(
         [answer["sampled_tokens"] / answer["new_tokens"] for answer in mine]
     )
     found["peak_bytes"] = max(answer["peak_bytes"] for answer in mine)
     theirs = {answer["round"]: answer for answer in of(answers, shape, peer.reference) if "error" not in answer}
     pairs = [(answer, theirs[answer["round"]]) for answer in mine if answer["round"] in theirs]
     if pairs and peer.name != peer.reference:
-        found["ratio"] = median_with_interval([answer["total_s"] / reference["total_s"] for answer, reference in pairs])
+        found["ratio"] = median_with_range([answer["total_s"] / reference["total_s"] for answer, reference in pairs])
     return found
 
 
@@ -72,3 +72,8 @@ def of(answers: Answers, shape: Shape, name: str) -> Answers:
 def has(answers: Answers, name: str) -> bool:
     """Whether all answers tell it."""
     return all(answer.get(name) is not None for answer in answers)
+
+
+def median_with_range(values: Sequence[float]) -> dict[str, float]:
+    """The median of the rounds, and the lowest and the highest of them."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}

@@ -47,7 +47,7 @@ class Family:
     environment: str | None
     """Environment that runs it; None is that of the project."""
     scores: str
-    """Whether candidates are scored in the pass that writes them."""
+    """How candidates are scored."""
     shares_prompt: str
     """How often the prompt is read for N candidates."""
     drops_rows: str
@@ -78,14 +78,23 @@ ENVIRONMENTS = (
     Environment("transformers", (TORCH, ("transformers==5.23.0", "numpy==2.4.6"))),
     Environment(
         "genai",
-        (TORCH, ("onnxruntime-genai==0.18.0", "onnx==1.23.2", "onnx-ir==1.1.0", "transformers==5.23.0")),
+        (
+            TORCH,
+            (
+                "onnxruntime-genai==0.18.0",
+                "onnxruntime==1.32.0",
+                "onnx==1.23.2",
+                "onnx-ir==1.1.0",
+                "transformers==5.23.0",
+            ),
+        ),
     ),
     Environment("llama", (("llama-cpp-python==0.3.36", "gguf==0.19.0"),)),
     Environment(
         "openvino",
         (
             TORCH,
-            ("openvino-genai==2026.4.1.0", "nncf==3.4.0", "transformers==5.5.4"),
+            ("openvino-genai==2026.4.1.0", "nncf==3.4.0", "transformers==5.5.4", "requests==2.33.1"),
             # It asks for torchvision, which a language model has no use for and which wants a torch of its own.
             ("--no-deps", "optimum-intel==2.2.0", "optimum==2.3.0"),
         ),
@@ -122,10 +131,10 @@ MODELS = (
     Model("openvino-int4", "openvino", (f"{SCRIPTS}/write_openvino.py", CHECKPOINT, OUT)),
 )
 
-SWIFT_EDGE = Family("worker_swift_edge.py", None, "yes", "once", "leave the batch", "all")
+SWIFT_EDGE = Family("worker_swift_edge.py", None, "in the same pass", "once", "leave the batch", "all")
 TRANSFORMERS = Family(
-    "worker_transformers.py", "transformers", "no: a second pass over prompt and response", "N times",
-    "run on to the longest", "all, in the second pass",
+    "worker_transformers.py", "transformers", "in a second pass", "N times", "run on to the longest",
+    "all, in the second pass",
 )  # fmt: skip
 GENAI = Family("worker_genai.py", "genai", "no", "N times", "run on to the longest", "the last one")
 LLAMA = Family("worker_llama.py", "llama", "no", "once", "leave the batch", "none while it writes")

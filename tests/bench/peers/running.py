@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from environments import HERE, interpreter, model_path, record_of
+from environments import HERE, interpreter, made_of, model_path
 from peers import Peer
 from worker import Request
 
@@ -40,7 +40,7 @@ class Running:
                 env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
                 start_new_session=True,  # Ctrl-C is for the harness, which then ends its workers
             )
-        self.facts: dict[str, Any] = self._read() | {"made": json.loads(record_of(model).read_text())}
+        self.facts: dict[str, Any] = self._read() | {"made": made_of(folder, peer)}
         """What it said when it was ready, and what making its model took."""
         os.kill(self._process.pid, signal.SIGSTOP)
 

@@ -56,8 +56,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How long it took, in seconds."""
+    """What was written, and how long it took in seconds."""
 
+    candidates: list[list[int]]
+    """Token ids of the candidates, in any order."""
     total_s: float
     """From the token ids of the prompt to all candidates, and their scores where the peer makes them."""
     prefill_s: float | None
@@ -105,11 +107,20 @@ def serve(open_model: Callable[[], Generate], packages: Sequence[str], notes: Se
         request = Request(**json.loads(line))
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
         try:
-            answer = asdict(generate(request)) | {"new_tokens": sum(request.lengths)}
+            answer = asdict(answered(generate, request)) | {"new_tokens": sum(request.lengths)}
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer | {"peak_bytes": memory_bytes("VmHWM")}), file=answers)
+
+
+def answered(generate: Generate, request: Request) -> Answer:
+    """Answer a request; an error where the candidates have other lengths than were asked for."""
+    answer = generate(request)
+    lengths = [len(candidate) for candidate in answer.candidates]
+    if sorted(lengths) != sorted(request.lengths):
+        raise RuntimeError(f"candidates of {lengths} tokens where {request.lengths} were asked for")
+    return answer
 
 
 def memory_bytes(field: str) -> int:

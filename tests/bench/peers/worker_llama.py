@@ -111,23 +111,25 @@ def generate(llama: Llama, request: Request) -> Answer:
     # Reading the logits waits for the graph.
     lib.llama_get_logits_ith(llama.context, -1)
     prefilled = time.perf_counter()
-    sampled, sample_s = 0, 0.0
+    sample_s = 0.0
     lengths = sorted(request.lengths, reverse=True)
+    candidates: list[list[int]] = [[] for _ in lengths]
     for step in range(request.longest):
         live = sum(length > step for length in lengths)
         before = time.perf_counter()
         for number in range(live):
             token_id = lib.llama_sampler_sample(llama.samplers[number], llama.context, number if step else -1)
             put(batch, number, token_id, prompt_tokens + step, number, last=True)
+            candidates[number].append(token_id)
         sample_s += time.perf_counter() - before
-        sampled += live
         batch.n_tokens = sum(length > step + 1 for length in lengths)  # a candidate's last token is not fed
         if batch.n_tokens:
             llama.decode(batch)
             lib.llama_get_logits_ith(llama.context, -1)
     done = time.perf_counter()
     lib.llama_batch_free(batch)
-    return Answer(done - begun, prefilled - begun, done - prefilled, sampled, parts={"sample_s": sample_s})
+    sampled = sum(request.lengths)
+    return Answer(candidates, done - begun, prefilled - begun, done - prefilled, sampled, parts={"sample_s": sample_s})
 
 
 def put(batch: Any, place: int, token_id: int, position: int, sequence: int, *, last: bool) -> None:

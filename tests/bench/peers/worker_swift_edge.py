@@ -51,6 +51,7 @@ def pick(work: Work, request: Request) -> Answer:
     total_s = time.perf_counter() - begun
     timings = picked.selection.timings
     return Answer(
+        [list(candidate.token_ids) for candidate in picked.selection.candidates],
         total_s,
         timings.prefill_s,
         total_s - timings.prefill_s,
@@ -71,7 +72,7 @@ def pick_drawn(work: Work, request: Request) -> Answer:
     }
     remaining = dict(zip(queued.numbers, request.lengths, strict=True))
     pending = PendingTokens(ranking, growing, gather=True)
-    sampled, head_s = 0, 0.0
+    head_s = 0.0
     for step in batch.steps():
         added = time.perf_counter()
         pending.add(step)
@@ -81,12 +82,20 @@ def pick_drawn(work: Work, request: Request) -> Answer:
             remaining[number] -= 1
             if not remaining[number]:
                 batch.drop(number)
-        sampled += len(step.candidates)
+    scored = time.perf_counter()
     pending.score()
-    max(growing.values(), key=lambda candidate: candidate.score)
+    head_s += time.perf_counter() - scored
+    finished = [candidate.finish("length", 0) for candidate in growing.values()]
+    max(finished, key=lambda candidate: candidate.score)
     total_s = time.perf_counter() - begun
-    parts = {"graph_s": loop.decode_s, "sample_s": loop.sample_s, "head_s": head_s}
-    return Answer(total_s, queued.prefill_s, total_s - queued.prefill_s, sampled, parts=parts)
+    return Answer(
+        [list(candidate.token_ids) for candidate in finished],
+        total_s,
+        queued.prefill_s,
+        total_s - queued.prefill_s,
+        sum(request.lengths),
+        parts={"graph_s": loop.decode_s, "sample_s": loop.sample_s, "head_s": head_s},
+    )
 
 
 if __name__ == "__main__":

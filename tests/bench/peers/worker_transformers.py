@@ -66,16 +66,18 @@ def generate(model: PreTrainedModel, head: nn.Linear, request: Request) -> Answe
         stopping_criteria=[ends],
     )  # [n, p + t]
     written = time.perf_counter()
-    rows = zip(sequences, request.lengths, strict=True)
-    scores = [score(model, head, row[: prompt.shape[1] + length], prompt.shape[1]) for row, length in rows]
+    starts = prompt.shape[1]
+    rows = [row[: starts + length] for row, length in zip(sequences, request.lengths, strict=True)]  # [p + t] each
+    scores = [score(model, head, row, starts) for row in rows]
     max(range(request.n), key=scores.__getitem__)
     done = time.perf_counter()
     return Answer(
+        candidates=[row[starts:].tolist() for row in rows],
         total_s=done - begun,
         prefill_s=ends.first_token - begun,
         decode_s=written - ends.first_token,
         second_pass_s=done - written,
-        sampled_tokens=request.n * (sequences.shape[1] - prompt.shape[1]),
+        sampled_tokens=request.n * (sequences.shape[1] - starts),
     )
 
 
