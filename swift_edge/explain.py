@@ -162,7 +162,7 @@ def _question(prompt: Prompt) -> Iterator[str]:
 
 def _ranked_by(selection: Selection) -> str:
     if selection.signal is None:
-        return f"Scored by {selection.head}; the greatest score is picked."
+        return f"Scored by {selection.head}, picked by the strategy {selection.strategy}."
     return (
         f"Ranked by {selection.signal}, a signal that needs no head: tokens have neither reward nor gate, "
         "so none of them is coloured."
@@ -188,7 +188,7 @@ def _candidate(rank: int, candidate: Candidate, tokens: Sequence[Token], scale: 
     facts = [f"score {candidate.score:.4f}"]
     if picked and best.p_correct is not None:
         facts.append(f"P(correct) {best.p_correct:.2f}")
-    facts += [f"{candidate.n_tokens} tokens", candidate.finish_reason]
+    facts += [f"{candidate.n_tokens} tokens", candidate.dropped_because or candidate.finish_reason]
     if scale is not None and candidate.unscored_tokens:
         facts.append("context full, last token unscored")
     badge = ' <span class="badge">picked</span>' if picked else ""

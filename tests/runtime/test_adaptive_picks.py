@@ -12,9 +12,11 @@ from swift_edge import Selection, Selector
 from swift_edge.cli.selecting import pick
 from swift_edge.decision import Decision
 from swift_edge.evaluation.replay import replay
+from swift_edge.explain import explain_page
 from swift_edge.head import load_head
 from swift_edge.results import CandidateDropped, CandidateFinished, Picked
 from swift_edge.steering import Plan
+from swift_edge.tokenizer import Tokenizer
 from swift_edge.training.collect import collect
 from swift_edge.training.store import Store
 
@@ -128,6 +130,15 @@ def test_a_stream_tells_of_every_candidate_that_is_dropped(selector: Selector) -
         selector.pick(QUESTIONS[0], n=16, max_new_tokens=96, prune="auto"),
         timings=None,  # type: ignore[arg-type]
     )
+
+
+def test_a_page_says_how_the_pick_was_made_and_why_a_candidate_was_dropped(selector: Selector) -> None:
+    found = selector.pick(QUESTIONS[0], n=16, max_new_tokens=96, prune="auto")
+    page = explain_page(QUESTIONS[0], found, Tokenizer(selector.bundle))
+    assert "picked by the strategy calibrated" in page
+    reasons = [each.dropped_because for each in found.candidates if each.dropped_because is not None]
+    assert reasons
+    assert all(reason in page for reason in reasons)
 
 
 def test_the_command_takes_all_of_it_and_says_what_came_of_it() -> None:
