@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from swift_edge import Selection, Selector
-from swift_edge.cli.selecting import pick
 from swift_edge.decision import Decision
 from swift_edge.evaluation.replay import replay
 from swift_edge.explain import explain_page
@@ -38,6 +38,12 @@ PLANS: tuple[dict[str, object], ...] = (
 @pytest.fixture(scope="module")
 def selector() -> Selector:
     return Selector(MODEL)
+
+
+def swift_edge(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "swift_edge", *arguments], check=False, capture_output=True, encoding="utf-8"
+    )
 
 
 def outcome(selection: Selection) -> tuple[object, ...]:
@@ -142,14 +148,11 @@ def test_a_page_says_how_the_pick_was_made_and_why_a_candidate_was_dropped(selec
 
 
 def test_the_command_takes_all_of_it_and_says_what_came_of_it() -> None:
-    run = CliRunner().invoke(
-        pick,
-        [
-            *(QUESTIONS[0], "-m", str(MODEL), "--n", "auto", "--max-n", "12", "--prune", "auto"),
-            *("--max-new-tokens", "96", "--budget-tokens", "600", "--budget-seconds", "60", "--json"),
-        ],
+    run = swift_edge(
+        *("pick", QUESTIONS[0], "-m", str(MODEL), "--n", "auto", "--max-n", "12", "--prune", "auto"),
+        *("--max-new-tokens", "96", "--budget-tokens", "600", "--budget-seconds", "60", "--json"),
     )
-    assert run.exit_code == 0, run.output
+    assert run.returncode == 0, run.stderr
     document = json.loads(run.stdout)
     assert document["stopped_because"] in ("settled", "max_n", "budget_tokens")
     assert document["usage"]["completion_tokens"] <= 600
@@ -161,6 +164,6 @@ def test_the_command_takes_all_of_it_and_says_what_came_of_it() -> None:
 
 @pytest.mark.parametrize("options", [("-n", "few"), ("--prune", "16"), ("--prune", "a:b")])
 def test_words_that_cannot_be_read_are_usage_errors(options: tuple[str, str]) -> None:
-    run = CliRunner().invoke(pick, ["Hello", "-m", str(MODEL), *options])
-    assert run.exit_code == 2
+    run = swift_edge("pick", "Hello", "-m", str(MODEL), *options)
+    assert run.returncode == 2
     assert options[1] in run.stderr
