@@ -128,7 +128,8 @@ class _Pick:
         self._numbers: list[int] = []  # by index
         plan, kept_rows = work.plan, None
         if not plan.is_fixed:
-            plan = replace(plan, rows=min(plan.rows, request.rows))
+            refills = work.opened.session.takes_ragged_rows
+            plan = replace(plan, rows=min(plan.rows, request.rows), refills=refills)
             self.steering, kept_rows = Steering(plan), plan.rows
         begun = range(plan.most if kept_rows is None else kept_rows)
         self.queued = batch.submit(request.prompt_ids, begun, work.options.seed, kept_rows=kept_rows)

@@ -15,6 +15,7 @@ from typing import Final
 
 from swift_edge.calibration import Calibration
 from swift_edge.errors import InvalidOptionError
+from swift_edge.option_checks import is_whole
 
 LARGEST_GAP: Final = 1.5
 """Log-odds behind the best at which a row is dropped: its odds of being right are less than a quarter of the best's."""
@@ -42,7 +43,7 @@ class Pruning:
         if prune == "auto":
             return cls(None, calibration) if calibration is not None and calibration.prefixes else None
         pairs = list(prune.items()) if isinstance(prune, Mapping) else []
-        if not pairs or not all(_count(number) for pair in pairs for number in pair):
+        if not pairs or not all(is_whole(number, 1) for pair in pairs for number in pair):
             raise InvalidOptionError(
                 f"prune is {prune!r}; expected auto, None, or how many candidates stay by token count, "
                 "such as {16: 8, 32: 4}"
@@ -94,7 +95,3 @@ class Pruning:
 
 def _comparable(number: float) -> float:
     return -math.inf if math.isnan(number) else number
-
-
-def _count(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1

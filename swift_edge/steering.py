@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from swift_edge.decision import Decision
 from swift_edge.errors import InvalidOptionError
+from swift_edge.option_checks import is_whole
 from swift_edge.pruning import Pruning
 from swift_edge.selection import answer_sums
 from swift_edge.stopping import FIRST_CANDIDATES, LEAST_GAIN, LEAST_LEAD, confidence_at, gain, lead, likeliest
@@ -40,6 +41,8 @@ class Plan:
     """Response tokens at most, of all candidates."""
     budget_s: float | None
     """Seconds at most."""
+    refills: bool = True
+    """Whether a row that is free is taken over while others go on; where a graph concatenates, rows begin together."""
 
     @classmethod
     def of(
@@ -54,16 +57,16 @@ class Plan:
         """Check what was asked for; raises `InvalidOptionError`."""
         if n == "auto":
             most = MOST_CANDIDATES if max_n is None else max_n
-            if not _count(most):
+            if not is_whole(most, 1):
                 raise InvalidOptionError(f"max_n is {max_n!r}; expected an integer of at least 1")
             rows = min(FIRST_CANDIDATES, most)
-        elif _count(n):
+        elif is_whole(n, 1):
             if max_n is not None:
                 raise InvalidOptionError(f'max_n is {max_n!r} and n is {n}; expected n="auto" with max_n, or n alone')
             rows = most = int(n)
         else:
             raise InvalidOptionError(f"n is {n!r}; expected an integer of at least 1, or auto")
-        if budget_tokens is not None and not _count(budget_tokens):
+        if budget_tokens is not None and not is_whole(budget_tokens, 1):
             raise InvalidOptionError(f"budget_tokens is {budget_tokens!r}; expected an integer of at least 1, or None")
         if budget_seconds is not None and not (_number(budget_seconds) and budget_seconds > 0):
             raise InvalidOptionError(f"budget_seconds is {budget_seconds!r}; expected seconds above 0, or None")
@@ -114,6 +117,8 @@ class Steering:
         self.stopped_because: StopReason | None = None
         self._plan = plan
         self._completed: dict[int, Completed] = {}
+        # Answers are compared when there are new ones, not at every step: with some tasks that takes a while.
+        self._settled: dict[tuple[int, int], bool] = {}
         self._dropped_tokens = 0
         self._was_short = False  # of tokens, so that candidates were dropped
         self._worth: dict[int, dict[int, float]] = {}  # of live ones by token count, then by candidate
@@ -131,7 +136,9 @@ class Steering:
         `completed` are those that ended with this step; `score_of` and `ids_of` give a live candidate's running score
         and its token ids. Once `stopped_because` says why, no candidate is live, and none is begun.
         """
-        self._completed |= completed
+        if completed:
+            self._completed |= completed
+            self._settled.clear()
         orders = Orders()
         left = dict(live)
         self._drop(self._pruned(live, score_of, ids_of), orders, left)
@@ -188,8 +195,14 @@ class Steering:
 
     def _is_settled(self, left: Mapping[int, int], promised: int) -> bool:
         """Whether no further candidate is worth it, should `promised` live ones turn out as favourably as can be."""
-        plan, completed = self._plan, list(self._completed.values())
         known = self.begun - len(left) + promised  # one that was dropped is known to be weak
+        if (known, promised) not in self._settled:
+            self._settled[known, promised] = self._settles(known, promised)
+        return self._settled[known, promised]
+
+    def _settles(self, known: int, promised: int) -> bool:
+        """The same, with `known` candidates that are complete, dropped or promised."""
+        plan, completed = self._plan, list(self._completed.values())
         if known < min(FIRST_CANDIDATES, plan.most) or not completed:
             return False
         scores = [each.score for each in completed]
@@ -209,10 +222,12 @@ class Steering:
         """How many candidates to begin: as many as rows are free, unless those that are live may settle it."""
         plan = self._plan
         wanted = min(plan.rows - len(left), plan.most - self.begun)
+        if wanted <= 0 or (left and not plan.refills):
+            return 0
         if plan.adaptive and left and self._is_settled(left, len(left)):
-            wanted = 0
-        if wanted <= 0 or plan.budget_tokens is None:
-            return max(0, wanted)
+            return 0
+        if plan.budget_tokens is None:
+            return wanted
         spare = plan.budget_tokens - self._spent(left) - sum(self._to_come(tokens) for tokens in left.values())
         return max(0, min(wanted, int(spare // self._to_come(0))))
 
@@ -255,10 +270,6 @@ _REASONS: Final[Mapping[StopReason, str]] = {
     "budget_tokens": "the budget of tokens was used up",
     "budget_seconds": "the budget of time was used up",
 }
-
-
-def _count(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _number(number: object) -> bool:

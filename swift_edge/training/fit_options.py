@@ -11,6 +11,7 @@ import numpy as np
 
 from swift_edge.errors import InvalidOptionError
 from swift_edge.head import Norm, TokenStatistic
+from swift_edge.option_checks import is_whole
 from swift_edge.training.descent import Limits
 from swift_edge.training.objectives import LOSSES, Loss
 from swift_edge.training.rows import Inputs
@@ -76,8 +77,8 @@ class FitOptions:
         _expect(distinct, "token_statistics", names, f"distinct names out of {', '.join(known)}")
         _expect(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
         for name, least in (("prefixes", 0), ("max_iterations", 1), ("patience", 1), ("seed", 0)):
-            _expect(_whole(getattr(self, name), least), name, getattr(self, name), f"an integer of at least {least}")
-        _expect(self.problems is None or _whole(self.problems, 2), "problems", self.problems, "2 or more, or None")
+            _expect(is_whole(getattr(self, name), least), name, getattr(self, name), f"an integer of at least {least}")
+        _expect(self.problems is None or is_whole(self.problems, 2), "problems", self.problems, "2 or more, or None")
         _expect(_number(self.prefix_weight, 0), "prefix_weight", self.prefix_weight, "a number of at least 0")
         decays = self.weight_decays if self.weight_decay is None else (self.weight_decay,)
         positive = bool(decays) and all(_number(decay, 0) for decay in decays)
@@ -89,7 +90,10 @@ class FitOptions:
             _expect(_number(share, 0) and share < 1, name, share, "a share from 0 up to 1")
         _expect(self.validation_share + self.calibration_share < 1, "shares", "1 or more together", "some to train on")
         _expect(
-            _whole(self.memory_bytes, LEAST_MEMORY), "memory_bytes", self.memory_bytes, f"at least {LEAST_MEMORY} bytes"
+            is_whole(self.memory_bytes, LEAST_MEMORY),
+            "memory_bytes",
+            self.memory_bytes,
+            f"at least {LEAST_MEMORY} bytes",
         )
         if self.layers is not None:
             ascending = bool(self.layers) and list(self.layers) == sorted(set(self.layers))
@@ -105,10 +109,6 @@ class FitOptions:
             raise InvalidOptionError("the norm rms is for hidden states, and the store holds logits; leave it out")
         layers = info.layers if self.layers is None else self.layers
         return Inputs(layers, self.token_statistics, self.norm, self.includes_eos)
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
 
 
 def _number(value: object, least: float) -> bool:
