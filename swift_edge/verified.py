@@ -36,7 +36,7 @@ class VerifiedFiles:
 
     >>> files = VerifiedFiles(bundle)  # before they are hashed: whatever changes meanwhile shows the next time
     >>> if not files.known():
-    ...     check_hashes(bundle)
+    ...     check_hashes(bundle, bundle.manifest.fixed_files)
     ...     files.remember()
     """
 

@@ -7,6 +7,7 @@ and the times of steps. Does not run the model.
     q problems   s statistics of each   b resamples
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,46 +50,40 @@ def economy(
     `problems` are the candidates of each, with running scores by the head named `head`, which `decision` is made by;
     `chances` are those of every rule's pick to be right, `[q]`, by size and rule.
     """
-    most, names = max(chances), [name for name in chances[max(chances)] if name != ORACLE]
-    fixed = {size: _fixed(problems, size, times) for size in chances}
-    columns = [chances[size][name] for size in chances for name in names]
-    places = {(size, name): place for place, (size, name) in enumerate((s, n) for s in chances for n in names)}
+    sizes = sorted(chances)
+    most, names = sizes[-1], [name for name in chances[sizes[-1]] if name != ORACLE]
+    fixed = {size: _fixed(problems, size, times) for size in sizes}
+    picks = {
+        name: _replayed(problems, _plan(decision, most, asked), head, times, seed) for name, asked in PLANS.items()
+    }
+    columns = [chances[size][name] for size in sizes for name in names] + [each.right for each in picks.values()]
+    by_problem = np.stack(columns, axis=1)  # [q, s]
+    resampled = resampled_means(by_problem, resamples=resamples, seed=seed)  # [b, s]
+    # The mean itself is one more row, so that whatever is made of the resamples is made of it.
+    means = np.concatenate([by_problem.mean(axis=0)[np.newaxis], resampled])  # [1 + b, s]
+    rules = means[:, : len(sizes) * len(names)].reshape(len(means), len(sizes), len(names))
+    reference = rules[:, -1, names.index(f"{head} calibrated")]
     found: dict[str, Any] = {}
-    replayed = {}
-    for name, asked in PLANS.items():
-        replayed[name] = _replayed(problems, _plan(decision, most, asked), head, times, seed)
-        columns.append(replayed[name].right)
-    means = resampled_means(np.stack(columns, axis=1), resamples=resamples, seed=seed)  # [b, s]
-    values = np.stack(columns, axis=1).mean(axis=0)  # [s]
-    reference = places[most, f"{head} calibrated"]
-    for number, (name, each) in enumerate(replayed.items(), start=len(places)):
-
-        def less(other: Floats, others: float, number: int = number) -> dict[str, float | None]:
-            return plain_figure(estimate(float(values[number] - others), means[:, number] - other))
-
+    for (name, each), mine in zip(picks.items(), means[:, -len(picks) :].T, strict=True):
         found[name] = {
-            "accuracy": plain_figure(estimate(float(values[number]), means[:, number])),
+            "accuracy": _figure(mine),
             "candidates": each.candidates,
             "tokens": each.tokens,
             "tokens_share": each.tokens / fixed[most]["tokens"],
             "seconds": each.seconds,
             "seconds_share": each.seconds / fixed[most]["seconds"],
             "calibration_error": each.calibration_error,
-            "less_calibrated_at_most": less(means[:, reference], float(values[reference])),
+            "less_calibrated_at_most": _figure(mine - reference),
         }
         for cost in ("tokens", "seconds"):
-            sizes, share = _between(fixed, cost, found[name][cost])
-            best = None
-            for rule in names:
-                low, high = (places[size, rule] for size in sizes)
-                level = float((1 - share) * values[low] + share * values[high])
-                if best is None or level > best[1]:
-                    best = rule, level, (1 - share) * means[:, low] + share * means[:, high]
-            assert best is not None
+            pair, share = _between(fixed, cost, found[name][cost])
+            low, high = (rules[:, sizes.index(size)] for size in pair)  # [1 + b, rules]
+            mixed = (1 - share) * low + share * high
+            best = int(mixed[0].argmax())
             found[name][f"best_at_equal_{cost}"] = {
-                "rule": best[0],
-                "accuracy": best[1],
-                "less": less(best[2], best[1]),
+                "rule": names[best],
+                "accuracy": float(mixed[0, best]),
+                "less": _figure(mine - mixed[:, best]),
             }
     return {
         "head": head,
@@ -175,9 +170,13 @@ def _steps(lengths: Iterable[int]) -> Mapping[int, int]:
 
 def _between(fixed: Mapping[int, Mapping[str, float]], cost: str, spent: float) -> tuple[tuple[int, int], float]:
     """The two sizes between which what was spent lies, and how far from the first to the second."""
-    sizes = sorted(fixed)
-    costs = [fixed[size][cost] for size in sizes]
-    for low, high, below, above in zip(sizes, sizes[1:], costs, costs[1:], strict=False):
+    for low, high in itertools.pairwise(sorted(fixed)):
+        below, above = fixed[low][cost], fixed[high][cost]
         if spent <= above:
-            return (low, high), min(1.0, max(0.0, (spent - below) / (above - below)))
-    return (sizes[-1], sizes[-1]), 0.0
+            return (low, high), max(0.0, (spent - below) / (above - below))
+    return (max(fixed), max(fixed)), 0.0
+
+
+def _figure(means: Floats) -> dict[str, float | None]:
+    """A figure out of its value and its resamples, `[1 + b]`."""
+    return plain_figure(estimate(float(means[0]), means[1:]))

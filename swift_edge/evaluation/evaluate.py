@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from swift_edge.answers import answer_task
-from swift_edge.calibration import PREFIX_TOKENS, Calibration
+from swift_edge.calibration import PREFIX_TOKENS
 from swift_edge.decision import Decision
 from swift_edge.errors import InvalidOptionError, StoreError
 from swift_edge.evaluation.ablations import Ablations
-from swift_edge.evaluation.bootstrap import RESAMPLES
+from swift_edge.evaluation.bootstrap import RESAMPLES, Floats
 from swift_edge.evaluation.economy import economy
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.figures import check_drawing, draw_accuracy, draw_calibration, draw_economy
 from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.record import file_sha256, machine_facts, versions
 from swift_edge.evaluation.sampled import Sampled
-from swift_edge.evaluation.selectors import RESERVED, expected_accuracies
+from swift_edge.evaluation.selectors import RESERVED, expected_by_size
 from swift_edge.evaluation.step_times import measure_steps
 from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Trial, Writing
@@ -127,7 +127,8 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
     sampled = Sampled.read(store, answer_task(trial.task), heads, external=scores)
     families = {name: [_text(problem.row.get(name)) for problem in trial.problems.rows] for name in FAMILY_FIELDS}
     families = {name: members for name, members in families.items() if any(members)}
-    results = measure(sampled, trial.sizes, families, seed=trial.writing.seed, resamples=trial.resamples)
+    by_size = expected_by_size(sampled, trial.sizes, trial.writing.seed)
+    results = measure(sampled, by_size, families, seed=trial.writing.seed, resamples=trial.resamples)
     timings = _timings(store)
     tokens = sum(candidate.n_tokens for candidate in store.candidates)
     results["usage"] = {
@@ -136,32 +137,35 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
         "completion_tokens_per_candidate": tokens / len(store.candidates),
     }
     results["timings"] = {name: value for name, value in timings.items() if name.endswith("_s")}
-    if (spent := _economy(trial, store, sampled, heads)) is not None:
+    if (spent := _economy(trial, store, by_size, heads)) is not None:
         results["economy"] = spent
     results["notes"] = [*_notes(sampled), *_seen(heads, trial)]
     return results
 
 
-def _economy(trial: Trial, store: Store, sampled: Sampled, heads: Mapping[str, Head]) -> dict[str, Any] | None:
+def _economy(
+    trial: Trial, store: Store, by_size: Mapping[int, Mapping[str, Floats]], heads: Mapping[str, Head]
+) -> dict[str, Any] | None:
     """What adaptive and pruned picks by the first head come to; None where it is not calibrated for answers."""
     name, head = next(iter(heads.items()), (None, None))
     if name is None or head is None or head.calibration is None:
         return None
-    candidates = store.candidates
+    decision = Decision.of(head, strategy="calibrated", task=trial.task)
+    candidates, n = store.candidates, trial.sizes[-1]
     # A store of an earlier version has no running scores.
     known = all(
         len(each.running.get(name, ())) >= sum(count < each.n_tokens for count in PREFIX_TOKENS) for each in candidates
     )
-    if not known or Calibration.from_dict(head.calibration).answers is None:
+    if not known or decision.calibration is None or decision.calibration.answers is None:
         return None
     trial.report("replaying adaptive and pruned picks")
     sampling = {option: value for option, value in (store.info.sampling or {}).items() if option != "stop"}
-    times = measure_steps(replace(trial.opened, head=head), SamplingOptions(**sampling), trial.sizes[-1])
+    times = measure_steps(replace(trial.opened, head=head), SamplingOptions(**sampling), n)
     return economy(
-        [candidates[start : start + sampled.n] for start in range(0, len(candidates), sampled.n)],
-        Decision.of(head, strategy="calibrated", task=trial.task),
+        [candidates[start : start + n] for start in range(0, len(candidates), n)],
+        decision,
         name,
-        {size: expected_accuracies(sampled, size, trial.writing.seed) for size in trial.sizes},
+        by_size,
         times,
         seed=trial.writing.seed,
         resamples=trial.resamples,

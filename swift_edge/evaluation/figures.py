@@ -41,7 +41,7 @@ def check_drawing() -> None:
 
 def draw_accuracy(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the accuracy of every rule against the number of candidates, with its interval as a band."""
-    figure, axes = _figure(8.4, 5.2)
+    figure, (axes,) = _figure(8.4, 5.2)
     sizes = results["sizes"]
     heads = list(results["run"]["heads"])
     labels = []
@@ -90,10 +90,9 @@ def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
     found = results.get("economy")
     if found is None:
         return []
-    figure = import_extra("matplotlib.figure", "eval", "eval").Figure(figsize=(11.0, 5.0), layout="constrained")
+    figure, (left, right) = _figure(11.0, 5.0, 2)
     heads = list(results["run"]["heads"])
     sizes = [str(size) for size in results["sizes"]]
-    left, right = figure.subplots(1, 2, sharey=True)
     for axes, cost, label in ((left, "tokens", "tokens per problem"), (right, "seconds", "decode seconds per problem")):
         spent = [found["fixed"][size][cost] for size in sizes]
         for name, figures in results["accuracy"].items():
@@ -120,7 +119,6 @@ def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
             )
         axes.set_xscale("log", base=2)
         axes.set_xlabel(label)
-        _plain_axes(axes)
     left.set_ylabel("share of picks that are right")
     right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     left.set_title(
@@ -136,7 +134,7 @@ def draw_calibration(results: Mapping[str, Any], folder: Path) -> list[Path]:
     found = next((each for each in results["calibration"].values() if each is not None), None)
     if found is None:
         return []
-    figure, axes = _figure(5.2, 5.0)
+    figure, (axes,) = _figure(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     for (key, label), (colour, mark) in zip(
         (("candidates", "all candidates"), ("picks", f"picks out of {found['picks_out_of']}")),
@@ -194,19 +192,16 @@ def _spread(values: Sequence[float], bottom: float, top: float) -> list[float]:
     return places
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure without a window or a global state behind it."""
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Sequence[Any]]:
+    """A figure without a window or a global state behind it, and its axes, which share their height."""
     figure = import_extra("matplotlib.figure", "eval", "eval").Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    _plain_axes(axes)
-    return figure, axes
-
-
-def _plain_axes(axes: Any) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color="#E3E3E3", linewidth=0.6)
-    axes.set_axisbelow(True)
+    row = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    for axes in row:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.grid(axis="y", color="#E3E3E3", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, row
 
 
 def _save(figure: Any, folder: Path, name: str) -> list[Path]:

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.errors import InvalidOptionError
 from swift_edge.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, estimate, resampled_means
 from swift_edge.evaluation.confidence import confidence
 from swift_edge.evaluation.expectation import Floats, all_subsets, pick_chances
@@ -20,7 +19,6 @@ from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import (
     ORACLE,
     PASS_AT_1,
-    expected_accuracies,
     problem_aurocs,
     ranking_scores,
 )
@@ -39,23 +37,17 @@ def main_size(sizes: Sequence[int]) -> int:
 
 def measure(
     sampled: Sampled,
-    sizes: Sequence[int],
+    by_size: Mapping[int, Mapping[str, Floats]],
     families: Mapping[str, Sequence[str | None]] | None = None,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """All figures of the candidates at every number of candidates in `sizes`.
+    """All figures of the candidates, with the chances of every rule's pick as `expected_by_size` gives them.
 
     `families` are ways to divide the problems: by the name of each, what each problem belongs to, None for nothing.
-
-    Raises `InvalidOptionError` for a size that there are not enough candidates for.
     """
-    if not sizes or min(sizes) < 1 or max(sizes) > sampled.n:
-        raise InvalidOptionError(
-            f"sizes are {list(sizes)}; expected numbers from 1 to {sampled.n}, the candidates there are"
-        )
-    by_size = {size: expected_accuracies(sampled, size, seed) for size in sizes}
+    sizes = list(by_size)
     names = list(by_size[sizes[0]])
     columns = np.stack([by_size[size][name] for name in names for size in sizes], axis=1)  # [q, s]
     means = resampled_means(columns, resamples=resamples, seed=seed)  # [b, s]
@@ -86,7 +78,7 @@ def measure(
     return {
         "problems": len(sampled.correct),
         "candidates": sampled.n,
-        "sizes": list(sizes),
+        "sizes": sizes,
         "main_size": main_size(sizes),
         "interval": {"level": LEVEL, "resamples": resamples, "over": "problems"},
         "subsets_sampled_at": [size for size in sizes if not all_subsets(sampled.n, size)],

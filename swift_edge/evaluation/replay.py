@@ -28,7 +28,7 @@ class Replayed:
     steps: Mapping[int, int]
     """Decode steps by the number of their rows."""
     candidates: tuple[Candidate, ...]
-    """Those that were begun, as far as they were written; without texts where they were dropped."""
+    """Those that were begun, as far as they were written; one that was dropped has no text, and its whole's score."""
 
 
 def replay(plan: Plan, candidates: Sequence[StoredCandidate], head: str) -> Replayed:

@@ -13,10 +13,12 @@
 Knows arrays only. The other score is the external one where there is one, else the mean log-probability.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
+from swift_edge.errors import InvalidOptionError
 from swift_edge.evaluation.expectation import (
     Flags,
     Floats,
@@ -36,6 +38,18 @@ BASELINES: Final = (PASS_AT_1, "majority", "shortest", "mean_logprob", "self_cer
 EXTERNAL: Final = "external"
 RESERVED: Final = (*BASELINES, ORACLE, EXTERNAL, "length")
 """Names that no head can have."""
+
+
+def expected_by_size(sampled: Sampled, sizes: Sequence[int], seed: int = 0) -> dict[int, dict[str, Floats]]:
+    """`expected_accuracies` at each of `sizes`.
+
+    Raises `InvalidOptionError` for a size that there are not enough candidates for.
+    """
+    if not sizes or min(sizes) < 1 or max(sizes) > sampled.n:
+        raise InvalidOptionError(
+            f"sizes are {list(sizes)}; expected numbers from 1 to {sampled.n}, the candidates there are"
+        )
+    return {size: expected_accuracies(sampled, size, seed) for size in sizes}
 
 
 def expected_accuracies(sampled: Sampled, size: int, seed: int = 0) -> dict[str, Floats]:

@@ -62,12 +62,14 @@ def recalibrate(
         notes.append(f"{problems} problems make a rough calibration; 200 to 500 make a good one")
     surveyed = survey(examples, range(problems), [store], pool=False)
     known = None if head.calibration is None else Calibration.from_dict(head.calibration)
-    scores = _prefixes(head, examples)[:, -1]
+    prefixes = _prefixes(head, examples)
+    scores = prefixes[:, -1]
     before = _judged(examples, scores, None if known is None else _error(known, scores, examples))
     moved, way = _matched(head, surveyed, store.info.precision)
     if head.precision != store.info.precision and moved is head:
         notes.append("the head does not say how its inputs were standardised, so its weights stay; fit a new head")
-    prefixes = _prefixes(moved, examples)
+    if moved is not head:
+        prefixes = _prefixes(moved, examples)
     calibration = calibrate(
         prefixes,
         candidates.tokens,

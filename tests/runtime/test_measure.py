@@ -18,7 +18,7 @@ from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.reliability import calibration_error, reliability
 from swift_edge.evaluation.sampled import HeadScores, Sampled
-from swift_edge.evaluation.selectors import expected_accuracies, problem_aurocs
+from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
 from swift_edge.ranking_quality import within_problem_auroc
 from swift_edge.selection import combine_by_rank, combine_by_scaling, rank, vote
 
@@ -41,6 +41,10 @@ def sampled(seed: int = 0, problems: int = 30, n: int = 6, **changes: Any) -> Sa
         },
     }
     return Sampled(**everything | changes)
+
+
+def measured(found: Sampled, sizes: Sequence[int], *families: Any, **options: Any) -> dict[str, Any]:
+    return measure(found, expected_by_size(found, sizes), *families, **options)
 
 
 def direct(found: Sampled) -> dict[str, float]:
@@ -119,7 +123,7 @@ def test_auroc_is_that_of_the_training(seed: int, coarse: bool) -> None:
 def test_figures_are_their_definitions() -> None:
     found = sampled(problems=80)
     families = ["a"] * 50 + ["b"] * 29 + [None]
-    results = measure(found, [1, 2, 4], {"family": families}, resamples=500)
+    results = measured(found, [1, 2, 4], {"family": families}, resamples=500)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     assert (results["problems"], results["candidates"], results["main_size"]) == (80, 6, 4)
     accuracy = {name: figures["4"]["value"] for name, figures in results["accuracy"].items()}
@@ -151,13 +155,13 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
     found = sampled(problems=200)
     nearly = found.heads["default"].scores + np.random.default_rng(1).normal(0, 0.1, found.correct.shape)
     found = replace(found, heads={**found.heads, "nearly": HeadScores(nearly, None)})
-    results = measure(found, [4], resamples=500)
+    results = measured(found, [4], resamples=500)
     difference, accuracy = results["difference"]["nearly"]["default"]["4"], results["accuracy"]["nearly"]["4"]
     assert difference["high"] - difference["low"] < 0.5 * (accuracy["high"] - accuracy["low"])
 
 
 def test_without_a_head_the_baselines_stand_alone() -> None:
-    results = measure(sampled(heads={}), [1, 2], resamples=50)
+    results = measured(sampled(heads={}), [1, 2], resamples=50)
     assert results["difference"] == results["calibration"] == {}
     assert len(results["accuracy"]) == 6
 
@@ -165,21 +169,21 @@ def test_without_a_head_the_baselines_stand_alone() -> None:
 def test_a_head_that_saw_no_token_picks_at_random() -> None:
     found = sampled()
     unseen = HeadScores(np.full(found.correct.shape, math.nan), np.full(found.correct.shape, math.nan))
-    blind = measure(replace(found, heads={"blind": unseen}), [1, 6], resamples=20)
+    blind = measured(replace(found, heads={"blind": unseen}), [1, 6], resamples=20)
     assert json.loads(json.dumps(blind, allow_nan=False)) == blind
     assert blind["accuracy"]["blind"]["6"]["value"] == pytest.approx(found.correct.mean())
     assert blind["calibration"] == {"blind": None}
 
 
 def test_many_candidates_are_sampled_and_said_so() -> None:
-    results = measure(sampled(problems=3, n=24), [2, 12], resamples=50)
+    results = measured(sampled(problems=3, n=24), [2, 12], resamples=50)
     assert results["subsets_sampled_at"] == [12]
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [7], [1, 7]])
 def test_sizes_beyond_the_candidates_are_refused(sizes: list[int]) -> None:
     with pytest.raises(InvalidOptionError, match="from 1 to 6"):
-        measure(sampled(), sizes, resamples=10)
+        measured(sampled(), sizes, resamples=10)
 
 
 class TestReliability:
@@ -216,7 +220,7 @@ class TestReliability:
 
     def test_picks_out_of_all_candidates_are_the_best_ones(self) -> None:
         found = sampled(problems=100)
-        calibration = measure(found, [6], resamples=10)["calibration"]["default"]
+        calibration = measured(found, [6], resamples=10)["calibration"]["default"]
         head = found.heads["default"]
         assert head.probabilities is not None
         best = head.scores.argmax(axis=1)
