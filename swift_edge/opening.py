@@ -66,7 +66,7 @@ class Options:
     max_n: int | None = None
     """Most candidates where `n` is `auto`."""
     prune: str | Mapping[int, int] | None = None
-    """Which rows are dropped while they are written."""
+    """Which rows are dropped while they are written; None is `auto` where `n` is, else `off`."""
     budget_tokens: int | None = None
     """Most response tokens of a pick."""
     budget_seconds: float | None = None

@@ -3,6 +3,7 @@
     schedule    at given token counts, the best so many by the running score stay
     auto        at the token counts that the head was calibrated at, those stay whose log-odds of being right are no
                 more than `LARGEST_GAP` behind the best; early on, where scores say little, log-odds lie close together
+    off         all stay
 
 A candidate that ended before a token count takes part with its last score. Until an answer can be seen, two different
 texts stay. Knows scores and token counts. Does not know rows, heads or texts.
@@ -34,18 +35,18 @@ class Pruning:
 
     @classmethod
     def of(cls, prune: object, calibration: Calibration | None) -> "Pruning | None":
-        """The rule that was asked for: `auto`, a schedule, or None. Without calibrated prefixes `auto` drops nothing.
+        """The rule that was asked for: `auto`, `off` or a schedule. Without calibrated prefixes `auto` drops nothing.
 
         Raises `InvalidOptionError` for anything else.
         """
-        if prune is None:
+        if prune == "off":
             return None
         if prune == "auto":
             return cls(None, calibration) if calibration is not None and calibration.prefixes else None
         pairs = list(prune.items()) if isinstance(prune, Mapping) else []
         if not pairs or not all(is_whole(number, 1) for pair in pairs for number in pair):
             raise InvalidOptionError(
-                f"prune is {prune!r}; expected auto, None, or how many candidates stay by token count, "
+                f"prune is {prune!r}; expected auto, off, or how many candidates stay by token count, "
                 "such as {16: 8, 32: 4}"
             )
         return cls(dict(sorted(pairs)), None)

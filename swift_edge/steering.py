@@ -54,7 +54,7 @@ class Plan:
         budget_seconds: float | None,
         decision: Decision,
     ) -> "Plan":
-        """Check what was asked for; raises `InvalidOptionError`."""
+        """Check what was asked for; raises `InvalidOptionError`. Where nothing is said, only `n="auto"` prunes."""
         if n == "auto":
             most = MOST_CANDIDATES if max_n is None else max_n
             if not is_whole(most, 1):
@@ -72,6 +72,8 @@ class Plan:
             raise InvalidOptionError(f"budget_seconds is {budget_seconds!r}; expected seconds above 0, or None")
         if budget_tokens is not None:
             rows = min(rows, budget_tokens)
+        if prune is None:
+            prune = "auto" if n == "auto" else "off"
         pruning = Pruning.of(prune, decision.calibration)
         return cls(rows, most, n == "auto", pruning, decision, budget_tokens, budget_seconds)
 

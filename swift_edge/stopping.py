@@ -1,8 +1,7 @@
 """When a further candidate is not worth its tokens, by what those that are complete say.
 
     with posteriors      the likeliest answer is as likely as is asked for; where nothing is, `FIRST_CONFIDENCE` is
-                         at first, and less with the root of the share that may still come: the fewer these are, the
-                         less they can change
+                         at first, and slowly less: the fewer may still come, the less each of them can change
     with answers alone   the commonest answer would stay so: P(p > 1/2) with p ~ Beta(first + 1, second + 1) of the
                          two largest counts (arXiv 2305.11860)
     with scores alone    one more normal score would raise the best by too little (arXiv 2510.01394)
@@ -19,8 +18,10 @@ from swift_edge.calibration import AnswerCalibration
 
 FIRST_CANDIDATES: Final = 4
 """Candidates to complete before anything is said."""
-FIRST_CONFIDENCE: Final = 0.9
+FIRST_CONFIDENCE: Final = 0.97
 """Posterior that ends it after the first candidates, where none is asked for."""
+CONFIDENCE_POWER: Final = 0.25
+"""Power of the share of candidates that may still come, with which that posterior falls."""
 LEAST_LEAD: Final = 0.95
 """Probability that the commonest answer stays so, at which it ends."""
 LEAST_GAIN: Final = 0.03
@@ -31,11 +32,11 @@ def confidence_at(completed: int, most: int, asked: float | None) -> float:
     """Posterior that ends it with `completed` of at most `most` candidates; `asked` is the caller's own.
 
     >>> confidence_at(4, 16, None), confidence_at(10, 16, None), confidence_at(10, 16, 0.9)  # doctest: +ELLIPSIS
-    (0.9, 0.636..., 0.9)
+    (0.97, 0.815..., 0.9)
     """
     if asked is not None:
         return asked
-    return FIRST_CONFIDENCE * math.sqrt((most - completed) / max(1, most - FIRST_CANDIDATES))
+    return float(FIRST_CONFIDENCE * ((most - completed) / max(1, most - FIRST_CANDIDATES)) ** CONFIDENCE_POWER)
 
 
 def likeliest(sums: Sequence[float], calibration: AnswerCalibration, promised: float = 0.0) -> float:

@@ -44,13 +44,13 @@ def candidate_count(_context: click.Context, _parameter: click.Parameter, text: 
 
 
 def pruning(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | dict[int, int] | None:
-    """Read `auto`, or a schedule such as `16:8,32:4`."""
-    if text is None or text == "auto":
+    """Read `auto`, `off`, or a schedule such as `16:8,32:4`."""
+    if text in (None, "auto", "off"):
         return text
     try:
         return {int(tokens): int(keep) for tokens, keep in (part.split(":") for part in text.split(","))}
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no schedule; expected auto, or one such as 16:8,32:4") from None
+        raise click.BadParameter(f"{text!r} is no schedule; expected auto, off, or one such as 16:8,32:4") from None
 
 
 explain_option = click.option(
@@ -78,7 +78,8 @@ explain_option = click.option(
     "--prune",
     callback=pruning,
     metavar="RULE",
-    help="Drop weak candidates early: auto, or how many stay at token counts, such as 16:8,32:4.",
+    help="Drop weak candidates early: auto, off, or how many stay at token counts, such as 16:8,32:4.  "
+    "[default: auto with -n auto, else off]",
 )
 @click.option("--budget-tokens", type=int, metavar="N", help="Most tokens of all candidates together.")
 @click.option("--budget-seconds", type=float, metavar="S", help="Most seconds; the pick is from what is there by then.")

@@ -29,8 +29,8 @@ ORDERS: Final = 4
 """Orders of a problem's candidates in which its picks are replayed: as written, and drawn ones."""
 PLANS: Final[Mapping[str, Mapping[str, str]]] = {
     "auto": {"n": "auto"},
+    "auto, not pruned": {"n": "auto", "prune": "off"},
     "pruned": {"prune": "auto"},
-    "auto pruned": {"n": "auto", "prune": "auto"},
 }
 """What is asked for beside the greatest number of candidates."""
 

@@ -30,7 +30,7 @@ QUESTIONS = (
 PLANS: tuple[dict[str, object], ...] = (
     {"n": "auto"},
     {"n": 16, "prune": "auto"},
-    {"n": "auto", "max_n": 12, "prune": "auto"},
+    {"n": "auto", "max_n": 12, "prune": "off"},
     {"n": 8, "prune": {16: 6, 32: 2}},
 )
 
@@ -165,7 +165,7 @@ def test_a_page_says_how_the_pick_was_made_and_why_a_candidate_was_dropped(selec
 
 def test_the_command_takes_all_of_it_and_says_what_came_of_it() -> None:
     run = swift_edge(
-        *("pick", QUESTIONS[0], "-m", str(MODEL), "--n", "auto", "--max-n", "12", "--prune", "auto"),
+        *("pick", QUESTIONS[0], "-m", str(MODEL), "--n", "auto", "--max-n", "12", "--prune", "off"),
         *("--max-new-tokens", "96", "--budget-tokens", "600", "--budget-seconds", "60", "--json"),
     )
     assert run.returncode == 0, run.stderr

@@ -73,7 +73,7 @@ class Play:
 
 
 def test_it_ends_when_the_first_four_agree_and_goes_on_while_they_do_not() -> None:
-    agreed = Play(plan(), [10] * 16, [2.0] * 16, ["7"] * 16).run()
+    agreed = Play(plan(), [10] * 16, [3.0] * 16, ["7"] * 16).run()
     assert (agreed.steering.stopped_because, agreed.steering.begun) == ("settled", 4)
     split = Play(plan(), [10] * 16, [-1.0] * 16, [str(index) for index in range(16)]).run()
     assert split.steering.begun > 8
@@ -137,6 +137,13 @@ def test_a_score_that_is_no_number_is_the_weakest() -> None:
 def test_auto_without_calibrated_prefixes_drops_nothing() -> None:
     assert plan(8, decision=BY_SCORE, prune="auto").pruning is None
     assert plan(8, decision=replace(CALIBRATED, calibration=replace(CALIBRATION, prefixes={})), prune="auto").is_fixed
+
+
+def test_auto_prunes_unless_it_is_told_not_to_and_a_number_does_not() -> None:
+    assert plan("auto").pruning == plan("auto", prune="auto").pruning is not None
+    assert plan("auto", prune="off").pruning is None
+    assert plan(8).pruning is None
+    assert plan("auto", prune={16: 2}).pruning == Pruning({16: 2}, None)
 
 
 def test_answers_are_compared_only_when_there_are_new_ones() -> None:
@@ -209,7 +216,7 @@ def test_whatever_comes_it_ends_within_its_budget_with_something_to_pick(
         ({"max_n": 0}, "max_n is 0"),
         ({"budget_tokens": 0}, "budget_tokens is 0"),
         ({"budget_seconds": 0.0}, "budget_seconds is 0.0"),
-        ({"prune": "hard"}, "prune is 'hard'; expected auto, None, or how many candidates stay"),
+        ({"prune": "hard"}, "prune is 'hard'; expected auto, off, or how many candidates stay"),
         ({"prune": {}}, "prune is {}"),
         ({"prune": {16: 0}}, "prune is {16: 0}"),
     ],

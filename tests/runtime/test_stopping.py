@@ -15,8 +15,8 @@ ANSWERS = AnswerCalibration(1.0, 0.0, 0.0, 100)
 def test_less_confidence_is_asked_for_the_fewer_candidates_may_still_come() -> None:
     asked = [confidence_at(completed, 16, None) for completed in range(4, 17)]
     assert asked == sorted(asked, reverse=True)
-    assert asked[0] == 0.9
-    assert asked[6] == pytest.approx(0.9 * math.sqrt(0.5))
+    assert asked[0] == 0.97
+    assert asked[6] == pytest.approx(0.97 * math.sqrt(math.sqrt(0.5)))
     assert asked[-1] == 0.0
     assert confidence_at(4, 4, None) == 0.0
 
