@@ -1,0 +1,141 @@
+"""What adaptive and pruned picks take on a larger model: the lengths and drops of one model's picks, the steps of another.
+
+    python tests/bench/replay_plans.py BUNDLE --candidates RESULTS/candidates --head FILE --task NAME
+        [--problems 8] [--rounds 3] [-n 16] [--prompt-tokens 128] [--temperature 0.1] [--top-p 0.9]
+
+RESULTS is what `swift-edge eval` wrote with a bundle whose head is FILE. Its candidates say when a candidate ends, what it
+answers and what it scores; BUNDLE, which may have random weights, decodes as many rows at every step as a pick of those
+candidates has, reads all its hidden states and scores them. All plans take the same problems in turn, in another order in
+every round; a time is that of a whole pick, from the prompt on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from swift_edge import __version__
+from swift_edge.benchmark import Shape, median_with_interval, random_head, work_of
+from swift_edge.calibration import PREFIX_TOKENS
+from swift_edge.decision import Decision
+from swift_edge.decode import DecodeLoop, Prefilled, statistics_of
+from swift_edge.head import load_head
+from swift_edge.opening import OpenedModel
+from swift_edge.sampling import SamplingOptions
+from swift_edge.steering import Completed, Plan, Steering
+from swift_edge.training.store import Store, StoredCandidate
+
+HEAD = "default"
+"""What `eval` calls the head of the bundle itself."""
+PLANS: Mapping[str, Mapping[str, object]] = {
+    "all": {},
+    "pruned": {"prune": "auto"},
+    "auto": {"n": "auto"},
+    "auto, not pruned": {"n": "auto", "prune": "off"},
+}
+
+
+def replayed(
+    opened: OpenedModel, plan: Plan, shown: Sequence[StoredCandidate], prompt: np.ndarray, sampling: SamplingOptions
+) -> tuple[float, int]:
+    """Seconds and tokens of a pick of these candidates, decoded by `opened`."""
+    begun = time.perf_counter()
+    session, head = opened.session, random_head(opened.bundle.manifest)
+    longest = max(each.n_tokens for each in shown)
+    loop = DecodeLoop(session, sampling, (), longest + 1, layers=head.layers)
+    cache = session.new_cache(1, len(prompt) + 1, len(prompt) + longest + 1)
+    prefilled = Prefilled(cache, session.prefill(cache, prompt).logits, prompt)
+    steering = Steering(plan)
+    live = dict.fromkeys(range(plan.rows), 0)  # tokens so far
+    loop.admit(prefilled, {index: index for index in live}, 0)
+    tokens = 0
+    for step in loop.steps():
+        tokens += len(step.candidates)
+        head.evaluate(step.hidden_states, statistics_of(step.statistics, slice(step.hidden_states.shape[1])))
+        live = {index: count + 1 for index, count in live.items()}
+        ended = [index for index, count in live.items() if count == shown[index].n_tokens]
+        for index in ended:
+            del live[index]
+        orders = steering.after_step(
+            live,
+            {
+                index: Completed(shown[index].n_tokens, shown[index].scores[HEAD], shown[index].answer)
+                for index in ended
+            },
+            lambda index: shown[index].running[HEAD][PREFIX_TOKENS.index(live[index])],
+            lambda index: shown[index].token_ids[: live[index]],
+            0.0,
+        )
+        for index in (*ended, *orders.drop):
+            loop.drop(index)
+            live.pop(index, None)
+        begin = range(steering.begun - orders.begin, steering.begun)
+        live |= dict.fromkeys(begin, 0)
+        if begin:
+            loop.admit(prefilled, {index: index for index in begin}, 0)
+    return time.perf_counter() - begun, tokens
+
+
+def main() -> None:
+    """Run the rounds and print the median time of every plan and its ratio to that of all candidates."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("--candidates", required=True)
+    parser.add_argument("--head", required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--problems", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-n", type=int, default=16)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.1)
+    parser.add_argument("--top-p", type=float, default=0.9)
+    arguments = parser.parse_args()
+    store = Store.open(arguments.candidates)
+    per_problem = len(store.candidates) // store.problems
+    if per_problem < arguments.n:
+        parser.error(f"{arguments.candidates} holds {per_problem} candidates per problem; expected {arguments.n}")
+    decision = Decision.of(load_head(arguments.head), strategy="calibrated", task=arguments.task)
+    plans = {}
+    for plan, asked in PLANS.items():
+        adaptive = asked.get("n") == "auto"
+        number, most = ("auto", arguments.n) if adaptive else (arguments.n, None)
+        plans[plan] = Plan.of(number, most, asked.get("prune"), None, None, decision)
+    opened = OpenedModel.open(arguments.bundle, None, None, None)
+    shape = Shape(arguments.n, arguments.prompt_tokens, 1)
+    sampling = work_of(opened, arguments.bundle, shape, arguments.temperature, arguments.top_p).sampling
+    vocabulary = opened.session.vocab_size
+    prompt = np.random.default_rng(0).integers(0, vocabulary, arguments.prompt_tokens)  # [p]
+    order = random.Random(0)
+    chosen = sorted(order.sample(range(store.problems), arguments.problems))
+    times: dict[str, list[list[float]]] = {plan: [] for plan in plans}  # by round, of every problem
+    written = dict.fromkeys(plans, 0)
+    for _ in range(arguments.rounds):
+        found: dict[str, list[float]] = {plan: [] for plan in plans}
+        for problem in chosen:
+            shown = store.candidates[per_problem * problem :][: arguments.n]
+            for plan in order.sample(list(plans), len(plans)):
+                seconds, tokens = replayed(opened, plans[plan], shown, prompt, sampling)
+                found[plan].append(seconds)
+                written[plan] += tokens
+        for plan, seconds in found.items():
+            times[plan].append(seconds)
+    print(f"swift-edge {__version__}, {platform.machine()}, {opened.session.threads} threads, {arguments}")
+    print(f"{'plan':18}{'s per pick':>12}{'of all':>9}{'':18}{'tokens of all':>15}")
+    whole = np.array(times["all"]).T  # [problems, rounds]
+    for plan, seconds in times.items():
+        mine = np.array(seconds).T
+        ratio = median_with_interval(list(mine.sum(axis=0) / whole.sum(axis=0)))
+        print(
+            f"{plan:18}{statistics.median(mean.mean() for mean in mine.T):12.2f}{ratio['median']:9.3f}"
+            f"  {ratio['low']:.3f} to {ratio['high']:.3f}{written[plan] / written['all']:14.1%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
