@@ -1,12 +1,12 @@
-"""What adaptive and pruned picks take on a larger model: the lengths and drops of one model's picks, the steps of another.
+"""What adaptive and pruned picks take on a larger model: lengths and drops of one model's picks, steps of another.
 
     python tests/bench/replay_plans.py BUNDLE --candidates RESULTS/candidates --head FILE --task NAME
         [--problems 8] [--rounds 3] [-n 16] [--prompt-tokens 128] [--temperature 0.1] [--top-p 0.9]
 
-RESULTS is what `swift-edge eval` wrote with a bundle whose head is FILE. Its candidates say when a candidate ends, what it
-answers and what it scores; BUNDLE, which may have random weights, decodes as many rows at every step as a pick of those
-candidates has, reads all its hidden states and scores them. All plans take the same problems in turn, in another order in
-every round; a time is that of a whole pick, from the prompt on.
+RESULTS is what `swift-edge eval` wrote with a bundle whose head is FILE. Its candidates say when a candidate ends, what
+it answers and what it scores; BUNDLE, which may have random weights, decodes as many rows at every step as a pick of
+those candidates has, reads all its hidden states and scores them. All plans take the same problems in turn, in another
+order in every round; a time is that of a whole pick, from the prompt on.
 """
 
 from __future__ import annotations
@@ -55,6 +55,13 @@ def replayed(
     live = dict.fromkeys(range(plan.rows), 0)  # tokens so far
     loop.admit(prefilled, {index: index for index in live}, 0)
     tokens = 0
+
+    def score_of(index: int) -> float:
+        return shown[index].running[HEAD][PREFIX_TOKENS.index(live[index])]
+
+    def token_ids_of(index: int) -> Sequence[int]:
+        return shown[index].token_ids[: live[index]]
+
     for step in loop.steps():
         tokens += len(step.candidates)
         head.evaluate(step.hidden_states, statistics_of(step.statistics, slice(step.hidden_states.shape[1])))
@@ -68,8 +75,8 @@ def replayed(
                 index: Completed(shown[index].n_tokens, shown[index].scores[HEAD], shown[index].answer)
                 for index in ended
             },
-            lambda index: shown[index].running[HEAD][PREFIX_TOKENS.index(live[index])],
-            lambda index: shown[index].token_ids[: live[index]],
+            score_of,
+            token_ids_of,
             0.0,
         )
         for index in (*ended, *orders.drop):
