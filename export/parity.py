@@ -81,8 +81,11 @@ class Parity:
         )
         return lines
 
-    def require(self, precision: str) -> None:
-        """Raise `ParityError` unless the figures are good enough for `precision`."""
+    def require(self, precision: str, way_out: str = "use a higher --precision") -> None:
+        """Raise `ParityError` unless the figures are good enough for the label of a precision.
+
+        Only fp32 and fp16 have a limit; every other label is of something that is rounded coarsely, and by design.
+        """
         if not self.finite:
             hint = "; its values leave the range of float16: use fp32, int8 or int4" if precision == "fp16" else ""
             raise ParityError(f"the {precision} graph computes NaN or infinity, the torch model does not{hint}")
@@ -102,7 +105,7 @@ class Parity:
         if precision != "fp32" and by_chance and self.greedy_agreement < CLEAR_AGREEMENT:
             raise ParityError(
                 f"the {precision} graph agrees with the torch model on {self.greedy_agreement:.1%} of the most likely "
-                f"tokens, which chance could give as well ({self.chance_agreement:.1%}); use a higher --precision"
+                f"tokens, which chance could give as well ({self.chance_agreement:.1%}); {way_out}"
             )
 
 

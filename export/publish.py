@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from swift_edge import __version__, machine
 from swift_edge.bundle import staging_folder, write_bundle
-from swift_edge.errors import InvalidOptionError, ParityError
+from swift_edge.errors import ExportError, InvalidOptionError, ParityError
 from swift_edge.head import check_head, load_head
 from swift_edge.manifest import (
     HEAD_NAME,
@@ -35,7 +35,8 @@ from swift_edge.manifest import (
     Precision,
 )
 from swift_edge.opening import parse_layers
-from swift_edge_export import parity, quantize
+from swift_edge.providers import kv_cache_obstacle
+from swift_edge_export import kv_quantize, parity, quantize
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
 from swift_edge_export.cleanup import clean
 from swift_edge_export.graph import GraphShape, dynamic_axes
@@ -45,6 +46,7 @@ from swift_edge_export.trace import PARAMETERS, trace
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EXPORTERS = ("dynamo", "optimum")
+KV_CACHES = ("float", "int8")
 _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
 # Peak memory of an export as a multiple of the fp32 weights, as measured on a model of 0.5 B parameters: the weights as
 # loaded and once more with products turned round; in fp32 the finished graph is opened beside them.
@@ -76,6 +78,7 @@ def export_bundle(
     precision: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
     layers: str = "all",
     head: Path | None = None,
+    kv_cache: Literal["float", "int8"] = "float",
     exporter: Literal["dynamo", "optimum"] = "dynamo",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -91,6 +94,8 @@ def export_bundle(
         precision: type of the stored weights; int8 and int4 are weight-only, in blocks.
         layers: which hidden states are outputs: `all`, `last:K`, or indices such as `0,4,8`.
         head: a head file to put into the bundle.
+        kv_cache: `float` keeps keys and values in the type of the activations, `int8` in a quarter of float32's memory,
+            rounded with scales that are fitted here.
         exporter: who traces: `dynamo` is torch.onnx.export, `optimum` is optimum's TorchScript exporter.
         revision: commit, tag or branch on the hub.
         trust_remote_code: run code that comes with the checkpoint.
@@ -101,16 +106,19 @@ def export_bundle(
     Raises:
         SwiftEdgeError: a leaf that says what was found; `out` is as it was before.
     """
-    if precision not in PRECISIONS or exporter not in EXPORTERS:
+    if precision not in PRECISIONS or kv_cache not in KV_CACHES or exporter not in EXPORTERS:
         raise InvalidOptionError(
-            f"precision is {precision!r} and exporter {exporter!r}; expected one of {', '.join(PRECISIONS)} "
-            f"and one of {', '.join(EXPORTERS)}"
+            f"precision is {precision!r}, kv_cache {kv_cache!r} and exporter {exporter!r}; expected one of "
+            f"{', '.join(PRECISIONS)}, one of {', '.join(KV_CACHES)} and one of {', '.join(EXPORTERS)}"
         )
     if block_size is not None and precision not in quantize.BITS:
         raise InvalidOptionError(f"block_size is {block_size}, but {precision} has no blocks: leave it out")
     packing: Literal["int8", "int4"] | None = precision if precision == "int8" or precision == "int4" else None
     if packing is not None:
         quantize.check_options(packing, block_size or quantize.BLOCK_SIZE, quantize.ACCURACY_LEVEL)
+    obstacle = kv_cache_obstacle(Precision(precision, kv_cache=_kept(kv_cache)))
+    if obstacle is not None:
+        raise ExportError(f"{obstacle}, or leave out --kv-cache int8")
     logging: Any = transformers_logging
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -124,7 +132,9 @@ def export_bundle(
 
         def begin_manifest(identity: str) -> Manifest:
             manifest = _manifest(checkpoint, shape, identity, exporter, precision)
-            for warning in check_head(given_head, manifest) if given_head is not None else ():
+            kept = dataclasses.replace(manifest.precision, kv_cache=_kept(kv_cache))
+            published = dataclasses.replace(manifest, precision=kept)
+            for warning in check_head(given_head, published) if given_head is not None else ():
                 report(f"  {warning}")
             return manifest
 
@@ -146,15 +156,19 @@ def export_bundle(
         save_tokenizer(checkpoint, staging)
         if head is not None:
             shutil.copyfile(head, staging / HEAD_NAME)
-        with _stage("compare with torch", report):
-            figures = _compare(_staged(staging, manifest, checkpoint), reference)
-        for line in figures.table():
-            report(f"  {line}")
-        figures.require(precision)
+        figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
+        if kv_cache == "int8":
+            # The graph has shown that it computes what the model does; from here on it is a matter of rounding.
+            with _stage("calibrate keys and values", report):
+                kv_quantize.quantize_kv(_staged(staging, manifest, checkpoint))
+            kept = dataclasses.replace(manifest.precision, kv_cache=kv_cache)
+            manifest = dataclasses.replace(manifest, precision=kept)
+            figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
         if figures.greedy_agreement < parity.CLEAR_AGREEMENT:
+            higher = "a higher --precision or a smaller --block-size"
             report(
                 f"  warning: the most likely token changed at {1 - figures.greedy_agreement:.0%} of the positions; "
-                "a higher --precision or a smaller --block-size keeps more"
+                + (f"{higher} keeps more" if kv_cache == "float" else f"{higher}, or --kv-cache float, keeps more")
             )
         with _stage("hash files", report):
             manifest = write_bundle(staging, dataclasses.replace(manifest, parity=figures.to_dict()))
@@ -335,6 +349,24 @@ def _write_graph(
     external = None if size <= INLINE_MODEL_BYTES else f"{MODEL_NAME}.data"
     ir.save(graph, staging / MODEL_NAME, external_data=external)
     return None
+
+
+def _kept(kv_cache: str) -> Literal["int8"] | None:
+    """The manifest's word for an option."""
+    return "int8" if kv_cache == "int8" else None
+
+
+def _judge(bundle: Bundle, reference: Sequence[parity.ReferenceRow], report: Callable[[str], None]) -> parity.Parity:
+    """Compare, report the figures, and refuse a graph that is not good enough for its precision."""
+    precision = bundle.manifest.precision
+    with _stage("compare with torch", report):
+        figures = _compare(bundle, reference)
+    for line in figures.table():
+        report(f"  {line}")
+    figures.require(
+        precision.label, "use a higher --precision" if precision.kv_cache is None else "leave out --kv-cache int8"
+    )
+    return figures
 
 
 def _compare(bundle: Bundle, reference: Sequence[parity.ReferenceRow]) -> parity.Parity:

@@ -93,7 +93,7 @@ def bench(
         "bundle": path,
         "model": manifest.base_model,
         "architecture": dataclasses.asdict(manifest.architecture),
-        "precision": manifest.precision.name,
+        "precision": manifest.precision.label,
         "scored_by": scored_by or "mean log-probability",
         "sampling": dataclasses.asdict(sampling),
         "providers": list(opened.session.providers),

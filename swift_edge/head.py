@@ -82,7 +82,7 @@ class Head:
     fingerprint: str = ""
     """Fingerprint of the base model's weights; empty where unknown."""
     precision: str = ""
-    """Precision of the bundle that made the training states; empty where unknown."""
+    """Label of the precision of the bundle that made the training states; empty where unknown."""
     base_model: str = ""
     """Name of the base model, for messages."""
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -276,10 +276,10 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
             f"the {side} does not say which weights it belongs to; "
             f"only the width was checked, make sure that the head was trained on {theirs}"
         )
-    if head.precision and head.precision != manifest.precision.name:
+    if head.precision and head.precision != manifest.precision.label:
         warnings.append(
             f"the head was trained at precision {head.precision}, the bundle has "
-            f"{manifest.precision.name}; scores may shift: run swift-edge recalibrate"
+            f"{manifest.precision.label}; scores may shift: run swift-edge recalibrate"
         )
     return warnings
 

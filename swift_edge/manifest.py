@@ -46,7 +46,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How the weights are stored."""
+    """How the weights are stored, and how keys and values are kept."""
 
     name: Literal["fp32", "fp16", "int8", "int4", "unknown"]
     """Type of the weights; `unknown` only for folders that others wrote."""
@@ -54,6 +54,13 @@ class Precision:
     """Weights that share one scale, for int8 and int4."""
     accuracy_level: int | None = None
     """What onnxruntime's MatMulNBits computes in: 1 fp32, 4 int8."""
+    kv_cache: Literal["int8"] | None = None
+    """Type in which keys and values are kept, with scales that are fixed in the graph; None is that of activations."""
+
+    @property
+    def label(self) -> str:
+        """The words by which heads and stores tell one precision of a model from another."""
+        return self.name if self.kv_cache is None else f"{self.name} with {self.kv_cache} keys and values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ class Manifest:
     architecture: Architecture
     """Sizes of the model."""
     precision: Precision
-    """How the weights are stored."""
+    """How the weights are stored, and how keys and values are kept."""
     hidden_states: HiddenStates
     """Which hidden states the graph gives out."""
     graph: Graph
@@ -152,6 +159,12 @@ class Manifest:
         ascending = list(indices) == sorted(set(indices))
         inside = all(0 <= index <= layers for index in indices)
         _expect(ascending and inside, "hidden_states.indices", list(indices), f"ascending integers from 0 to {layers}")
+        _expect(
+            self.precision.kv_cache is None or self.graph.kv == "in-place",
+            "precision.kv_cache",
+            self.precision.kv_cache,
+            "null, as the graph concatenates keys and values",
+        )
         sampling = self.sampling
         _expect(
             math.isfinite(sampling.temperature) and sampling.temperature >= 0,

@@ -13,7 +13,13 @@ from types import ModuleType
 from typing import Any
 
 from swift_edge.errors import BundleError, ProviderError
-from swift_edge.manifest import Bundle
+from swift_edge.manifest import Bundle, Precision
+
+INT8_KV_SINCE = (1, 28)
+"""The first onnxruntime whose CPU kernels keep keys and values in int8 beside float32 activations, and rightly: 1.27
+runs them, but computes every row of a batch wrong except the first."""
+FP16_INT8_KV_SINCE = (1, 29)
+"""The first that does so beside float16 ones."""
 
 
 def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) -> Any:
@@ -22,6 +28,9 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
     Returns an `onnxruntime.InferenceSession`. Raises `ProviderError` or `BundleError`.
     """
     ort = _onnxruntime()
+    obstacle = kv_cache_obstacle(bundle.manifest.precision)
+    if obstacle is not None:
+        raise BundleError(f"{bundle.model_path}: {obstacle}, or export the model without --kv-cache int8")
     wanted = [_provider_name(name, ort.get_available_providers()) for name in providers or ("cpu",)]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -53,6 +62,23 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
             "check the drivers that the provider needs, or leave providers out"
         )
     return session
+
+
+def kv_cache_obstacle(precision: Precision) -> str | None:
+    """Why the installed onnxruntime cannot keep keys and values as `precision` says, with the way out; None if it can.
+
+    Earlier ones refuse such a graph in words about its inputs, fail at the first token, or compute something else.
+    """
+    if precision.kv_cache is None:
+        return None
+    installed: str = _onnxruntime().__version__
+    needed = FP16_INT8_KV_SINCE if precision.name == "fp16" else INT8_KV_SINCE
+    if tuple(int(part) for part in installed.split(".")[:2]) >= needed:
+        return None
+    return (
+        f"keys and values in {precision.kv_cache} at precision {precision.name} need onnxruntime "
+        f"{'.'.join(map(str, needed))} or newer, this is {installed}: upgrade onnxruntime"
+    )
 
 
 def _onnxruntime() -> ModuleType:

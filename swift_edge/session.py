@@ -28,7 +28,8 @@ WORKING_BYTES = 64 * 2**20
 LOGITS_BYTES = 64 * 2**20
 """Most memory that the logits of one prefill run may take."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_FLOATS: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_KV_DTYPES = {None: _FLOATS, "int8": {"tensor(int8)": np.dtype(np.int8)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,11 @@ class ModelSession:
         self._wants_positions = "position_ids" in inputs
         self._picks_logits = "logits_positions" in inputs
         self._check_names(bundle, inputs, outputs)
-        self._kv_dtype = _dtype(inputs, "past_key_values.0.key", bundle)
-        self._logits_dtype = _dtype(outputs, "logits", bundle)
+        kv_dtypes = _KV_DTYPES[manifest.precision.kv_cache]
+        self._kv_dtype = _dtype(inputs, "past_key_values.0.key", bundle, kv_dtypes)
+        self._logits_dtype = _dtype(outputs, "logits", bundle, _FLOATS)
         first_state = f"hidden_states.{self.layers[0]}" if self.layers else "logits"
-        self._hidden_dtype = _dtype(outputs, first_state, bundle)
+        self._hidden_dtype = _dtype(outputs, first_state, bundle, _FLOATS)
 
     @property
     def takes_ragged_rows(self) -> bool:
@@ -378,11 +380,12 @@ def _as_float32(array: NDArray[Any]) -> Floats:
     return array if array.dtype == np.float32 else np.empty(array.shape, np.float32)
 
 
-def _dtype(types: dict[str, str], name: str, bundle: Bundle) -> np.dtype[Any]:
+def _dtype(types: dict[str, str], name: str, bundle: Bundle, expected: dict[str, np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype of the graph's tensor `name`, which has to be one of those expected."""
     found = types[name]
-    if found not in _DTYPES:
+    if found not in expected:
         raise BundleError(
-            f"{name} of {bundle.model_path} is {found}; expected tensor(float) or tensor(float16): "
+            f"{name} of {bundle.model_path} is {found}; expected {' or '.join(expected)}: "
             "export the model with swift-edge export"
         )
-    return _DTYPES[found]
+    return expected[found]

@@ -45,6 +45,13 @@ def report(line: str) -> None:
     help="How the weights are stored.",
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(["float", "int8"]),
+    default="float",
+    show_default=True,
+    help="How keys and values are kept: as they are computed, or rounded to a quarter of fp32's memory.",
+)
+@click.option(
     "--layers",
     default="all",
     show_default=True,
@@ -69,6 +76,7 @@ def export(
     model: str,
     out: Path,
     precision: str,
+    kv_cache: str,
     layers: str,
     head: Path | None,
     exporter: str,
@@ -86,6 +94,7 @@ def export(
             model,
             out,
             precision=precision,
+            kv_cache=kv_cache,
             layers=layers,
             head=head,
             exporter=exporter,

@@ -332,7 +332,7 @@ def _check_store(store: Store, feature: str, trial: Trial) -> None:
         raise StoreError(
             f"{store.path} holds {info.feature}; expected a store of {feature}: collect it with --feature {feature}"
         )
-    for name, ours in (("fingerprint", manifest.fingerprint), ("precision", manifest.precision.name)):
+    for name, ours in (("fingerprint", manifest.fingerprint), ("precision", manifest.precision.label)):
         if getattr(info, name) != ours:
             raise StoreError(
                 f"{store.path} has {name} {getattr(info, name)!r}, the bundle that is tested {ours!r}; "

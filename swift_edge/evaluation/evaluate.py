@@ -210,7 +210,7 @@ def _run(
             "path": str(bundle.path),
             "base_model": manifest.base_model,
             "fingerprint": manifest.fingerprint,
-            "precision": manifest.precision.name,
+            "precision": manifest.precision.label,
             "files": {name: record.sha256 for name, record in sorted(manifest.files.items())},
         },
         "data": {

@@ -285,7 +285,7 @@ def _info(
     return StoreInfo(
         base_model=manifest.base_model,
         fingerprint=manifest.fingerprint,
-        precision=manifest.precision.name,
+        precision=manifest.precision.label,
         bundle=str(opened.bundle.path),
         feature=reader.feature,
         layers=reader.layers,

@@ -82,7 +82,7 @@ class StoreInfo:
     fingerprint: str
     """Fingerprint of the model's weights; empty where unknown."""
     precision: str
-    """Name of the bundle's precision."""
+    """Label of the bundle's precision."""
     bundle: str
     """The bundle, as the caller named it."""
     feature: StoredFeature

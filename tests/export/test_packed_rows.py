@@ -18,7 +18,7 @@ from swift_edge_export.publish import export_bundle
 VOCABULARY = 96
 
 
-@pytest.fixture(scope="module", params=["int4", "int8"])
+@pytest.fixture(scope="module", params=[("int4", "float"), ("int8", "float"), ("int4", "int8"), ("int8", "int8")])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Wide enough for whole blocks of 128, where onnxruntime takes rows in pairs.
     config = transformers.LlamaConfig(
@@ -26,7 +26,9 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("packed")
-    export_bundle(str(save_checkpoint(config, folder / "checkpoint")), folder / "bundle", precision=request.param)
+    precision, kv_cache = request.param
+    checkpoint = str(save_checkpoint(config, folder / "checkpoint"))
+    export_bundle(checkpoint, folder / "bundle", precision=precision, kv_cache=kv_cache)
     return folder / "bundle"
 
 

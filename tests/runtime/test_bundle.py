@@ -145,6 +145,7 @@ def test_a_manifest_that_is_not_utf8_is_refused(folder: Path) -> None:
         ("architecture", "head_dim", 0, "architecture.head_dim is 0; expected an integer of at least 1"),
         ("architecture", "vocab_size", None, "architecture.vocab_size is null; expected an integer"),
         ("precision", "name", "fp8", 'precision.name is "fp8"; expected one of fp32, fp16, int8, int4'),
+        ("precision", "kv_cache", "int4", 'precision.kv_cache is "int4"; expected one of int8'),
         (
             "hidden_states",
             "indices",
@@ -167,6 +168,11 @@ def test_a_manifest_that_is_not_utf8_is_refused(folder: Path) -> None:
 def test_a_wrong_value_is_named(folder: Path, section: str, key: str, value: object, said: str) -> None:
     edit(folder, lambda document: document[section].update({key: value}))
     assert said in refused(errors.ManifestError, folder)
+
+
+def test_a_manifest_of_before_there_were_int8_keys_and_values_reads(folder: Path) -> None:
+    edit(folder, lambda document: document["precision"].pop("kv_cache"))
+    assert open_bundle(folder).manifest.precision == Precision("int4", 32, 4)
 
 
 def test_a_missing_key_is_named(folder: Path) -> None:
