@@ -7,7 +7,7 @@ Rows may belong to different prompts and have different lengths; they may be adm
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from swift_edge.kv_cache import KVCache
 from swift_edge.sampling import SamplingOptions, candidate_generator, sample
 from swift_edge.session import Floats, Ids, ModelSession
 from swift_edge.signals import TokenStatistics, summarize, token_statistics
+
+FIRST_TOKENS: Final = 128
+"""Response tokens that there is room for at first: many responses are no longer, and growing copies every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,8 @@ class DecodeLoop:
         ]
         limit = len(prompt.token_ids) + self._max_new_tokens
         if self._cache is None:
-            self._cache = self._session.new_cache(len(rows), len(prompt.token_ids) + 1, limit)
+            first = len(prompt.token_ids) + min(self._max_new_tokens, FIRST_TOKENS)
+            self._cache = self._session.new_cache(len(rows), first, limit)
         # Admitted later, a longer prompt may take longer rows.
         self._cache.limit = max(self._cache.limit, min(limit, self._session.context_length))
         self._cache.append_copy(prompt.cache, len(rows))
@@ -145,13 +149,13 @@ class DecodeLoop:
         assert self._cache is not None
         finished: list[Finished] = []
         read_last = bool(self._layers) or self._keep_logits
-        fed = list(range(len(self._rows)))
         unfed: list[int] = []
+        tokens, lengths = token_ids.tolist(), self._cache.lengths.tolist()
         # From the last row down: a row that leaves is replaced by one that has been seen already.
         for number in reversed(range(len(self._rows))):
-            row, token_id = self._rows[number], int(token_ids[number])
+            row, token_id = self._rows[number], tokens[number]
             row.append(token_id)
-            full = int(self._cache.lengths[number]) >= self._session.context_length
+            full = lengths[number] >= self._session.context_length
             if token_id in self._eos_ids:
                 finished.append(Finished(row.candidate, "stop", int(full)))
             elif full or row.num_new == self._max_new_tokens:
@@ -162,21 +166,23 @@ class DecodeLoop:
             if full or not read_last:
                 unfed.append(number)
         candidates = [row.candidate for row in self._rows]
-        for number in unfed:
-            self._remove(number)
-            fed[number] = fed[-1]
-            fed.pop()
-        hidden_states = logits = None
-        if fed:
-            wanted = self._keep_logits or not all(row.ended for row in self._rows)
-            out = self._session.decode(self._cache, token_ids[fed], logits=wanted, layers=self._layers)
-            hidden_states, self._logits = out.hidden_states, out.logits
-            logits = out.logits if self._keep_logits else None
-        self.decode_s += time.perf_counter() - sampled
+        wanted = self._keep_logits or len(finished) < len(candidates)
         if unfed:
+            fed = list(range(len(self._rows)))
+            for number in unfed:
+                self._remove(number)
+                fed[number] = fed[-1]
+                fed.pop()
             order = np.array(fed + unfed)
             token_ids, candidates = token_ids[order], [candidates[number] for number in order]
             statistics = statistics_of(statistics, order)
+        hidden_states = logits = None
+        if self._rows:
+            fed_ids = token_ids[: len(self._rows)]
+            out = self._session.decode(self._cache, fed_ids, logits=wanted, layers=self._layers)
+            hidden_states, self._logits = out.hidden_states, out.logits
+            logits = out.logits if self._keep_logits else None
+        self.decode_s += time.perf_counter() - sampled
         finished.sort(key=lambda end: end.candidate)
         return Step(tuple(candidates), token_ids, statistics, hidden_states, logits, tuple(finished))
 

@@ -7,6 +7,7 @@ onnxruntime, or which candidate a row belongs to.
 A row is left-aligned: its valid tokens are `[0, lengths[row])` of the capacity axis; what lies behind is never read.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from swift_edge.errors import InvalidOptionError
 
 BLOCK_TOKENS = 64
 """Capacity grows by at least this many tokens at a time."""
+HUGE_PAGES_BYTES = 2**22
+"""From here on NumPy asks for huge pages."""
 
 
 class KVCache:
@@ -37,9 +40,8 @@ class KVCache:
         self._lengths: NDArray[np.int64] = np.zeros(rows, np.int64)  # [n]
         capacity = cache_tokens(tokens, limit)
         shape = (rows, num_heads, capacity, head_dim)
-        # zeros, not empty: the pages of a block are taken from the system only when they are written.
-        self.keys: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
-        self.values: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.keys: list[NDArray[Any]] = [_buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.values: list[NDArray[Any]] = [_buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -75,7 +77,7 @@ class KVCache:
         longest = self.longest
         for arrays in (self.keys, self.values):
             for layer, old in enumerate(arrays):
-                new = np.zeros((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
+                new = _buffer((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
                 new[: self.rows, :, :longest] = old[: self.rows, :, :longest]
                 arrays[layer] = new
         lengths = np.zeros(row_capacity, np.int64)
@@ -188,6 +190,14 @@ _EQUAL_LENGTHS = (
     "this folder's graph concatenates keys and values, so that all rows must be equally long; "
     "run one prompt at a time, or export the model with swift-edge"
 )
+
+
+def _buffer(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Memory whose pages are taken from the system only when they are written; what it holds is never read."""
+    # For larger arrays NumPy's `empty` asks for huge pages, which are taken whole. Smaller ones often lie where others
+    # lay before, and `zeros` would write all of them.
+    small = math.prod(shape) * np.dtype(dtype).itemsize < HUGE_PAGES_BYTES
+    return np.empty(shape, dtype) if small else np.zeros(shape, dtype)
 
 
 def cache_tokens(tokens: int, limit: int) -> int:

@@ -68,7 +68,11 @@ def require_memory(
     needed: int, what: str, way_out: str = "free some memory or ask for less", root: Path = _ROOT
 ) -> None:
     """Raise `MemoryLimitError` if `needed` bytes for `what` are more than there are; silent where that is unknown."""
-    available = available_memory(root)
+    require_available(needed, available_memory(root), what, way_out)
+
+
+def require_available(needed: int, available: int | None, what: str, way_out: str) -> None:
+    """Do the same with what `available_memory` found: it takes about as long as a decode step of a small model."""
     if available is not None and needed > available:
         raise MemoryLimitError(what, needed, available, way_out)
 

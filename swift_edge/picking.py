@@ -5,14 +5,15 @@ lies, or how a prompt became token ids.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from swift_edge.batching import ContinuousBatch
 from swift_edge.decision import Decision
 from swift_edge.decode import DecodeLoop, Finished, Step
-from swift_edge.machine import require_memory
+from swift_edge.machine import available_memory, require_available
 from swift_edge.opening import OpenedModel, Options, Prompt
 from swift_edge.results import (
     Candidate,
@@ -84,12 +85,15 @@ class Request:
         session, options = work.opened.session, work.options
         # The last token may be sampled from a full context, though it cannot be fed.
         new_tokens = min(options.max_new_tokens, session.context_length - len(prompt_ids) + 1)
-        require_memory(
+        available = available_memory()
+        require_available(
             work.plan.most * (CANDIDATE_BYTES + new_tokens * TOKEN_BYTES),
+            available,
             f"keeping {work.plan.most} candidates of up to {new_tokens} tokens",
             "ask for fewer candidates or fewer tokens",
         )
-        rows = session.fitting_rows(MOST_ROWS, len(prompt_ids), new_tokens, layers=len(work.ranking.layers))
+        layers = len(work.ranking.layers)
+        rows = session.fitting_rows(MOST_ROWS, len(prompt_ids), new_tokens, available, layers=layers)
         return cls(prompt_ids, rows, started, load_s)
 
 
@@ -150,7 +154,7 @@ class _Pick:
 
     def score_of(self, index: int) -> float:
         """Running score of a candidate."""
-        self._pending.score()
+        self._pending.count()
         return self.growing[self._numbers[index]].score
 
     def token_ids_of(self, index: int) -> Sequence[int]:
@@ -159,7 +163,7 @@ class _Pick:
 
     def drop(self, index: int, reason: str) -> Candidate:
         """End a candidate that is still written."""
-        self._pending.score()
+        self._pending.count()
         number = self._numbers[index]
         self._batch.drop(number)
         self.ends[number] = None
@@ -230,22 +234,22 @@ class _Loop:
         self._begun = 0
         self._error: Exception | None = None
         self._growing: dict[int, GrowingCandidate] = {}
-        self._pending = PendingTokens(ranking, self._growing, gather=not watched)
-        self._head_s = 0.0
+        # Tokens that are shown, may spell a stop string or are steered by cannot wait.
+        self._takes_tokens = watched or bool(work.options.stop) or not work.plan.is_fixed
+        self._pending = PendingTokens(ranking, self._growing, gather=not watched, with_tokens=not self._takes_tokens)
         self._shared = Stopwatch()
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """Decode until every pick is made."""
         self._submit()
         for step in self._batch.steps():
-            begun = time.perf_counter()
             self._pending.add(step)
-            self._head_s += time.perf_counter() - begun
             yield from self._take(step)
-            self._share_time(step)
+            rows_of = Counter(map(self._picks.__getitem__, step.candidates))
+            self._share_time(rows_of)
             if not self._work.plan.is_fixed:
-                yield from self._steer(step)
-            yield from self._finish(step)
+                yield from self._steer(step, rows_of)
+            yield from self._finish(rows_of)
             self._submit()
         if self._error is not None:
             raise self._error
@@ -267,35 +271,37 @@ class _Loop:
             self._picks |= dict.fromkeys(pick.growing, pick)
 
     def _take(self, step: Step) -> Iterator[tuple[int, Event]]:
-        """Add a token to each candidate, and drop those that a stop string ends."""
+        """Add a token to each candidate, unless they wait to be counted, and drop those that a stop string ends."""
         finished = {end.candidate: end for end in step.finished}
-        for row, number in enumerate(step.candidates):
+        for row, number in enumerate(step.candidates if self._takes_tokens else finished):
             pick, growing = self._picks[number], self._growing[number]
-            token_id = int(step.token_ids[row])
-            text = growing.add_tokens([token_id], step.statistics, slice(row, row + 1))
-            if self._watched:
-                yield pick.place, TokenSampled(growing.index, token_id, text, growing.score)
+            if self._takes_tokens:
+                token_id = int(step.token_ids[row])
+                text = growing.add_tokens([token_id], step.statistics, slice(row, row + 1))
+                if self._watched:
+                    yield pick.place, TokenSampled(growing.index, token_id, text, growing.score)
             if growing.stopped or number in finished:
                 self._batch.drop(number)
                 pick.ends[number] = finished.get(number)
                 if self._watched:
                     yield pick.place, CandidateFinished(pick.candidate(number))
 
-    def _share_time(self, step: Step) -> None:
-        """Give every row's pick an equal share of the time that the step took."""
-        total = Stopwatch(decode_s=self._decode.decode_s, sample_s=self._decode.sample_s, head_s=self._head_s)
-        for number in step.candidates:
-            self._picks[number].watch.add_share(total, self._shared, len(step.candidates))
+    def _share_time(self, rows_of: Mapping[_Pick, int]) -> None:
+        """Give every pick its rows' share of the time that the step took."""
+        total = Stopwatch(decode_s=self._decode.decode_s, sample_s=self._decode.sample_s, head_s=self._pending.head_s)
+        rows = sum(rows_of.values())
+        for pick, own in rows_of.items():
+            pick.watch.add_share(total, self._shared, own / rows)
         self._shared = total
 
-    def _steer(self, step: Step) -> Iterator[tuple[int, Event]]:
+    def _steer(self, step: Step, picks: Iterable[_Pick]) -> Iterator[tuple[int, Event]]:
         """Drop and begin candidates as their picks decide."""
-        for pick in self._in(step):
+        for pick in picks:
             assert pick.steering is not None
             assert pick.queued.admitted is not None
             ended = [number for number in step.candidates if number in pick.growing and number in pick.ends]
             if ended:
-                self._pending.score()
+                self._pending.count()
             live = [index for index, number in enumerate(pick.growing) if number not in pick.ends]
             orders = pick.steering.after_step(
                 {index: len(pick.token_ids_of(index)) for index in live},
@@ -316,18 +322,15 @@ class _Loop:
         answer = self._work.plan.decision.answer_of(candidate.text)
         return candidate.index, Completed(candidate.n_tokens, candidate.score, answer)
 
-    def _in(self, step: Step) -> list[_Pick]:
-        """The picks that a step wrote for."""
-        return list({pick.place: pick for pick in map(self._picks.__getitem__, step.candidates)}.values())
-
-    def _finish(self, step: Step) -> Iterator[tuple[int, Event]]:
+    def _finish(self, picks: Iterable[_Pick]) -> Iterator[tuple[int, Event]]:
         """Give out the picks whose last candidate has ended."""
-        for pick in self._in(step):
+        for pick in picks:
             if not pick.is_written:
                 continue
-            begun = time.perf_counter()
-            self._pending.score()
-            pick.watch.head_s += time.perf_counter() - begun
+            begun_s = self._pending.head_s
+            self._pending.count()
+            pick.watch.head_s += self._pending.head_s - begun_s
+            self._shared.head_s += self._pending.head_s - begun_s
             for number in pick.growing:
                 del self._picks[number], self._growing[number]
             yield pick.place, Picked(pick.finish())

@@ -114,20 +114,25 @@ def sample(
     token_ids = np.empty(rows, np.int64)  # [m]
     if not rows:
         return token_ids
-    maxima = logits.max(axis=1)  # [m]
-    require_distribution(maxima)
+    if summary is not None:
+        maxima = summary.maximum  # [m]
+    else:
+        maxima = logits.max(axis=1).astype(np.float32)  # [m]
+        require_distribution(maxima)
     if options.draws_from_all and options.repetition_penalty == 1:
         uniforms = np.array([generator.random() for generator in generators])  # [m]
+        if options.temperature == 1 and summary is not None and summary.exponentials is not None:
+            return _draw_unfiltered(summary.exponentials, uniforms)
         step = max(1, CHUNK_LOGITS // logits.shape[1])
         for start in range(0, rows, step):
             part = slice(start, start + step)
-            exact = np.asarray(logits[part], np.float32), maxima[part].astype(np.float32)  # [m, v], [m]
-            token_ids[part] = _draw_unfiltered(*_scaled(*exact, options.temperature), uniforms[part])
+            scaled = _scaled(np.asarray(logits[part], np.float32), maxima[part], options.temperature)
+            token_ids[part] = _draw_unfiltered(_float_exponentials(*scaled), uniforms[part])
         return token_ids
     for row in range(rows):
         normalizer = None if summary is None else float(summary.log_normalizer[row])
         seen_ids = None if seen is None else seen[row]
-        token_ids[row] = _draw_row(logits[row], options, generators[row], seen_ids, normalizer)
+        token_ids[row] = _draw_row(logits[row], maxima[row], options, generators[row], seen_ids, normalizer)
     return token_ids
 
 
@@ -143,13 +148,13 @@ def kept_tokens(
     penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
     if options.temperature == 0:
         return np.array([penalized.argmax()], np.int64), np.ones(1)
-    scaled, maximum = _scaled(penalized, penalized.max(), options.temperature)  # [v]
-    token_ids, weights = _filtered(scaled, float(maximum), options, None)
+    token_ids, weights = _kept(penalized, penalized.max(), options, None)
     return token_ids, weights / weights.sum()
 
 
 def _draw_row(
     logits: NDArray[Any],
+    maximum: np.float32,
     options: SamplingOptions,
     generator: np.random.Generator,
     seen: NDArray[np.int64] | None,
@@ -158,15 +163,27 @@ def _draw_row(
     penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
     if options.temperature == 0:
         return int(penalized.argmax())
-    scaled, maximum = _scaled(penalized, penalized.max(), options.temperature)  # [v]
-    if options.temperature != 1 or options.repetition_penalty != 1:
-        log_normalizer = None  # it belongs to the logits as they were
+    if options.repetition_penalty != 1:
+        # Both belong to the logits as they were.
+        maximum, log_normalizer = penalized.max(), None
     uniform = float(generator.random())
     if options.draws_from_all:
-        return int(_draw_unfiltered(scaled[np.newaxis], maximum[np.newaxis], np.array([uniform]))[0])
-    token_ids, weights = _filtered(scaled, float(maximum), options, log_normalizer)
+        scaled, scaled_maximum = _scaled(penalized, maximum, options.temperature)  # [v]
+        exponentials = _float_exponentials(scaled, scaled_maximum)
+        return int(_draw_unfiltered(exponentials[np.newaxis], np.array([uniform]))[0])
+    token_ids, weights = _kept(penalized, maximum, options, log_normalizer)
     reached = np.cumsum(weights)[np.newaxis]  # [1, kept]
     return int(token_ids[_first_above(reached, uniform * reached[:, -1])[0]])
+
+
+def _kept(
+    penalized: NDArray[np.float32], maximum: np.float32, options: SamplingOptions, log_normalizer: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids of one row `[v]` that pass the filters at the temperature, ascending, and their weights."""
+    if options.temperature != 1:
+        log_normalizer = None  # it belongs to the logits as they were
+    scaled, scaled_maximum = _scaled(penalized, maximum, options.temperature)  # [v]
+    return _filtered(scaled, float(scaled_maximum), options, log_normalizer)
 
 
 def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | None) -> NDArray[np.float32]:
@@ -187,13 +204,13 @@ def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | N
 
 
 def _scaled(
-    logits: NDArray[np.float32], maxima: NDArray[np.float32], temperature: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    logits: NDArray[np.float32], maxima: NDArray[np.float32] | np.float32, temperature: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | np.float32]:
     """Rows `[..., v]` with maxima `[...]`, divided by the temperature up to a constant, and their maxima then."""
     if temperature == 1:
         return logits, maxima
     # Subtracted first, so that a low temperature cannot overflow; a constant does not change the distribution.
-    shifted = logits - maxima[..., np.newaxis]
+    shifted = logits - np.expand_dims(maxima, -1)
     shifted /= np.float32(temperature)
     return shifted, np.zeros_like(maxima)
 
@@ -212,7 +229,8 @@ def _filtered(
             token_ids, weights = token_ids[kept], weights[kept]
     elif options.top_p < 1:
         if log_normalizer is None:
-            log_normalizer = maximum + float(np.log(_float_exponentials(scaled, maximum).sum().astype(np.float64)))
+            total = _float_exponentials(scaled, np.float32(maximum)).sum()
+            log_normalizer = maximum + math.log(total)
         # Fewer than _FIRST_TAIL tokens just below the threshold cannot hold the mass that may be dropped. There may be
         # more, so the mass above it is checked; below the last threshold even v tokens could not hold it.
         for tail in (_FIRST_TAIL, 2 * vocab_size):
@@ -243,8 +261,11 @@ def _exponentials(values: NDArray[np.float32], offset: float) -> NDArray[np.floa
     return exponents
 
 
-def _float_exponentials(scaled: NDArray[np.float32], maximum: float) -> NDArray[np.float32]:
-    exponents = scaled - np.float32(maximum)
+def _float_exponentials(scaled: NDArray[np.float32], maxima: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    """Exponentials of rows `[..., v]` less their maxima `[...]`."""
+    if not maxima.any():
+        return np.exp(scaled)  # as `_scaled` leaves them
+    exponents = scaled - np.expand_dims(maxima, -1)
     np.exp(exponents, out=exponents)
     return exponents
 
@@ -301,23 +322,21 @@ def _from_boundary(values: NDArray[np.float32], boundary: float, ties: int) -> N
     return np.flatnonzero(kept)
 
 
-def _draw_unfiltered(
-    scaled: NDArray[np.float32], maxima: NDArray[np.float32], uniforms: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def _draw_unfiltered(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
     """Inverse CDF over the whole vocabulary for m rows `[m, v]`: sums of blocks first, then within one block."""
-    rows, vocab_size = scaled.shape
+    rows, vocab_size = weights.shape
     blocks = -(-vocab_size // _BLOCK)
-    exponentials = np.zeros((rows, blocks * _BLOCK), np.float32)  # [m, blocks * _BLOCK], zero behind the vocabulary
-    inside = exponentials[:, :vocab_size]
-    np.subtract(scaled, maxima[:, np.newaxis], out=inside)
-    np.exp(inside, out=inside)
-    in_blocks = exponentials.reshape(rows, blocks, _BLOCK)
-    reached = np.cumsum(in_blocks.sum(axis=2), axis=1, dtype=np.float64)  # [m, blocks]
+    if vocab_size % _BLOCK:
+        padded = np.zeros((rows, blocks * _BLOCK), np.float32)  # zero behind the vocabulary
+        padded[:, :vocab_size] = weights
+        weights = padded
+    in_blocks = weights.reshape(rows, blocks, _BLOCK)
+    reached = in_blocks.sum(axis=2).cumsum(axis=1, dtype=np.float64)  # [m, blocks]
     targets = uniforms * reached[:, -1]  # [m]
     block = _first_above(reached, targets)  # [m]
     every = np.arange(rows)
     targets -= np.where(block > 0, reached[every, block - 1], 0.0)
-    return block * _BLOCK + _first_above(np.cumsum(in_blocks[every, block], axis=1, dtype=np.float64), targets)
+    return block * _BLOCK + _first_above(in_blocks[every, block].cumsum(axis=1, dtype=np.float64), targets)
 
 
 def _first_above(reached: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -326,7 +345,7 @@ def _first_above(reached: NDArray[np.float64], targets: NDArray[np.float64]) -> 
     Where rounding puts the target at the total, it is the last index that added anything.
     """
     below_total = np.minimum(targets, np.nextafter(reached[:, -1], 0.0))
-    found: NDArray[np.int64] = np.count_nonzero(reached <= below_total[:, np.newaxis], axis=1)
+    found: NDArray[np.int64] = (reached <= below_total[:, np.newaxis]).sum(axis=1)
     return found
 
 

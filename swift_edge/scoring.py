@@ -4,18 +4,21 @@ Knows one candidate at a time and how it is to be ranked. Does not know the mode
 """
 
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swift_edge.decode import Finished, Step, joined_statistics, statistics_of
 from swift_edge.head import Head, RunningScore
 from swift_edge.results import Candidate, FinishReason
-from swift_edge.session import Floats
+from swift_edge.session import Floats, Ids
 from swift_edge.signals import TokenStatistics
-from swift_edge.tokenizer import Tokenizer
+from swift_edge.tokenizer import TextStream, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,13 @@ class GrowingCandidate:
 
     def add_tokens(self, token_ids: Sequence[int], statistics: TokenStatistics, rows: slice) -> str:
         """Take tokens and their statistics, rows `rows` of `statistics`; returns the text that is now certain."""
-        # Python floats, added one by one: the same sum whether tokens come alone or together.
-        self._logprob = sum(statistics.logprob[rows].tolist(), self._logprob)
+        self._logprob = _added(self._logprob, statistics.logprob[rows])
         if statistics.self_certainty is not None:
-            self._self_certainty = sum(statistics.self_certainty[rows].tolist(), self._self_certainty or 0.0)
-        return "".join([self._add_text(token_id) for token_id in token_ids])
+            self._self_certainty = _added(self._self_certainty or 0.0, statistics.self_certainty[rows])
+        if self._stream is None:
+            self._token_ids += token_ids
+            return ""
+        return "".join([self._add_text(self._stream, token_id) for token_id in token_ids])
 
     def add_rewards(self, token_ids: Sequence[int], gates: Floats, rewards: Floats) -> None:
         """Take what the head made of tokens that were fed, `[t]` each; nothing happens without a head.
@@ -125,12 +130,12 @@ class GrowingCandidate:
         """
         if self._running is None:
             return
-        counted = [token_id not in self.ranking.uncounted for token_id in token_ids[: len(gates)]]
-        gates, rewards = gates[counted], rewards[counted]
+        if self.ranking.uncounted:
+            counted = [token_id not in self.ranking.uncounted for token_id in token_ids[: len(gates)]]
+            gates, rewards = gates[counted], rewards[counted]
         self._gates.append(gates)
         self._rewards.append(rewards)
-        for gate, reward in zip(gates.tolist(), rewards.tolist(), strict=True):
-            self._running.add(gate, reward)
+        self._running.add_all(gates.tolist(), rewards.tolist())
 
     @property
     def token_ids(self) -> Sequence[int]:
@@ -166,13 +171,11 @@ class GrowingCandidate:
             return self._tokenizer.decode_response(self._token_ids)
         return self._text if self.stopped else self._text + self._stream.finish()
 
-    def _add_text(self, token_id: int) -> str:
+    def _add_text(self, stream: TextStream, token_id: int) -> str:
         """Add a token's text and return what can be shown: nothing that may yet turn out to belong to a stop string."""
         self._token_ids.append(token_id)
-        if self._stream is None:
-            return ""
         start = max(0, len(self._text) - max(map(len, self._stop), default=0) + 1)
-        piece = self._stream.push(token_id)
+        piece = stream.push(token_id)
         self._text += piece
         # The stream may hold back bytes that already spell a stop string.
         text = self._text if piece or not self._stop else self._tokenizer.decode_response(self._token_ids)
@@ -201,50 +204,100 @@ class GrowingCandidate:
 
 
 class PendingTokens:
-    """Tokens that were fed and are not scored yet, of all candidates at work.
+    """Tokens of all candidates at work that are not counted yet, and states of theirs that are not scored.
 
-    Many tokens are scored in little more time than one: picks that nobody watches let them gather, up to
-    `MOST_STEPS` steps or `MOST_BYTES` of states. The numbers are the same, bit for bit.
+    Many are counted and scored in little more time than one: picks that nobody watches let them gather, up to
+    `MOST_STEPS` steps or `MOST_BYTES` of states. The numbers are the same, bit for bit. Where one step has as many
+    bytes, copying them would take longer than what scoring them together saves.
     """
 
     MOST_STEPS: Final = 32
-    MOST_BYTES: Final = 4 * 2**20
+    MOST_BYTES: Final = 2**19
 
-    def __init__(self, ranking: Ranking, growing: Mapping[int, GrowingCandidate], *, gather: bool) -> None:
-        """Give rewards to `growing`, by candidate number; without `gather`, as soon as `add` is called."""
+    def __init__(
+        self, ranking: Ranking, growing: Mapping[int, GrowingCandidate], *, gather: bool, with_tokens: bool
+    ) -> None:
+        """Give rewards to `growing`, by candidate number; without `gather`, as soon as `add` is called.
+
+        `with_tokens` gives the tokens, too; without, that is up to the caller, who needs their texts at once.
+        """
+        self.head_s = 0.0
         self._ranking = ranking
         self._growing = growing
+        self._with_tokens = with_tokens
         self._most_steps = self.MOST_STEPS if gather else 1
-        self._steps: list[tuple[Step, Floats]] = []
+        self._steps: list[tuple[Step, Floats | None]] = []
         self._bytes = 0
 
     def add(self, step: Step) -> None:
-        """Take the tokens of a step, and score all that wait if it is time."""
-        states = self._ranking.states_of(step.hidden_states, step.logits)
-        if self._ranking.head is None or states is None:
-            return
-        self._bytes += states.nbytes
-        due = len(self._steps) + 1 >= self._most_steps or self._bytes >= self.MOST_BYTES
-        # The loop writes its next states where these are.
-        self._steps.append((step, states if due else states.copy()))
+        """Take the tokens of a step, and count and score all that wait if it is time."""
+        due = len(self._steps) + 1 >= self._most_steps
+        states = None
+        if self._ranking.head is not None:
+            begun = time.perf_counter()
+            states = self._ranking.states_of(step.hidden_states, step.logits)
+            if states is not None:
+                self._bytes += states.nbytes
+                due = due or self._bytes >= self.MOST_BYTES
+                # The loop writes its next states where these are.
+                states = states if due else states.copy()
+            self.head_s += time.perf_counter() - begun
+        self._steps.append((step, states))
         if due:
-            self.score()
+            self.count()
 
-    def score(self) -> None:
-        """Score all tokens that wait."""
+    def count(self) -> None:
+        """Count and score all tokens that wait."""
         steps, self._steps, self._bytes = self._steps, [], 0
-        if not steps or self._ranking.head is None:
+        sampled = [len(step.candidates) for step, _ in steps]
+        tokens = None
+        if steps and self._with_tokens:
+            tokens = _Gathered([step for step, _ in steps], sampled)
+            for number, mine in tokens.by_candidate:
+                self._growing[number].add_tokens(tokens.token_ids[mine].tolist(), tokens.statistics, mine)
+        parts = [states for _, states in steps if states is not None]  # [l, f, d] each
+        if not parts or self._ranking.head is None:
             return
-        fed = [slice(states.shape[1]) for _, states in steps]
-        states = steps[0][1] if len(steps) == 1 else np.concatenate([states for _, states in steps], axis=1)
-        statistics = joined_statistics([step.statistics for step, _ in steps], fed)
-        gates, rewards = self._ranking.head.evaluate(states, statistics)  # [f], [f]
-        token_ids = np.concatenate([step.token_ids[rows] for (step, _), rows in zip(steps, fed, strict=True)])
-        numbers = [number for (step, _), rows in zip(steps, fed, strict=True) for number in step.candidates[rows]]
-        candidates = np.array(numbers)  # [f]
-        for number in dict.fromkeys(numbers):
-            mine = np.flatnonzero(candidates == number)
-            self._growing[number].add_rewards(token_ids[mine].tolist(), gates[mine], rewards[mine])
+        begun = time.perf_counter()
+        fed = [states.shape[1] for states in parts]
+        if tokens is None or fed != sampled:
+            tokens = _Gathered([step for step, states in steps if states is not None], fed)
+        states = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)  # [l, f, d]
+        gates, rewards = self._ranking.head.evaluate(states, tokens.by_step)
+        gates, rewards = gates[tokens.order], rewards[tokens.order]  # [f], [f]
+        for number, mine in tokens.by_candidate:
+            self._growing[number].add_rewards(tokens.token_ids[mine].tolist(), gates[mine], rewards[mine])
+        self.head_s += time.perf_counter() - begun
+
+
+class _Gathered:
+    """Tokens of several steps, put in the order of their candidates."""
+
+    def __init__(self, steps: Sequence[Step], counts: Sequence[int]) -> None:
+        """Take the first tokens of each step, as many as `counts` says; there are m in all."""
+        taken = list(zip(steps, counts, strict=True))
+        numbers = np.array([number for step, count in taken for number in step.candidates[:count]])  # [m]
+        token_ids = np.concatenate([step.token_ids[:count] for step, count in taken])  # [m]
+        self.order: Ids = numbers.argsort(kind="stable")  # [m]
+        """Their places when they are taken step by step."""
+        self.token_ids: Ids = token_ids[self.order]  # [m]
+        """The tokens, int64."""
+        self.by_step = joined_statistics([step.statistics for step in steps], [slice(count) for count in counts])
+        """Their statistics step by step, `[m]` each."""
+        self.statistics = statistics_of(self.by_step, self.order)
+        """Their statistics, `[m]` each."""
+        numbers = numbers[self.order]
+        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+        self.by_candidate = [(int(numbers[first]), slice(first, last)) for first, last in pairwise(bounds)]
+        """Each candidate's number, and which of the tokens are its own."""
+
+
+def _added(total: float, values: NDArray[np.float64]) -> float:
+    """The total with values `[t]` added one by one: the same bits whether they come alone or together."""
+    # Not `sum`, which compensates its roundings from Python 3.12 on.
+    for value in values.tolist():
+        total += value
+    return total
 
 
 def _frozen(parts: list[Floats]) -> Floats:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from swift_edge.errors import BundleError, InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.kv_cache import ConcatenatedCache, KVCache, cache_tokens
-from swift_edge.machine import available_memory, default_threads, require_memory
+from swift_edge.machine import available_memory, default_threads, require_available
 from swift_edge.manifest import Bundle
 from swift_edge.providers import open_graph
 
@@ -105,30 +105,39 @@ class ModelSession:
         self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1
     ) -> None:
         """Raise `MemoryLimitError`, with the numbers, if continuing a prompt on `rows` rows cannot fit into memory."""
-        tokens = min(prompt_tokens + new_tokens, self.context_length)
-        kv, logits, hidden = self.request_bytes(
-            rows, prompt_tokens, new_tokens, layers=layers, tokens_per_run=tokens_per_run
-        )
-        require_memory(
-            kv + logits + hidden + WORKING_BYTES,
-            f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens (keys and values {size_text(kv)}, "
-            f"logits {size_text(logits)}, hidden states {size_text(hidden)}, onnxruntime {size_text(WORKING_BYTES)})",
-            "ask for fewer candidates or fewer tokens, or free some memory",
-        )
+        parts = self.request_bytes(rows, prompt_tokens, new_tokens, layers=layers, tokens_per_run=tokens_per_run)
+        self._require_parts(parts, rows, prompt_tokens, new_tokens, available_memory())
 
-    def fitting_rows(self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0) -> int:
-        """The most rows, at most `rows`, on which a prompt can be continued in the memory there is.
+    def fitting_rows(
+        self, rows: int, prompt_tokens: int, new_tokens: int, available: int | None, *, layers: int = 0
+    ) -> int:
+        """The most rows, at most `rows`, on which a prompt can be continued in `available` bytes of memory.
 
-        Raises `MemoryLimitError`, with the numbers, if not even one fits.
+        `available` is what `machine.available_memory` found. Raises `MemoryLimitError`, with the numbers, if not even
+        one row fits.
         """
-        self.require_memory(1, prompt_tokens, new_tokens, layers=layers)
-        available = available_memory()
+        one = self.request_bytes(1, prompt_tokens, new_tokens, layers=layers)
+        self._require_parts(one, 1, prompt_tokens, new_tokens, available)
         while rows > 1 and available is not None:
             needed = sum(self.request_bytes(rows, prompt_tokens, new_tokens, layers=layers)) + WORKING_BYTES
             if needed <= available:
                 break
             rows //= 2
         return rows
+
+    def _require_parts(
+        self, parts: tuple[int, int, int], rows: int, prompt_tokens: int, new_tokens: int, available: int | None
+    ) -> None:
+        """Raise `MemoryLimitError` if what `request_bytes` gave is more than there is."""
+        kv, logits, hidden = parts
+        tokens = min(prompt_tokens + new_tokens, self.context_length)
+        require_available(
+            kv + logits + hidden + WORKING_BYTES,
+            available,
+            f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens (keys and values {size_text(kv)}, "
+            f"logits {size_text(logits)}, hidden states {size_text(hidden)}, onnxruntime {size_text(WORKING_BYTES)})",
+            "ask for fewer candidates or fewer tokens, or free some memory",
+        )
 
     def request_bytes(
         self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1
@@ -216,8 +225,7 @@ class ModelSession:
             memory = cache.step_memory = _StepMemory(self, run_rows, 1, run_rows, layers)
         if run_rows > rows:
             fed = np.concatenate([fed, np.zeros((run_rows - rows, 1), np.int64)])
-        wanted = np.arange(run_rows) if logits else np.zeros(1, np.int64)
-        out = memory.run(cache, fed, wanted)
+        out = memory.run(cache, fed, np.arange(run_rows if logits else 1))
         states = None if out.hidden_states is None else out.hidden_states[:, :rows]
         return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states)
 
@@ -264,7 +272,9 @@ class _StepMemory:
     """What one run of the graph reads and writes beside keys and values, and the binding to it.
 
     Allocated for `rows` rows; fewer use the front part. Everything stays bound as long as the number of rows, the
-    buffers of the cache and the number of logits are the same, except for the mask, which is wider with every token.
+    buffers of the cache and the number of logits are the same. So does the mask of a decode step, which is as wide as
+    the buffers: what lies behind a row's tokens is masked. In prefill its width tells the graph whether tokens came
+    before.
     """
 
     def __init__(self, session: ModelSession, rows: int, tokens: int, num_logits: int, layers: tuple[int, ...]) -> None:
@@ -276,7 +286,9 @@ class _StepMemory:
         self._ids = np.empty((rows, tokens), np.int64)  # [n, s]
         self._positions = np.empty((rows, tokens), np.int64)  # [n, s]
         self._logits_positions = np.empty(num_logits, np.int64)  # [m]
-        self._mask = np.empty(0, np.int64)  # [n * total], as wide as the cache
+        self._mask = np.empty((0, 0), np.int64)  # [m, total] as bound
+        self._offsets = np.arange(tokens)  # [s]
+        self._places = np.arange(0)  # [total]
         self._hidden = np.empty((len(layers), rows, tokens, session.hidden_size), session._hidden_dtype)  # [l, n, s, d]
         self._logits = np.empty((full_logits or num_logits, width), session._logits_dtype)  # [m, v], or [n * s, v]
         self._logits32 = _as_float32(self._logits)
@@ -291,36 +303,34 @@ class _StepMemory:
         """
         session = self._session
         rows, tokens = token_ids.shape
-        before = np.zeros(rows, np.int64)  # [m]
-        before[: cache.rows] = cache.lengths
+        before = np.zeros((rows, 1), np.int64)  # [m, 1]
+        before[: cache.rows, 0] = cache.lengths
         self._ids[:rows] = token_ids
-        np.add(before[:, None], np.arange(tokens), out=self._positions[:rows])
+        np.add(before, self._offsets, out=self._positions[:rows])
         self._logits_positions[: len(wanted)] = wanted
-        total = cache.longest + tokens
-        if rows * total > len(self._mask):
-            self._mask = np.empty(rows * max(total, cache.capacity), np.int64)
-        mask = self._mask[: rows * total].reshape(rows, total)
-        mask[:] = np.arange(total) < before[:, None] + tokens
         if session._in_place:
             self._bind(cache, rows, tokens, len(wanted))
-            _bind(self._binding.bind_input, "attention_mask", mask)
+            np.less(self._places, before + tokens, out=self._mask)
             with session.failures():
                 session._session.run_with_iobinding(self._binding)
             lengths = cache.lengths  # a view of the cache's own
             lengths += tokens
         else:
-            self._run_concatenated(cache, rows, tokens, mask)
+            self._run_concatenated(cache, rows, tokens)
         return self._output(rows, tokens, wanted)
 
     def _bind(self, cache: KVCache, rows: int, tokens: int, num_logits: int) -> None:
-        """Bind everything but the mask, unless it is bound already."""
+        """Bind everything, unless it is bound already."""
         session = self._session
-        key = (cache.generation, rows, num_logits)
+        total = cache.capacity if tokens == 1 else cache.longest + tokens
+        key = (cache.generation, rows, num_logits, total)
         if self._bound == key:
             return
         self._bound = key
         self._binding = session._session.io_binding()
         bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
+        self._mask, self._places = np.empty((rows, total), np.int64), np.arange(total)
+        _bind(bind_input, "attention_mask", self._mask)
         _bind(bind_input, "input_ids", self._ids[:rows])
         if session._wants_positions:
             _bind(bind_input, "position_ids", self._positions[:rows])
@@ -337,9 +347,10 @@ class _StepMemory:
                 _bind(bind_input, f"past_key_values.{layer}.{part}", kv[:rows])
                 _bind(bind_output, f"present.{layer}.{part}", kv[:rows])
 
-    def _run_concatenated(self, cache: KVCache, rows: int, tokens: int, mask: Ids) -> None:
+    def _run_concatenated(self, cache: KVCache, rows: int, tokens: int) -> None:
         """Run a graph that returns past and new tokens in one array; the cache takes these arrays over."""
         assert isinstance(cache, ConcatenatedCache)
+        mask = np.ones((rows, cache.longest + tokens), np.int64)  # all rows are equally long
         feed: dict[str, NDArray[Any]] = {"input_ids": self._ids[:rows], "attention_mask": mask}
         if self._session._wants_positions:
             feed["position_ids"] = self._positions[:rows]

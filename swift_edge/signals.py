@@ -19,8 +19,6 @@ SIGNALS: Final = ("mean_logprob", "self_certainty")
 
 CHUNK_LOGITS: Final = 2**18
 """Logits handled at once; 1 MiB of float32 stays in the cache between two passes."""
-_LOWEST = np.float32(-1000.0)
-"""Stands for -inf in products with its exponential, which is zero from about -104 on in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +27,10 @@ class LogitSummary:
 
     log_normalizer: NDArray[np.float64]  # [m]
     """Log of the sum of exponentials of each row, in nats."""
+    maximum: NDArray[np.float32]  # [m]
+    """Greatest logit of each row."""
+    exponentials: NDArray[np.float32] | None = None  # [m, v]
+    """Exponentials of the logits less the row's maximum; None where they are too many to be kept."""
     entropy: NDArray[np.float64] | None = None  # [m]
     """Entropy of each row's distribution in nats, where it was asked for."""
     self_certainty: NDArray[np.float64] | None = None  # [m]
@@ -48,7 +50,7 @@ class TokenStatistics:
 
 
 def summarize(logits: NDArray[Any], *, entropy: bool = False, self_certainty: bool = False) -> LogitSummary:
-    """Sum up rows of logits; the extras cost one more pass each.
+    """Sum up rows of logits; the extras cost one more pass each. What was computed on the way is kept if it is small.
 
     `logits` is float32 or float16 [m, v] and stays as it is; -inf is a token that cannot come. Self-certainty is the
     Kullback-Leibler divergence of the distribution from the uniform one, LSE(z) - mean(z) - log v (arXiv 2502.18581).
@@ -61,13 +63,16 @@ def summarize(logits: NDArray[Any], *, entropy: bool = False, self_certainty: bo
         raise InvalidOptionError(f"the logits have shape {list(logits.shape)}; expected [m, v] with v of at least 1")
     rows, vocab_size = logits.shape
     log_normalizers = np.empty(rows, np.float64)  # [m]
+    maxima = np.empty(rows, np.float32)  # [m]
+    kept = None
     entropies = np.empty(rows if entropy else 0, np.float64)  # [m]
     certainties = np.empty(rows if self_certainty else 0, np.float64)  # [m]
     step = max(1, CHUNK_LOGITS // vocab_size)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
-        maximum = logits[part].max(axis=1, keepdims=True).astype(np.float32)  # [m, 1]
-        require_distribution(maximum[:, 0], first_row=start)
+        maximum = logits[part].max(axis=1, keepdims=True).astype(np.float32, copy=False)  # [m, 1]
+        maxima[part] = maximum[:, 0]
+        require_distribution(maxima[part], first_row=start)
         shifted = np.subtract(logits[part], maximum, dtype=np.float32)  # [m, v]
         if self_certainty:
             mean = shifted.sum(axis=1).astype(np.float64) / vocab_size  # [m]
@@ -78,11 +83,18 @@ def summarize(logits: NDArray[Any], *, entropy: bool = False, self_certainty: bo
         if self_certainty:
             certainties[part] = log_total - mean - math.log(vocab_size)
         if entropy:
-            np.maximum(shifted, _LOWEST, out=shifted)  # 0 * -inf would be NaN
-            np.multiply(shifted, exponentials, out=shifted)
+            weighted = _weighted_sums(shifted, exponentials)  # [m]
             # The exact value is never negative; rounding may be.
-            entropies[part] = np.maximum(log_total - shifted.sum(axis=1) / total, 0.0)
-    return LogitSummary(log_normalizers, entropies if entropy else None, certainties if self_certainty else None)
+            entropies[part] = np.maximum(log_total - weighted / total, 0.0)
+        if step >= rows:
+            kept = exponentials
+    return LogitSummary(
+        log_normalizers,
+        maxima,
+        kept,
+        entropies if entropy else None,
+        certainties if self_certainty else None,
+    )
 
 
 def token_statistics(
@@ -121,6 +133,17 @@ def token_statistics(
         summary.entropy if entropy else None,
         summary.self_certainty if self_certainty else None,
     )
+
+
+def _weighted_sums(shifted: NDArray[np.float32], exponentials: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sum of each row `[m, v]` with its exponentials as weights, `[m]`; `shifted` is used up."""
+    with np.errstate(invalid="ignore"):
+        products = np.multiply(shifted, exponentials, out=shifted)
+    sums: NDArray[np.float32] = products.sum(axis=1)
+    if np.isnan(sums).any():  # 0 * -inf, where a token cannot come
+        products[exponentials == 0] = 0
+        sums = products.sum(axis=1)
+    return sums
 
 
 def check_signal(name: str) -> str:

@@ -18,11 +18,11 @@ class Stopwatch:
     head_s: float = 0.0
     """Gates and rewards."""
 
-    def add_share(self, total: "Stopwatch", before: "Stopwatch", shares: int) -> None:
-        """Add one of `shares` equal parts of what `total` has more of decoding, sampling and scoring than `before`."""
-        self.decode_s += (total.decode_s - before.decode_s) / shares
-        self.sample_s += (total.sample_s - before.sample_s) / shares
-        self.head_s += (total.head_s - before.head_s) / shares
+    def add_share(self, total: "Stopwatch", before: "Stopwatch", share: float) -> None:
+        """Add a share, up to 1, of what `total` has more of decoding, sampling and scoring than `before`."""
+        self.decode_s += (total.decode_s - before.decode_s) * share
+        self.sample_s += (total.sample_s - before.sample_s) * share
+        self.head_s += (total.head_s - before.head_s) * share
 
     def timings(self, load_s: float, total_s: float, read: int, written: int) -> Timings:
         """Put them together with the tokens read in prefill and written in decode."""

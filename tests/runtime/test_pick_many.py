@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge import Selection, Selector, picking
+from swift_edge import Selection, Selector, picking, session
 from swift_edge.errors import InvalidOptionError, PromptError
 from swift_edge.head import Head
 
@@ -140,3 +140,20 @@ def test_prompts_have_to_be_a_list(scoring: Selector) -> None:
     with pytest.raises(InvalidOptionError, match="a list of prompts"):
         scoring.pick_many("Once upon a time")
     assert list(scoring.pick_many([])) == []
+
+
+def test_the_memory_is_looked_up_once_per_prompt(scoring: Selector, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(picking, "available_memory", lambda: looked.append(1))
+    monkeypatch.setattr(session, "available_memory", lambda: looked.append(1))
+    assert len(list(scoring.pick_many(PROMPTS, n=2, max_new_tokens=2))) == len(looked) == len(PROMPTS)
+
+
+def test_tokens_that_wait_are_all_counted(scoring: Selector) -> None:
+    # Without a stop string tokens gather, with one they are taken at once.
+    options = OPTIONS | {"stop": []}
+    for prompt in PROMPTS[:3]:
+        for signal in (None, "self_certainty"):
+            waiting = scoring.pick(prompt, **options, signal=signal)
+            at_once = scoring.pick(prompt, **options | {"stop": ["no such text"]}, signal=signal)
+            assert without_timings(waiting) == without_timings(at_once)

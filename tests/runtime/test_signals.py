@@ -80,6 +80,26 @@ def test_impossible_tokens_leave_the_entropy_finite() -> None:
     assert found.self_certainty[0] == np.inf
 
 
+def test_impossible_tokens_of_one_row_change_nothing_about_another() -> None:
+    logits = np.random.default_rng(1).standard_normal((3, 700)).astype(np.float32)
+    logits[1, ::3] = -np.inf
+    together = summarize(logits, entropy=True).entropy
+    alone = [summarize(logits[row : row + 1], entropy=True).entropy for row in range(3)]
+    assert together is not None
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+    possible = np.delete(logits[1], np.arange(0, 700, 3))[np.newaxis]
+    assert together[1] == pytest.approx(summarize(possible, entropy=True).entropy[0], rel=1e-6)
+
+
+def test_what_is_kept_for_sampling_is_what_the_logits_say() -> None:
+    logits = np.random.default_rng(2).standard_normal((3, 700)).astype(np.float32)
+    for entropy in (False, True):
+        summary = summarize(logits, entropy=entropy, self_certainty=True)
+        np.testing.assert_array_equal(summary.maximum, logits.max(axis=1))
+        np.testing.assert_array_equal(summary.exponentials, np.exp(logits - logits.max(axis=1, keepdims=True)))
+    assert summarize(np.zeros((40, 20_000), np.float32)).exponentials is None  # more than one chunk
+
+
 def test_certain_token_has_logprob_zero() -> None:
     logits = np.zeros((1, 50), np.float32)
     logits[0, 7] = 300

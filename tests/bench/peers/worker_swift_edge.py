@@ -71,20 +71,14 @@ def pick_drawn(work: Work, request: Request) -> Answer:
         number: GrowingCandidate(index, ranking, work.opened.tokenizer) for index, number in enumerate(queued.numbers)
     }
     remaining = dict(zip(queued.numbers, request.lengths, strict=True))
-    pending = PendingTokens(ranking, growing, gather=True)
-    head_s = 0.0
+    pending = PendingTokens(ranking, growing, gather=True, with_tokens=True)
     for step in batch.steps():
-        added = time.perf_counter()
         pending.add(step)
-        head_s += time.perf_counter() - added
-        for row, number in enumerate(step.candidates):
-            growing[number].add_tokens([int(step.token_ids[row])], step.statistics, slice(row, row + 1))
+        for number in step.candidates:
             remaining[number] -= 1
             if not remaining[number]:
                 batch.drop(number)
-    scored = time.perf_counter()
-    pending.score()
-    head_s += time.perf_counter() - scored
+    pending.count()
     finished = [candidate.finish("length", 0) for candidate in growing.values()]
     max(finished, key=lambda candidate: candidate.score)
     total_s = time.perf_counter() - begun
@@ -94,7 +88,7 @@ def pick_drawn(work: Work, request: Request) -> Answer:
         queued.prefill_s,
         total_s - queued.prefill_s,
         sum(request.lengths),
-        parts={"graph_s": loop.decode_s, "sample_s": loop.sample_s, "head_s": head_s},
+        parts={"graph_s": loop.decode_s, "sample_s": loop.sample_s, "head_s": pending.head_s},
     )
 
 
