@@ -149,12 +149,13 @@ def fit(
 ) -> None:
     """Fit a head to the labelled candidates of STORE, a folder that collect wrote.
 
-    Several stores of one model and the same settings are read as one. Needs SciPy: pip install "swift-edge[train]".
+    Several stores of one model and the same settings are read as one. Interrupted, it writes the best head until then.
+    Needs SciPy: pip install "swift-edge[train]".
     """
     require_place(out, force)
 
     from swift_edge.head import save_head
-    from swift_edge.training.fit import FitOptions, fit_head
+    from swift_edge.training.fit import FitInterrupted, FitOptions, fit_head
     from swift_edge.training.store import Store
 
     opened = [Store.open(path) for path in stores]
@@ -179,7 +180,15 @@ def fit(
         memory_bytes=memory_bytes,
         **{name: value for name, value in chosen.items() if value is not None},  # type: ignore[arg-type]  # and these
     )
-    head = fit_head(opened, options, report=report)
+    try:
+        head = fit_head(opened, options, report=report)
+    except FitInterrupted as interruption:
+        save_head(out, interruption.head)
+        report(f"the best head until then is in {out}")
+        raise
+    except KeyboardInterrupt:
+        report(f"no head is finished, so nothing is written to {out}")
+        raise
     save_head(out, head)
     show(out, head, as_json)
 

@@ -172,14 +172,19 @@ def test_a_call_that_makes_no_sense_is_a_usage_error(run: Run, store: Path, tmp_
         assert run(*arguments).status == 2
 
 
-def test_an_interruption_leaves_nothing(run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_before_anything_is_found_leaves_nothing(
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("swift_edge.training.descent._Watch.see", interrupted)
     outcome = run("fit", store, "--out", tmp_path / "head.npz")
     assert outcome.status == 130
-    assert outcome.err.splitlines()[-1] == "interrupted"
+    assert outcome.err.splitlines()[-2:] == [
+        f"no head is finished, so nothing is written to {tmp_path / 'head.npz'}",
+        "interrupted",
+    ]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -386,7 +386,7 @@ def test_the_gated_fit_starts_from_logistic_regression(store: Store, monkeypatch
         calls.append((train, arguments[1].copy(), found.vector))
         return found
 
-    monkeypatch.setattr("swift_edge.training.fit.descend", watched)
+    monkeypatch.setattr("swift_edge.training.search.descend", watched)
     fit_head(store, replace(QUICK, loss="infonca"))
     (convex, nothing, row), (whole, begin, _) = calls
     assert (convex.loss, convex.gate, convex.pieces) == ("bce", False, None)
@@ -415,7 +415,7 @@ def test_best_weights_are_kept_by_copy_not_by_reference_to_weights_that_go_on() 
     standard = Standard(np.zeros(20), np.ones(20))
     train = Objective(examples, range(6), standard, gate=False)
     validation = replace(train, problems=range(6, 12))
-    watch = descent._Watch(validation, patience=10, report=None)
+    watch = descent._Watch(validation, patience=10, report=None, keep=None)
     vector = np.zeros(21)
     seen = []
     for step in (1.0, 5.0, -3.0, -9.0):
