@@ -12,6 +12,7 @@ import click
 
 from swift_edge.cli.exporting import report
 from swift_edge.errors import HeadFileError, InvalidOptionError, OutputExistsError
+from swift_edge.option_checks import parse_layers
 
 if TYPE_CHECKING:
     from swift_edge.head import Head
@@ -50,23 +51,12 @@ def statistic_names(_context: click.Context, _parameter: click.Parameter, text: 
 
 
 def layers_of(text: str, info: "StoreInfo") -> tuple[int, ...] | None:
-    """Layers of a store from `all`, `last:K` or `I,J,...`; raises `InvalidOptionError` for another form."""
+    """Layers of a store, None for all; raises `InvalidOptionError` for a form or a layer that it does not have."""
     if text == "all":
         return None
     if info.feature != "hidden":
-        raise InvalidOptionError(f"--layers is {text!r}, but the store holds {info.feature}; leave it out")
-    try:
-        if not text.startswith("last:"):
-            return tuple(sorted({int(part) for part in text.split(",")}))
-        count = int(text.removeprefix("last:"))
-        if not 1 <= count <= len(info.layers):
-            raise ValueError
-        return info.layers[-count:]
-    except ValueError:
-        raise InvalidOptionError(
-            f"--layers is {text!r}; expected all, last:K with K from 1 to {len(info.layers)}, or some of "
-            f"{','.join(map(str, info.layers))}"
-        ) from None
+        raise InvalidOptionError(f"layers is {text!r}, but the store holds {info.feature}; leave it out")
+    return parse_layers(text, info.layers)
 
 
 def require_place(out: Path, force: bool) -> None:
