@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from swift_edge.errors import UnsupportedModelError
-from swift_edge_export.lowering import KeysAndValuesAsGiven, TraceState
+from swift_edge_export.lowering import TraceState
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +44,39 @@ class GraphShape:
         return names + [f"hidden_states.{layer}" for layer in self.hidden_layers]
 
 
+class KeysAndValuesAsGiven:
+    """Stands where a transformers cache would: hands the new keys and values straight back, since the attention node
+    itself writes them into the KV buffers.
+
+    transformers 5.24 gave two things other names: what a model calls its cache (`cache_argument`), and what a layer
+    tells the cache besides (`kwargs`, which was `cache_kwargs`).
+    """
+
+    is_compileable = False
+
+    @staticmethod
+    def cache_argument(model: PreTrainedModel) -> str:
+        """The argument by which a model takes its cache; code that comes with a checkpoint may keep the old name."""
+        return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+    def update(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer_idx: int,
+        cache_kwargs: dict[str, Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `key` and `value` unchanged."""
+        del layer_idx, cache_kwargs, kwargs
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Zero: positions always come from `position_ids`."""
+        del layer_idx
+        return 0
+
+
 class TracedModel(nn.Module):
     """The graph's inputs and outputs around a lowered causal LM, flat lists both."""
 
@@ -66,7 +101,7 @@ class TracedModel(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=KeysAndValuesAsGiven(),
+            **{KeysAndValuesAsGiven.cache_argument(self.model): KeysAndValuesAsGiven()},
             use_cache=True,
             output_hidden_states=True,
             return_dict=True,

@@ -106,25 +106,6 @@ class TraceState:
         self.pending_rotary = None
 
 
-class KeysAndValuesAsGiven:
-    """Stands where a transformers cache would: hands the new keys and values straight back, since the attention node
-    itself writes them into the KV buffers."""
-
-    is_compileable = False
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `key` and `value` unchanged."""
-        del layer_idx, cache_kwargs
-        return key, value
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Zero: positions always come from `position_ids`."""
-        del layer_idx
-        return 0
-
-
 # The trace that is running, if any: transformers finds the attention by name and hands it nothing of ours.
 _active: list[TraceState] = []
 

@@ -34,7 +34,7 @@ from swift_edge.manifest import (
     Manifest,
     Precision,
 )
-from swift_edge.opening import parse_layers
+from swift_edge.option_checks import parse_layers
 from swift_edge.providers import kv_cache_obstacle
 from swift_edge_export import kv_quantize, parity, quantize
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
@@ -290,7 +290,7 @@ def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
         num_layers=architecture.num_layers,
         kv_heads=architecture.num_key_value_heads,
         head_dim=architecture.head_dim,
-        hidden_layers=parse_layers(layers, architecture.num_layers),
+        hidden_layers=parse_layers(layers, range(architecture.num_layers + 1)),
         context_length=architecture.context_length,
     )
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 from onnx_ir.tensor_adapters import TorchTensor
 
-from swift_edge_export.cleanup import constant
+from swift_edge_export.graph_edits import constant
 
 # Initialisers up to this many elements can be sizes, axes or targets; larger ones are weights.
 MOST_SIZES = 64

@@ -222,28 +222,6 @@ def open_parts(
     return session.result(), tokenizer, [complaint] if complaint else []
 
 
-def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
-    """Hidden state indices, ascending, from `all`, `last:K` or `i,j,...` (negative ones count from the last).
-
-    Raises `InvalidOptionError` for another form, and for an index that a model of `num_layers` blocks does not have.
-    """
-    everything = range(num_layers + 1)
-    expected = (
-        f"expected all, last:K with K from 1 to {num_layers + 1}, or indices from 0 to {num_layers} such as 0,4,8"
-    )
-    if text == "all":
-        return tuple(everything)
-    try:
-        if text.startswith("last:"):
-            count = int(text.removeprefix("last:"))
-            if not 1 <= count <= num_layers + 1:
-                raise ValueError
-            return tuple(everything[-count:])
-        return tuple(sorted({everything[int(part)] for part in text.split(",")}))
-    except (ValueError, IndexError):
-        raise InvalidOptionError(f"layers is {text!r}; {expected}") from None
-
-
 def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
     # A float would pass the comparisons and fail later, where nobody knows its name.
     if not isinstance(value, (int, np.integer)) or value < least or (most is not None and value > most):

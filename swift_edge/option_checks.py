@@ -1,8 +1,42 @@
-"""Whole numbers as callers give them: Python's own or NumPy's, and never a truth value. Knows no option by name."""
+"""Options as callers give them: whole numbers, Python's own or NumPy's, and texts that name hidden states.
+
+Knows no option by name but `layers`, which is the same wherever it is asked for.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
+from swift_edge.errors import InvalidOptionError
+
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether `value` is an integer of at least `least`."""
+    """Whether `value` is an integer of at least `least`, and not a truth value."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
+
+
+def parse_layers(text: str, available: Sequence[int]) -> tuple[int, ...]:
+    """Hidden states out of those `available`, ascending, from `all`, `last:K` or `i,j,...`.
+
+    A negative number counts from the last: `parse_layers("0,-1", (0, 4, 8))` is `(0, 8)`. Raises `InvalidOptionError`
+    for another form, and for a hidden state that is not there.
+    """
+    if text == "all":
+        return tuple(available)
+    try:
+        if text.startswith("last:"):
+            count = int(text.removeprefix("last:"))
+            if not 1 <= count <= len(available):
+                raise ValueError
+            return tuple(available[-count:])
+        asked = [int(part) for part in text.split(",")]
+        found = {available[number] if number < 0 else available[available.index(number)] for number in asked}
+        return tuple(sorted(found))
+    except (ValueError, IndexError):
+        listed = ",".join(map(str, available))
+        if len(available) > 2 and available[-1] - available[0] == len(available) - 1:
+            listed = f"{available[0]} to {available[-1]}"
+        raise InvalidOptionError(
+            f"layers is {text!r}; expected all, last:K with K from 1 to {len(available)}, "
+            f"or some of {listed}, separated by commas"
+        ) from None

@@ -121,25 +121,25 @@ class Selector:
         is empty, too long or refused by the template, `MemoryLimitError` if the rows cannot fit into memory.
         """
         options = _options(
-            n,
-            max_new_tokens,
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-            repetition_penalty,
-            stop,
-            seed,
-            signal,
-            strategy,
-            task,
-            external,
-            min_confidence,
-            max_n,
-            prune,
-            budget_tokens,
-            budget_seconds,
-            raw,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            signal=signal,
+            strategy=strategy,
+            task=task,
+            external=external,
+            min_confidence=min_confidence,
+            max_n=max_n,
+            prune=prune,
+            budget_tokens=budget_tokens,
+            budget_seconds=budget_seconds,
+            raw=raw,
         )
         return _last(self._events(prompt, options, watched=False))
 
@@ -176,25 +176,25 @@ class Selector:
         been answered.
         """
         options = _options(
-            n,
-            max_new_tokens,
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-            repetition_penalty,
-            stop,
-            seed,
-            signal,
-            strategy,
-            task,
-            external,
-            min_confidence,
-            max_n,
-            prune,
-            budget_tokens,
-            budget_seconds,
-            raw,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            signal=signal,
+            strategy=strategy,
+            task=task,
+            external=external,
+            min_confidence=min_confidence,
+            max_n=max_n,
+            prune=prune,
+            budget_tokens=budget_tokens,
+            budget_seconds=budget_seconds,
+            raw=raw,
         )
         if isinstance(prompts, str):
             raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
@@ -232,25 +232,25 @@ class Selector:
         Options and prompt are checked before the first event is asked for.
         """
         options = _options(
-            n,
-            max_new_tokens,
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-            repetition_penalty,
-            stop,
-            seed,
-            signal,
-            strategy,
-            task,
-            external,
-            min_confidence,
-            max_n,
-            prune,
-            budget_tokens,
-            budget_seconds,
-            raw,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            signal=signal,
+            strategy=strategy,
+            task=task,
+            external=external,
+            min_confidence=min_confidence,
+            max_n=max_n,
+            prune=prune,
+            budget_tokens=budget_tokens,
+            budget_seconds=budget_seconds,
+            raw=raw,
         )
         return self._events(prompt, options, watched=True)
 
@@ -319,6 +319,7 @@ class Selector:
 
 
 def _options(
+    *,
     n: int | Literal["auto"],
     max_new_tokens: int,
     temperature: float | None,
@@ -339,7 +340,10 @@ def _options(
     budget_seconds: float | None,
     raw: bool,
 ) -> Options:
-    """Take the options as they were given: one stop string may come alone, and a seed that is None is drawn here."""
+    """Take the options as they were given: one stop string may come alone, and a seed that is None is drawn here.
+
+    By name, so that two of a type cannot change places, and without defaults, so that none can be forgotten.
+    """
     return Options(
         n=n,
         max_new_tokens=max_new_tokens,

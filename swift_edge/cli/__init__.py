@@ -1,8 +1,8 @@
 """The command line: `swift-edge COMMAND`, also `python -m swift_edge COMMAND`.
 
 The answer goes to stdout, the report and every complaint to stderr. Exit status 0: done; 1: a `SwiftEdgeError` or a
-refusal of the operating system, told in one line; 2: the command was called wrongly; 130: interrupted; 141: the
-reader of the output went away. This is the only place where errors become lines and exit statuses.
+refusal of the operating system, told in one line; 2: the command was called wrongly; 130: interrupted, or asked to end
+(SIGTERM); 141: the reader of the output went away. This is the only place where errors become lines and exit statuses.
 
 Neither onnxruntime nor the tokenizers nor the exporter is imported before a command needs it.
 """
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 from typing import Any
 
@@ -92,5 +93,8 @@ def main() -> None:
         # A terminal that cannot show a character gets its escape; an answer is never lost to an old locale.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # A scheduler that ends a job is an interruption as Ctrl-C is: without this nothing is cleaned up, nothing kept.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A prompt may contain * and ?: on Windows click would take them for file names.
     commands.main(prog_name="swift-edge", windows_expand_args=False)

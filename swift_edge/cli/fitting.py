@@ -12,6 +12,7 @@ import click
 
 from swift_edge.cli.exporting import report
 from swift_edge.errors import HeadFileError, InvalidOptionError, OutputExistsError
+from swift_edge.option_checks import parse_layers
 
 if TYPE_CHECKING:
     from swift_edge.head import Head
@@ -50,23 +51,12 @@ def statistic_names(_context: click.Context, _parameter: click.Parameter, text: 
 
 
 def layers_of(text: str, info: "StoreInfo") -> tuple[int, ...] | None:
-    """Layers of a store from `all`, `last:K` or `I,J,...`; raises `InvalidOptionError` for another form."""
+    """Layers of a store, None for all; raises `InvalidOptionError` for a form or a layer that it does not have."""
     if text == "all":
         return None
     if info.feature != "hidden":
-        raise InvalidOptionError(f"--layers is {text!r}, but the store holds {info.feature}; leave it out")
-    try:
-        if not text.startswith("last:"):
-            return tuple(sorted({int(part) for part in text.split(",")}))
-        count = int(text.removeprefix("last:"))
-        if not 1 <= count <= len(info.layers):
-            raise ValueError
-        return info.layers[-count:]
-    except ValueError:
-        raise InvalidOptionError(
-            f"--layers is {text!r}; expected all, last:K with K from 1 to {len(info.layers)}, or some of "
-            f"{','.join(map(str, info.layers))}"
-        ) from None
+        raise InvalidOptionError(f"layers is {text!r}, but the store holds {info.feature}; leave it out")
+    return parse_layers(text, info.layers)
 
 
 def require_place(out: Path, force: bool) -> None:
@@ -149,12 +139,13 @@ def fit(
 ) -> None:
     """Fit a head to the labelled candidates of STORE, a folder that collect wrote.
 
-    Several stores of one model and the same settings are read as one. Needs SciPy: pip install "swift-edge[train]".
+    Several stores of one model and the same settings are read as one. Interrupted, it writes the best head until then.
+    Needs SciPy: pip install "swift-edge[train]".
     """
     require_place(out, force)
 
     from swift_edge.head import save_head
-    from swift_edge.training.fit import FitOptions, fit_head
+    from swift_edge.training.fit import FitInterrupted, FitOptions, fit_head
     from swift_edge.training.store import Store
 
     opened = [Store.open(path) for path in stores]
@@ -179,7 +170,15 @@ def fit(
         memory_bytes=memory_bytes,
         **{name: value for name, value in chosen.items() if value is not None},  # type: ignore[arg-type]  # and these
     )
-    head = fit_head(opened, options, report=report)
+    try:
+        head = fit_head(opened, options, report=report)
+    except FitInterrupted as interruption:
+        save_head(out, interruption.head)
+        report(f"the best head until then is in {out}")
+        raise
+    except KeyboardInterrupt:
+        report(f"no head is finished, so nothing is written to {out}")
+        raise
     save_head(out, head)
     show(out, head, as_json)
 

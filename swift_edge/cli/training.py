@@ -15,7 +15,6 @@ from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.cli.text import text_from
 
 if TYPE_CHECKING:
-    from swift_edge.opening import OpenedModel
     from swift_edge.training.collected import CollectProgress
 
 WRITING_OPTIONS = (
@@ -98,6 +97,7 @@ def collect(
     _check_combination(context, data, responses, task)
     stops = [text_from(text, "--stop") for text in stop]
 
+    from swift_edge.option_checks import parse_layers
     from swift_edge.training.collect import collect as write
     from swift_edge.training.collect import collect_responses, open_model
     from swift_edge.training.given import read_responses
@@ -106,7 +106,7 @@ def collect(
     given = None if responses is None else read_responses(responses).first(limit)
     problems = None if data is None else read_problems(data).first(limit)
     opened = open_model(model, providers or None, threads)
-    kept = _layers(layers, opened)
+    kept = None if layers in (None, "all") else parse_layers(layers, opened.session.layers)
     with ProgressLine() as line:
 
         def progress(state: "CollectProgress") -> None:
@@ -175,13 +175,6 @@ def _check_combination(context: click.Context, data: Path | None, responses: Pat
             raise click.UsageError(
                 f"{', '.join(given)} say how candidates are written; --responses are written already"
             )
-
-
-def _layers(text: str | None, opened: "OpenedModel") -> tuple[int, ...] | None:
-    """The hidden states to keep; None for all that the bundle has."""
-    from swift_edge.opening import parse_layers
-
-    return None if text in (None, "all") else parse_layers(text, opened.session.num_layers)
 
 
 def _state_text(state: "CollectProgress") -> str:

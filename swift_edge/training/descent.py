@@ -225,18 +225,21 @@ def descend(
     limits: Limits,
     *,
     report: Callable[[str], None] | None = None,
+    keep: Callable[[Descent], None] | None = None,
 ) -> Descent:
     """Lower the loss of `train`, plus half of the weight decay times the sum of squared weights, from `start`.
 
     After every iteration the weights are judged by the within-problem AUROC of `validation`, of equal ones by its loss;
     where no validation problem has both labels, by the loss alone. The best are kept, and the descent ends when they
-    have not become better for a while. Without validation problems the last weights are the best.
+    have not become better for a while. Without validation problems the last weights are the best. `keep` is handed
+    where the descent is, at the start and after every iteration, before that is reported: it is what is left where an
+    exception such as a `KeyboardInterrupt` ends the descent.
     Raises `MissingExtraError` without SciPy.
     """
     optimize = import_extra("scipy.optimize", "fit", "train")
     biases = len(start) // (train.examples.rows.inputs + 1)
     decayed = np.concatenate([np.full(len(start) - biases, limits.weight_decay), np.zeros(biases)])
-    watch = _Watch(validation, limits.patience, report)
+    watch = _Watch(validation, limits.patience, report, keep)
     watch.see(start)
     latest = [math.nan]
 
@@ -259,13 +262,19 @@ def descend(
         # The value is rounded in float32; to ask for more than that ends in searches that find nothing.
         options={"maxiter": limits.max_iterations, "maxfun": 20 * limits.max_iterations, "ftol": 1e-9, "gtol": 1e-7},
     )
-    return Descent(watch.best, watch.iterations, watch.best_iteration, watch.best_auroc)
+    return watch.reached()
 
 
 class _Watch:
     """Judges the weights of each iteration and keeps a copy of the best."""
 
-    def __init__(self, validation: Objective | None, patience: int, report: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        validation: Objective | None,
+        patience: int,
+        report: Callable[[str], None] | None,
+        keep: Callable[[Descent], None] | None,
+    ) -> None:
         self.iterations = 0
         self.best = np.zeros(0)
         self.best_iteration = 0
@@ -273,12 +282,14 @@ class _Watch:
         self._validation = validation
         self._patience = patience
         self._report = report
+        self._keep = keep
         self._best_key = (-math.inf, -math.inf)
 
     def see(self, vector: Doubles, loss: float = math.nan) -> bool:
         """Judge these weights; returns whether it is time to stop."""
         if self._validation is None:
             self.best, self.best_iteration = vector.copy(), self.iterations
+            self._hand_over()
             self._tell(f"loss {loss:.4f}")
             return False
         measured = self._validation.measure(vector, gradient=False)
@@ -288,8 +299,17 @@ class _Watch:
             # A copy: the optimiser goes on in the same memory.
             self.best, self.best_iteration = vector.copy(), self.iterations
             self._best_key, self.best_auroc = key, auroc
+        self._hand_over()
         self._tell(f"loss {loss:.4f}, validation loss {measured.loss:.4f}, within-problem AUROC {auroc:.4f}")
         return self.iterations - self.best_iteration >= self._patience
+
+    def reached(self) -> Descent:
+        """Where the descent is."""
+        return Descent(self.best, self.iterations, self.best_iteration, self.best_auroc)
+
+    def _hand_over(self) -> None:
+        if self._keep is not None:
+            self._keep(self.reached())
 
     def _tell(self, figures: str) -> None:
         if self._report is not None and self.iterations and self.iterations % REPORTED_ITERATIONS == 0:

@@ -11,12 +11,11 @@ Knows options and what is told about a fit. Does not know how labels were made.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import swift_edge
 from swift_edge.answers import AnswerTask
@@ -26,12 +25,10 @@ from swift_edge.extras import import_extra
 from swift_edge.head import Head
 from swift_edge.ranking_quality import pick_accuracy
 from swift_edge.training.calibrate import calibrate, task_of
-from swift_edge.training.descent import Descent, Objective, Standard, Weights, descend
+from swift_edge.training.descent import Objective, Weights
 from swift_edge.training.examples import (
     Candidates,
-    Examples,
     Split,
-    Survey,
     check_stores,
     pooled_bytes,
     read_candidates,
@@ -40,14 +37,26 @@ from swift_edge.training.examples import (
     survey,
 )
 from swift_edge.training.fit_options import FitOptions
-from swift_edge.training.objectives import Counts, Doubles, contrasts, cut, cut_after
-from swift_edge.training.rows import starts_of
+from swift_edge.training.objectives import Doubles, contrasts, cut_after
+from swift_edge.training.rows import Inputs, starts_of
+from swift_edge.training.search import Fitted, Interruption, Search
 from swift_edge.training.store import Store
 
-__all__ = ["FitOptions", "fit_head"]
+__all__ = ["FitInterrupted", "FitOptions", "fit_head"]
 
-SHORTEST_PREFIX: Final = 0.1
-"""Least share of a response that a prefix keeps."""
+
+class FitInterrupted(KeyboardInterrupt):
+    """A `KeyboardInterrupt` that came while weights were searched, and the head that they were good for until then."""
+
+    def __init__(self, head: Head) -> None:
+        """Take the finished head; its summary says under `interrupted` where the search was."""
+        super().__init__(head)
+        self.head = head
+
+    def __str__(self) -> str:
+        """Say in one line where the search was, and what is left."""
+        place = Interruption(**self.head.summary["interrupted"])
+        return f"{place}; the best head until then is in the attribute `head` of this exception"
 
 
 def fit_head(
@@ -57,6 +66,11 @@ def fit_head(
 
     `report` is told lines of progress. The same store, options and machine give the same head. Problems whose
     candidates are all correct or all wrong count in the losses over candidates, but not in ranking.
+
+    A `KeyboardInterrupt` during the search becomes a `FitInterrupted`, which is one, too: it brings along the best head
+    until then, calibrated as any. With one weight decay, interrupted after iteration k, that head has the weights of
+    a fit with `max_iterations` k, if the convex start took no more than that. A `KeyboardInterrupt` before anything was
+    found passes as it is, and so does another one while the head is calibrated.
 
     Raises `TrainingError` where nothing can be learned (fewer than two problems with correct and wrong candidates),
     `StoreError` for stores that do not fit together, do not hold what is asked for, or hold numbers that are not
@@ -79,14 +93,36 @@ def fit_head(
     examples = read_examples(stores, candidates, inputs, places, options.memory_bytes)
     pool = pooled_bytes(examples, options.memory_bytes) > 0
     surveyed = survey(examples, split.train, stores, pool=pool)
-    fitted = _fit(examples, surveyed, split, options, tell)
+    search = Search(examples, surveyed, split, options, tell)
+    try:
+        fitted = search.run()
+    except KeyboardInterrupt as interruption:
+        best = search.interrupted()
+        if best is None:
+            raise
+        tell(f"{best.interruption}; finishing the best head until then, unless interrupted again")
+        raise FitInterrupted(_finished(best, split, options, stores, inputs, notes, tell)) from interruption
+    return _finished(fitted, split, options, stores, inputs, notes, tell)
+
+
+def _finished(
+    fitted: Fitted,
+    split: Split,
+    options: FitOptions,
+    stores: Sequence[Store],
+    inputs: Inputs,
+    notes: Sequence[str],
+    tell: Callable[[str], None],
+) -> Head:
+    """Calibrate, fold the weights back to raw inputs, and note what there is to know of the fit."""
+    info, vector = stores[0].info, fitted.descent.vector
     task = task_of(stores)
-    calibration, note = _calibrated(fitted.objective, split, fitted.descent.vector, task, options.seed)
+    calibration, note = _calibrated(fitted.objective, split, vector, task, options.seed)
     if note:
-        notes.append(note)
+        notes = [*notes, note]
         tell(f"warning: {note}")
     standard = fitted.objective.standard
-    weight, bias = Weights.of(fitted.descent.vector, examples.rows.inputs).folded(standard)
+    weight, bias = Weights.of(vector, fitted.examples.rows.inputs).folded(standard)
     summary = _summary(fitted, split, options, stores, task, calibration, notes)
     tell(_outcome(summary))
     return Head(
@@ -106,97 +142,6 @@ def fit_head(
         input_mean=standard.mean.astype(np.float32),
         input_scale=standard.scale.astype(np.float32),
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fitted:
-    """What the descents came to."""
-
-    examples: Examples
-    """All candidates with their tokens."""
-    objective: Objective
-    """Of the training problems; on mean inputs where that is the same."""
-    descent: Descent
-    """The last one."""
-    weight_decay: float
-    """The one that was used."""
-    search: list[dict[str, float | None]]
-    """Within-problem AUROC on the validation problems by weight decay, after the convex start and in the end."""
-    start_auroc: float
-    """The same of the convex start."""
-
-
-def _fit(
-    examples: Examples, surveyed: Survey, split: Split, options: FitOptions, tell: Callable[[str], None]
-) -> _Fitted:
-    """The convex start, the weight decay, and the descent from there."""
-    standard = Standard(surveyed.mean, surveyed.scale)
-    train = Objective(
-        examples,
-        split.train,
-        standard,
-        options.gate,
-        options.loss,
-        options.pairwise_weight,
-        _pieces(examples, options),
-        options.prefix_weight,
-    )
-    # The mean of the tokens' scores is the score of their mean: without a gate one row per response is enough.
-    means = replace(train, examples=surveyed.pooled or examples, gate=False, loss="bce", pieces=None)
-    if not options.gate and not options.prefixes:
-        train = replace(train, examples=means.examples)
-    decays = sorted(options.weight_decays if options.weight_decay is None else (options.weight_decay,), reverse=True)
-    if not contrasts(*_labels(examples, split.validation)).any():
-        decays = [decays[len(decays) // 2]]  # nothing tells which is best
-    starts: dict[float, Descent] = {}
-    for decay in decays:
-        # Each from zero: along another one's path it would be judged with what that one found.
-        nothing = np.zeros(examples.rows.inputs + 1)
-        starts[decay] = descend(means, _judge(means, split), nothing, options.limits(decay))
-        tell(f"weight decay {decay:g}: within-problem AUROC {starts[decay].auroc:.4f} after the convex start")
-    found: dict[float, Descent] = {}
-    for decay in decays if options.search == "full" else [_best(starts)]:
-        start = Weights.of(starts[decay].vector, examples.rows.inputs)
-        start = start.gated() if options.gate else start
-        found[decay] = descend(train, _judge(train, split), start.flat(), options.limits(decay), report=tell)
-        tell(f"weight decay {decay:g}: within-problem AUROC {found[decay].auroc:.4f}")
-    chosen = _best(found)
-    search = [
-        {
-            "weight_decay": decay,
-            "start_auroc": _plain(starts[decay].auroc),
-            "auroc": _plain(found[decay].auroc) if decay in found else None,
-        }
-        for decay in sorted(starts)
-    ]
-    return _Fitted(examples, train, found[chosen], chosen, search, starts[chosen].auroc)
-
-
-def _best(found: Mapping[float, Descent]) -> float:
-    """The weight decay with the greatest AUROC, of equal ones the strongest."""
-    return max(sorted(found, reverse=True), key=lambda decay: found[decay].auroc)
-
-
-def _labels(examples: Examples, problems: range) -> tuple[NDArray[np.bool_], Counts]:
-    """Labels of the candidates of some problems, and where each problem starts among them."""
-    members = examples.members(problems)
-    starts = examples.problem_starts[problems.start : problems.stop + 1] - members.start
-    return examples.candidates.correct[members], starts
-
-
-def _judge(train: Objective, split: Split) -> Objective | None:
-    """The same loss over whole responses of the validation problems; None without such problems."""
-    return replace(train, problems=split.validation, pieces=None) if len(split.validation) else None
-
-
-def _pieces(examples: Examples, options: FitOptions) -> Counts | None:
-    """Where each response is truncated, drawn by the seed."""
-    if not options.prefixes:
-        return None
-    random = np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=(1,)))
-    problems = len(examples.problem_starts) - 1
-    fractions = random.uniform(SHORTEST_PREFIX, 1.0, (problems, options.prefixes))
-    return cut(examples.candidates.tokens, fractions[examples.candidates.problems])
 
 
 def _dealt(candidates: Candidates, options: FitOptions) -> tuple[Candidates, Split]:
@@ -249,7 +194,7 @@ def _calibrated(
 
 
 def _summary(
-    fitted: _Fitted,
+    fitted: Fitted,
     split: Split,
     options: FitOptions,
     stores: Sequence[Store],
@@ -273,9 +218,10 @@ def _summary(
         "tokens": int(examples.candidates.tokens.sum()),
         "inputs": examples.rows.inputs,
         "weight_decay": fitted.weight_decay,
-        "search": fitted.search,
+        "search": [{name: _plain(value) for name, value in each.items()} for each in fitted.search],
         "iterations": fitted.descent.iterations,
         "best_iteration": fitted.descent.best_iteration,
+        "interrupted": None if fitted.interruption is None else asdict(fitted.interruption),
         "start": {"within_problem_auroc": _plain(fitted.start_auroc)},
     }
     for name in ("train", "validation"):

@@ -42,7 +42,8 @@ def recalibrate(
     """The same head for the states and labels of `store`: matched where its precision is another, and calibrated.
 
     The problems must not be those that the head was trained on. `report` is told how AUROC and calibration error were
-    before and are now; the head's summary has the same under `recalibration`.
+    before and are now; the head's summary has the same under `recalibration`. A store that was graded without a task
+    leaves the head its own; what an answer is worth, all candidates together, is then calibrated no longer.
 
     Raises `HeadMismatchError` for a store of another model or of another feature, `StoreError` for one without the
     head's layers or with numbers that are not finite, `TrainingError` where the labels are all the same.
@@ -62,6 +63,8 @@ def recalibrate(
         notes.append(f"{problems} problems make a rough calibration; 200 to 500 make a good one")
     surveyed = survey(examples, range(problems), [store], pool=False)
     known = None if head.calibration is None else Calibration.from_dict(head.calibration)
+    if store.info.task is None and known is not None and known.answers is not None:
+        notes.append("the store names no task to find answers by, so the head judges candidates, and answers no longer")
     prefixes = _prefixes(head, examples)
     scores = prefixes[:, -1]
     before = _judged(examples, scores, None if known is None else _error(known, scores, examples))
@@ -102,7 +105,7 @@ def recalibrate(
         fingerprint=store.info.fingerprint or head.fingerprint,
         precision=store.info.precision,
         base_model=store.info.base_model or head.base_model,
-        summary={**head.summary, "task": store.info.task, "recalibration": document},
+        summary={**head.summary, "task": store.info.task or head.summary.get("task"), "recalibration": document},
     )
 
 

@@ -19,6 +19,8 @@ from swift_edge_export.checkpoint import fingerprint
 from swift_edge_export.graph import GraphShape
 from swift_edge_export.publish import export_bundle
 
+pytest.register_assert_rewrite("graph_builder")  # so that what it finds is told as in a test
+
 # The models are tiny: a second thread has nothing to do, and waits for its core where the machine is busy.
 torch.set_num_threads(1)
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 VOCABULARY = 96
+TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 # Small widths that still exercise what the family is about: heads of 16 so that rotary can be lowered, grouped KV
 # heads, windows shorter than the sequences of the parity check.
@@ -45,7 +46,7 @@ _HYBRID = ["sliding_attention", "full_attention", "sliding_attention"]
 
 def _rope(parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Rope settings under the names that the installed transformers reads."""
-    if int(transformers.__version__.split(".")[0]) >= 5:
+    if TRANSFORMERS >= (5, 0):
         return {"rope_parameters": {**parameters, **more}}
     scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
     if scaling["rope_type"] == "longrope":  # before 5, these three and no others
@@ -54,7 +55,7 @@ def _rope(parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def _partial_rotary(factor: float) -> dict[str, Any]:
-    if int(transformers.__version__.split(".")[0]) >= 5:
+    if TRANSFORMERS >= (5, 0):
         return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": factor}}
     return {"partial_rotary_factor": factor}
 
@@ -99,11 +100,22 @@ REQUIRED: dict[str, Callable[[], transformers.PretrainedConfig]] = {
         max_position_embeddings=128,
         bos_token_id=1,
         eos_token_id=2,
-        **({"rotary_pct": 0.5} if int(transformers.__version__.split(".")[0]) < 5 else _partial_rotary(0.5)),
+        **({"rotary_pct": 0.5} if TRANSFORMERS < (5, 0) else _partial_rotary(0.5)),
     ),
     "starcoder2": _config("Starcoder2Config", sliding_window=9, use_bias=True),
     "llama-narrow-heads": _config("LlamaConfig", hidden_size=48),  # of 12, which no attention kernel takes
 }
+if TRANSFORMERS >= (5, 24):  # its attention could not be replaced before
+    REQUIRED["gptj"] = lambda: transformers.GPTJConfig(
+        vocab_size=VOCABULARY,
+        n_positions=128,
+        n_embd=64,
+        n_layer=3,
+        n_head=4,
+        rotary_dim=8,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
 
 
 def make_model(config: transformers.PretrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:

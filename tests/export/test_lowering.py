@@ -73,8 +73,9 @@ def test_the_model_is_as_it_was_after_the_lowering_also_when_that_fails(family: 
     assert Snapshot(model).same_as(before)
 
 
-def test_a_model_that_is_refused_is_as_it_was() -> None:
-    model = transformers.GPTJForCausalLM(transformers.GPTJConfig(**GPT2_LIKE, rotary_dim=8)).eval()
+@pytest.mark.parametrize("family", ["falcon", "gpt_neo"])
+def test_a_model_that_is_refused_is_as_it_was(family: str) -> None:
+    model = make_model(REFUSED[family][0])
     before = Snapshot(model)
     with pytest.raises(UnsupportedModelError), lowered(model, EagerEmitter(), 64, rotary=True):
         pass
@@ -280,10 +281,6 @@ REFUSED: dict[str, tuple[PretrainedConfig, str]] = {
             vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
         ),
         "FalconForCausalLM does not let its attention be replaced",
-    ),
-    "gptj": (
-        transformers.GPTJConfig(**GPT2_LIKE, rotary_dim=8),
-        "GPTJForCausalLM does not let its attention be replaced",
     ),
     "gpt_neo": (
         transformers.GPTNeoConfig(

@@ -17,8 +17,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from swift_edge.bundle import HEAD_NAME, open_bundle
@@ -35,7 +33,7 @@ from swift_edge.errors import (
 from swift_edge.head import Head, save_head
 from swift_edge.session import ModelSession
 from swift_edge_export import parity, publish, quantize
-from swift_edge_export.publish import export_bundle, parse_layers
+from swift_edge_export.publish import export_bundle
 from swift_edge_export.trace import trace
 
 pytestmark = pytest.mark.usefixtures("quick_trace")
@@ -46,36 +44,6 @@ def left_in(folder: Path) -> list[str]:
 
 
 # -- which hidden states ---------------------------------------------------------------------------------------------
-
-
-@given(layers=st.integers(1, 90), data=st.data())
-def test_layers_are_all_the_last_ones_or_those_that_are_named(layers: int, data: st.DataObject) -> None:
-    everything = tuple(range(layers + 1))
-    assert parse_layers("all", layers) == everything
-    count = data.draw(st.integers(1, layers + 1))
-    assert parse_layers(f"last:{count}", layers) == everything[layers + 1 - count :]
-    named = data.draw(st.lists(st.integers(-layers - 1, layers), min_size=1, max_size=8))
-    parsed = parse_layers(",".join(map(str, named)), layers)
-    assert parsed == tuple(sorted({index % (layers + 1) for index in named}))
-
-
-@given(text=st.one_of(st.text("0123456789,:-+ lastx", max_size=8), st.sampled_from(["last", "ALL", "1.5", "1;2", ""])))
-def test_anything_else_is_refused_in_one_line_with_what_is_there(text: str) -> None:
-    message = expected = "expected all, last:K with K from 1 to 5, or indices from 0 to 4"
-    try:
-        parsed = parse_layers(text, 4)
-        assert parsed == tuple(sorted(set(parsed)))
-        assert set(parsed) <= set(range(5))
-    except InvalidOptionError as error:
-        message = str(error)
-    assert expected in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("text", ["last:0", "last:6", "last:-1", "5", "-6", "0,,1", "0,5"])
-def test_layers_that_the_model_does_not_have_are_refused(text: str) -> None:
-    with pytest.raises(InvalidOptionError, match=re.escape(repr(text))):
-        parse_layers(text, 4)
 
 
 def test_the_graph_gives_out_exactly_the_hidden_states_asked_for(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -371,10 +372,9 @@ def test_an_answer_survives_a_terminal_that_cannot_show_it(encoding: str, shown:
 class TestTerminal:
     LONG = ("pick", "Once upon a time", "-m", STORIES, "-n", "64", "--max-new-tokens", "400", "--threads", "1")
 
-    def watch(self, interrupt: bool) -> tuple[int, bytes, str]:
-        """Run with a terminal as stderr; returns the status, stdout, and what the terminal was sent."""
+    def watch(self, interrupt: int | None) -> tuple[int, bytes, str]:
+        """Run with a terminal as stderr, with this signal on the way; returns the status, stdout, what was shown."""
         import pty
-        import signal
 
         master, slave = pty.openpty()
         shown = b""
@@ -382,9 +382,9 @@ class TestTerminal:
             os.close(slave)
             while piece := self.read(master):
                 shown += piece
-                if interrupt and b"rows alive" in shown:
-                    running.send_signal(signal.SIGINT)
-                    interrupt = False
+                if interrupt is not None and b"rows alive" in shown:
+                    running.send_signal(interrupt)
+                    interrupt = None
             out, _ = running.communicate()
         os.close(master)
         return running.returncode, out, shown.decode()
@@ -397,7 +397,7 @@ class TestTerminal:
             return b""
 
     def test_progress_moves_and_is_cleared_before_the_report(self) -> None:
-        status, out, shown = self.watch(interrupt=False)
+        status, out, shown = self.watch(interrupt=None)
         assert status == 0
         assert out.strip()
         moving, report = shown[: shown.index(" rank  candidate")], shown[shown.index(" rank  candidate") :]
@@ -410,8 +410,9 @@ class TestTerminal:
         assert lines[-2].strip() == lines[-1] == ""
         assert "alive" not in report
 
-    def test_interrupt_leaves_one_line_and_status_130(self) -> None:
-        status, out, shown = self.watch(interrupt=True)
+    @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+    def test_interrupt_leaves_one_line_and_status_130(self, interrupt: int) -> None:
+        status, out, shown = self.watch(interrupt)
         assert (status, out) == (130, b"")
         *moving, last = shown.removesuffix("\r\n").split("\r")
         assert last == "interrupted"

@@ -13,15 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from swift_edge.calibration import Calibration
-from swift_edge.errors import InvalidOptionError, MissingExtraError, StoreError, TrainingError
+from swift_edge.errors import InvalidOptionError, MissingExtraError, StoreError
 from swift_edge.head import Head, load_head, save_head, score_tokens
 from swift_edge.ranking_quality import within_problem_auroc
 from swift_edge.signals import TokenStatistics
 from swift_edge.training import descent
-from swift_edge.training.descent import Limits, Objective, Standard, descend
+from swift_edge.training.descent import Objective, descend
 from swift_edge.training.examples import (
-    Candidates,
-    Examples,
     check_stores,
     read_candidates,
     read_examples,
@@ -30,7 +28,7 @@ from swift_edge.training.examples import (
 )
 from swift_edge.training.fit import FitOptions, fit_head
 from swift_edge.training.objectives import LOSSES, Loss, contrasts
-from swift_edge.training.rows import ArrayRows, Inputs, starts_of
+from swift_edge.training.rows import Inputs, starts_of
 from swift_edge.training.store import Store
 
 MakeStore = Callable[..., Store]
@@ -241,122 +239,6 @@ def test_stores_of_the_same_data_share_its_problems(make_store: MakeStore) -> No
     assert auroc(found, make_store(problems=40, seed=1)) > 0.93
 
 
-def test_layers_that_are_not_in_the_store_are_named(store: Store) -> None:
-    with pytest.raises(StoreError, match=r"holds hidden states 1, 3, but 2 are asked for.*--layers"):
-        fit_head(store, replace(QUICK, layers=(1, 2)))
-
-
-def test_a_store_without_features_is_refused(store: Store) -> None:
-    bare = replace(store, info=replace(store.info, feature="none", layers=(), width=0))
-    with pytest.raises(StoreError, match="without features"):
-        fit_head(bare, QUICK)
-    with pytest.raises(InvalidOptionError, match="no store"):
-        fit_head([], QUICK)
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (
-            [[True] * 3] * 5,
-            "5 problems, 5 of them with correct candidates only and 0 with wrong ones only, 0 with both",
-        ),
-        ([[False] * 3] * 5, "5 problems, 0 of them .* 5 with wrong ones only"),
-        ([[True] * 3, [False] * 3] * 3, "6 problems, 3 of them .* 3 with wrong ones only, 0 with both"),
-        ([[True, False], [False], [True]], "1 with both; expected at least 2"),
-        ([[True]], "1 problems"),
-    ],
-)
-def test_labels_that_nothing_can_be_learned_from_are_told(
-    make_store: MakeStore, labels: list[list[bool]], message: str
-) -> None:
-    with pytest.raises(TrainingError, match=f"{message}.*collect more problems") as caught:
-        fit_head(make_store(problems=len(labels), labels=labels), QUICK)
-    assert "\n" not in str(caught.value)
-
-
-def test_few_problems_are_enough_to_go_on_and_the_notes_say_what_is_missing(make_store: MakeStore) -> None:
-    lines: list[str] = []
-    found = fit_head(make_store(problems=2, labels=[[True, False, True]] * 2), QUICK, report=lines.append)
-    assert found.summary["problems"] == {"train": 2, "validation": 0, "calibration": 0}
-    assert found.calibration is None
-    assert found.summary["validation"] is None
-    unsearched = fit_head(
-        make_store(problems=2, labels=[[True, False, True]] * 2),
-        replace(QUICK, weight_decay=None, weight_decays=(1, 2, 3)),
-    )
-    assert (unsearched.summary["weight_decay"], len(unsearched.summary["search"])) == (2, 1)
-    assert any("not calibrated" in line for line in lines)
-    assert found.summary["notes"] == [line.removeprefix("warning: ") for line in lines if line.startswith("warning")]
-    found = fit_head(make_store(problems=4, labels=[[True, False, True]] * 4), QUICK)
-    assert found.summary["problems"] == {"train": 2, "validation": 1, "calibration": 1}
-    assert found.calibration is not None
-    assert found.calibration["problems"] == 2
-    assert any("too few" in note for note in found.summary["notes"])
-
-
-def test_problems_with_one_label_take_part_in_the_loss_and_are_counted(make_store: MakeStore) -> None:
-    labels = [[True, False]] * 20 + [[True, True]] * 7 + [[False, False]] * 5
-    lines: list[str] = []
-    found = fit_head(make_store(problems=32, labels=labels), QUICK, report=lines.append)
-    assert found.summary["problems_with_both"] == 20
-    assert (found.summary["problems_all_correct"], found.summary["problems_all_wrong"]) == (7, 5)
-    assert any("20 with both labels, 7 all correct and 5 all wrong" in line for line in lines)
-
-
-def test_an_interrupted_store_is_used_as_far_as_it_goes(make_store: MakeStore) -> None:
-    lines: list[str] = []
-    # Of the problems that were written those in complete shards are there.
-    partial = make_store(problems=60, written=50, shard_bytes=2_000)
-    assert not partial.complete
-    assert partial.problems > 30
-    found = fit_head(partial, QUICK, report=lines.append)
-    (warning,) = [line for line in lines if "not complete" in line]
-    assert f"{partial.problems} of 60 problems" in warning
-    assert found.summary["notes"] == [warning.removeprefix("warning: ")]
-    assert sum(found.summary["problems"].values()) == partial.problems
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("norm", ["none", "rms"])
-def test_a_feature_that_is_not_finite_is_found_with_shard_and_candidate(
-    make_store: MakeStore, value: float, norm: str
-) -> None:
-    store = make_store(problems=20, shard_bytes=3_000)
-    shard = store.shards[2]
-    states = np.array(shard.states)
-    states[shard.starts[4], 1, 2] = value
-    np.save(store.path / "shard-00002.states.npy", states)
-    damaged = shard.candidates[4]
-    with pytest.raises(
-        StoreError, match=rf"shard 2 of .* not finite, in candidate {damaged.index} of problem {damaged.problem};"
-    ):
-        fit_head(Store.open(store.path), replace(QUICK, norm=norm))
-    # Where the layer is not read, it does not matter.
-    fit_head(Store.open(store.path), replace(QUICK, layers=(1,), max_iterations=1))
-
-
-def test_candidates_without_a_token_that_counts_are_left_out(make_store: MakeStore) -> None:
-    store = make_store(problems=40, most=3)
-    lonely = sum(each.tokens == 1 for each in store.candidates)
-    assert lonely
-    lines: list[str] = []
-    found = fit_head(store, replace(QUICK, includes_eos=False), report=lines.append)
-    assert found.summary["candidates_without_tokens"] == lonely
-    assert found.summary["candidates"] == len(store.candidates) - lonely
-    assert found.summary["tokens"] == sum(each.tokens - 1 for each in store.candidates)
-    assert any(f"{lonely} left out without tokens" in line for line in lines)
-    assert not found.includes_eos
-    assert fit_head(store, QUICK).summary["candidates_without_tokens"] == 0
-
-
-def test_problems_can_be_limited_for_learning_curves(store: Store) -> None:
-    few, more = (fit_head(store, replace(QUICK, problems=number)) for number in (10, 30))
-    assert sum(few.summary["problems"].values()) == 10
-    assert sum(more.summary["problems"].values()) == 30
-    assert fit_head(store, replace(QUICK, problems=1000)).summary["candidates"] == len(store.candidates)
-
-
 def test_weight_decay_is_chosen_by_validation(store: Store) -> None:
     lines: list[str] = []
     found = fit_head(store, replace(QUICK, weight_decay=None, weight_decays=(1e-3, 100.0)), report=lines.append)
@@ -386,7 +268,7 @@ def test_the_gated_fit_starts_from_logistic_regression(store: Store, monkeypatch
         calls.append((train, arguments[1].copy(), found.vector))
         return found
 
-    monkeypatch.setattr("swift_edge.training.fit.descend", watched)
+    monkeypatch.setattr("swift_edge.training.search.descend", watched)
     fit_head(store, replace(QUICK, loss="infonca"))
     (convex, nothing, row), (whole, begin, _) = calls
     assert (convex.loss, convex.gate, convex.pieces) == ("bce", False, None)
@@ -394,73 +276,6 @@ def test_the_gated_fit_starts_from_logistic_regression(store: Store, monkeypatch
     assert not nothing.any()
     assert (whole.loss, whole.gate) == ("infonca", True)
     np.testing.assert_array_equal(begin, np.concatenate([np.zeros(14), row[:14], [0.0, row[14]]]))
-
-
-def examples_of(seed: int = 0, problems: int = 12) -> Examples:
-    """Each problem a correct and a wrong candidate of one token; input 0 tells them apart, the others do not."""
-    random = np.random.default_rng(seed)
-    correct = np.tile([True, False], problems)
-    rows = random.normal(size=(2 * problems, 20)).astype(np.float32)
-    rows[:, 0] += np.where(correct, 1, -1)
-    ones = np.ones(2 * problems, np.int64)
-    numbers = np.repeat(np.arange(problems), 2)
-    candidates = Candidates(correct, (None,) * (2 * problems), numbers, 0 * ones, 0 * ones, ones, 0)
-    return Examples.of(candidates, ArrayRows(rows), 2**30)
-
-
-def test_best_weights_are_kept_by_copy_not_by_reference_to_weights_that_go_on() -> None:
-    # SWIFT's own training keeps a reference to its "best" model, and so saves the last epoch. Here the optimiser goes
-    # on in the same memory, as L-BFGS may, and ends far from its best iteration.
-    examples = examples_of()
-    standard = Standard(np.zeros(20), np.ones(20))
-    train = Objective(examples, range(6), standard, gate=False)
-    validation = replace(train, problems=range(6, 12))
-    watch = descent._Watch(validation, patience=10, report=None)
-    vector = np.zeros(21)
-    seen = []
-    for step in (1.0, 5.0, -3.0, -9.0):
-        vector[0] = step
-        watch.iterations += 1
-        watch.see(vector)
-        seen.append(validation.auroc(validation.measure(vector, gradient=False).scores))
-    assert seen[0] > seen[-1]
-    assert watch.best[0] == 5.0  # ranks as the first, with less loss
-    vector[:] = 77.0
-    assert watch.best[0] == 5.0
-
-
-def test_descent_stops_early_and_gives_back_its_best() -> None:
-    examples = examples_of(3, problems=8)
-    standard = Standard(np.zeros(20), np.ones(20))
-    train = Objective(examples, range(4), standard, gate=False)
-    validation = replace(train, problems=range(4, 8))
-    lines: list[str] = []
-    found = descend(train, validation, np.zeros(21), Limits(0.0, 100, 12), report=lines.append)
-    soon = descend(train, validation, np.zeros(21), Limits(0.0, 100, 3))
-    assert soon.iterations == soon.best_iteration + 3 < found.iterations
-    assert validation.auroc(validation.measure(found.vector, gradient=False).scores) == found.auroc
-    assert lines[0].startswith("iteration 10: loss 0.")
-    assert "within-problem AUROC" in lines[0]
-    # Without problems to judge by it goes to the end: four problems are separable by 20 inputs.
-    alone = descend(train, None, np.zeros(21), Limits(0.0, 100, 12))
-    assert alone.best_iteration == alone.iterations
-    assert math.isnan(alone.auroc)
-    assert train.measure(alone.vector, gradient=False).loss < 1e-3
-    held = descend(train, None, np.zeros(21), Limits(10.0, 100, 12))
-    assert np.abs(held.vector[:-1]).max() < 0.2 < np.abs(alone.vector[:-1]).max()
-
-
-def test_without_both_labels_in_validation_the_loss_decides() -> None:
-    examples = examples_of(problems=200)
-    # From the fifth problem on all are correct: to hold candidates for correct is right there.
-    correct = examples.candidates.correct | (examples.candidates.problems >= 4)
-    examples = replace(examples, candidates=replace(examples.candidates, correct=correct))
-    train = Objective(examples, range(120), Standard(np.zeros(20), np.ones(20)), gate=False)
-    validation = replace(train, problems=range(120, 200))
-    found = descend(train, validation, np.zeros(21), Limits(0.1, 30, 5))
-    assert math.isnan(found.auroc)
-    least = validation.measure(found.vector, gradient=False).loss
-    assert least < validation.measure(np.zeros(21), gradient=False).loss
 
 
 def test_the_convex_start_is_logistic_regression_on_the_mean_states(store: Store) -> None:

@@ -138,6 +138,21 @@ def test_the_result_is_a_head_file_without_a_warning_at_its_new_precision(
     np.testing.assert_array_equal(again.weight, loaded.weight)
 
 
+def test_a_store_without_a_task_made_the_head_forget_its_own(head: Head, make_store: MakeStore) -> None:
+    # As a grader in Python leaves it; picks by that head then found no answers, and fell back to the best score.
+    lines: list[str] = []
+    bare = make_store(**LOCAL, task=None)
+    found = recalibrate(head, bare, report=lines.append)
+    assert head.summary["task"] == found.summary["task"] == "number"
+    assert found.calibration is not None
+    assert "answers" in head.calibration  # type: ignore[operator]
+    assert found.calibration.get("answers") is None
+    assert any(line.startswith("warning: the store names no task") for line in lines)
+    assert recalibrate(head, make_store(**LOCAL, task="exact")).summary["task"] == "exact"
+    unknowing = replace(head, summary={name: value for name, value in head.summary.items() if name != "task"})
+    assert recalibrate(unknowing, bare).summary["task"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
