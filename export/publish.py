@@ -9,7 +9,7 @@ import importlib.metadata
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, re
 from swift_edge_export.cleanup import clean
 from swift_edge_export.graph import GraphShape, dynamic_axes
 from swift_edge_export.self_check import rotary_can_be_lowered
+from swift_edge_export.stage import stage
 from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
 from swift_edge_export.trace import PARAMETERS, trace
 
@@ -117,7 +118,7 @@ def export_bundle(
     given_head = load_head(head) if head is not None else None
     started = time.perf_counter()
     with staging_folder(out, replace=replace) as staging:
-        with _stage("read config and tokenizer", report):
+        with stage("read config and tokenizer", report):
             checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
         streamed = _require_room(checkpoint, staging, precision, exporter, report)
@@ -128,16 +129,18 @@ def export_bundle(
                 report(f"  {warning}")
             return manifest
 
-        read = _from_files if streamed else _from_memory
         # From here on only the graph holds the weights.
-        manifest, reference, graph = read(checkpoint, shape, precision, exporter, report, begin_manifest)
-        with _stage("rewrite graph", report):
+        if streamed:
+            manifest, reference, graph = _from_files(checkpoint, shape, precision, report, begin_manifest, staging)
+        else:
+            manifest, reference, graph = _from_memory(checkpoint, shape, precision, exporter, report, begin_manifest)
+        with stage("rewrite graph", report):
             before = len(graph.graph)
             applied = clean(graph, dynamic_axes)
             after = len(graph.graph)
         report(f"  {before} nodes became {after}: " + ", ".join(f"{times} {name}" for name, times in applied.items()))
-        with _stage(f"write {precision} weights", report):
-            packed = _write_graph(graph, staging, packing, block_size)
+        with stage(f"write {precision} weights", report) as note:
+            packed = _write_graph(graph, staging, packing, block_size, note)
         del graph
         gc.collect()
         if packed is not None:
@@ -146,7 +149,7 @@ def export_bundle(
         save_tokenizer(checkpoint, staging)
         if head is not None:
             shutil.copyfile(head, staging / HEAD_NAME)
-        with _stage("compare with torch", report):
+        with stage("compare with torch", report):
             figures = _compare(_staged(staging, manifest, checkpoint), reference)
         for line in figures.table():
             report(f"  {line}")
@@ -156,7 +159,7 @@ def export_bundle(
                 f"  warning: the most likely token changed at {1 - figures.greedy_agreement:.0%} of the positions; "
                 "a higher --precision or a smaller --block-size keeps more"
             )
-        with _stage("hash files", report):
+        with stage("hash files", report):
             manifest = write_bundle(staging, dataclasses.replace(manifest, parity=figures.to_dict()))
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6
     report(f"{out}: {megabytes:.1f} MB, {time.perf_counter() - started:.1f} s")
@@ -176,13 +179,13 @@ def _from_memory(
     begin_manifest: Callable[[str], Manifest],
 ) -> _Traced:
     """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
-    with _stage("load weights", report):
+    with stage("load weights", report):
         model = load_model(checkpoint)
     manifest = begin_manifest(fingerprint(sorted(model.named_parameters())))
-    with _stage("run torch for reference", report):
+    with stage("run torch for reference", report):
         reference = parity.record_reference(model, checkpoint.architecture.context_length)
     rotary = _check_lowering(model, shape, report)
-    with _stage(f"trace with {exporter}", report):
+    with stage(f"trace with {exporter}", report):
         if precision == "fp16":
             _halve(model)
         graph = _trace(model, shape, exporter, report, rotary)
@@ -193,9 +196,9 @@ def _from_files(
     checkpoint: Checkpoint,
     shape: GraphShape,
     precision: str,
-    exporter: str,
     report: Callable[[str], None],
     begin_manifest: Callable[[str], Manifest],
+    staging: Path,
 ) -> _Traced:
     """Trace a model of placeholders, and let the graph read the weights from their files one by one.
 
@@ -203,43 +206,43 @@ def _from_files(
     shown at the precision that fits into memory.
     """
     whole = StreamedModel(checkpoint)
-    with _stage("read weights", report):
-        identity = fingerprint(whole.weights())
+    with stage("read weights", report) as note:
+        identity = fingerprint(whole.weights(note))
     manifest = begin_manifest(identity)
     count = min(layers_of_every_kind(checkpoint.config), shape.num_layers)
     few = StreamedModel(checkpoint, layers=count)
     few_shape = dataclasses.replace(shape, num_layers=count, hidden_layers=tuple(range(count + 1)))
     with few.reading() as model:
         rotary = _check_lowering(model, few_shape, report)
-        with _stage(f"compare {count} layers in fp32", report):
-            reference = parity.record_reference(model, shape.context_length)
-    with _stage(f"trace {count} layers", report):
-        graph = _trace(few.model, few_shape, exporter, report, rotary)
+        with stage(f"run {count} layers in torch", report):
+            # One pass over the weights: writing rows of its own, token by token, would take one for each.
+            reference = parity.record_reference(model, shape.context_length, own_samples=False)
+    with stage(f"trace {count} layers", report):
+        graph = _trace(few.model, few_shape, "dynamo", report, rotary)
         few.attach(graph, PARAMETERS)
         clean(graph, dynamic_axes)
-    with _stage(f"compare {count} layers in fp32", report), tempfile.TemporaryDirectory() as folder:
-        _write_graph(graph, Path(folder), None, None)
+    with stage(f"compare {count} layers in fp32", report) as note, tempfile.TemporaryDirectory(dir=staging) as folder:
+        _write_graph(graph, Path(folder), None, None, note)
         architecture = dataclasses.replace(checkpoint.architecture, num_layers=count)
-        few_manifest = _manifest(checkpoint, few_shape, identity, exporter, "fp32")
+        few_manifest = _manifest(checkpoint, few_shape, identity, "dynamo", "fp32")
         bundle = _staged(Path(folder), dataclasses.replace(few_manifest, architecture=architecture), checkpoint)
         figures = _compare(bundle, reference)
     report(f"  largest relative error {figures.worst:.2e}")
     figures.require("fp32")
     del few, graph
-    with _stage("run torch for reference", report), whole.reading() as model:
-        # One pass over all weights: writing rows of its own, token by token, would take one for each.
+    with stage("run torch for reference", report) as note, whole.reading(note) as model:
         reference = parity.record_reference(model, shape.context_length, own_samples=False)
-    with _stage(f"trace with {exporter}", report):
+    with stage("trace with dynamo", report):
         if precision == "fp16":
             whole = StreamedModel(checkpoint, torch.float16)
-        graph = _trace(whole.model, shape, exporter, report, rotary)
+        graph = _trace(whole.model, shape, "dynamo", report, rotary)
         whole.attach(graph, PARAMETERS)
     return manifest, reference, graph
 
 
 def _check_lowering(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], None]) -> bool:
     """Whether the rotary embedding can move into the attention node."""
-    with _stage("check the lowering", report):
+    with stage("check the lowering", report):
         rotary = rotary_can_be_lowered(model, shape)
     if not rotary:
         report("  rotary embedding left as traced: something stands between it and the attention")
@@ -327,13 +330,18 @@ def _trace(
 
 
 def _write_graph(
-    graph: ir.Model, staging: Path, packing: Literal["int8", "int4"] | None, block_size: int | None
+    graph: ir.Model,
+    folder: Path,
+    packing: Literal["int8", "int4"] | None,
+    block_size: int | None,
+    note: Callable[[float], None],
 ) -> quantize.Quantization | None:
+    path = folder / MODEL_NAME
     if packing is not None:
-        return quantize.quantize(graph, staging / MODEL_NAME, packing, block_size=block_size or quantize.BLOCK_SIZE)
+        return quantize.quantize(graph, path, packing, block_size=block_size or quantize.BLOCK_SIZE, note=note)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     external = None if size <= INLINE_MODEL_BYTES else f"{MODEL_NAME}.data"
-    ir.save(graph, staging / MODEL_NAME, external_data=external)
+    ir.save(graph, path, external_data=external, callback=lambda _, progress: note(progress.index / progress.total))
     return None
 
 
@@ -365,10 +373,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
-
-
-@contextlib.contextmanager
-def _stage(name: str, report: Callable[[str], None]) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    report(f"{name:28}{time.perf_counter() - started:8.1f} s")
