@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from swift_edge import __version__, machine
+from swift_edge import __version__
 from swift_edge.bundle import staging_folder, write_bundle
 from swift_edge.errors import InvalidOptionError, ParityError
 from swift_edge.head import check_head, load_head
@@ -39,6 +39,7 @@ from swift_edge_export import parity, quantize
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
 from swift_edge_export.cleanup import clean
 from swift_edge_export.graph import GraphShape, dynamic_axes
+from swift_edge_export.room import require_room
 from swift_edge_export.self_check import rotary_can_be_lowered
 from swift_edge_export.stage import stage
 from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
@@ -46,17 +47,6 @@ from swift_edge_export.trace import PARAMETERS, trace
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EXPORTERS = ("dynamo", "optimum")
-_WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
-# Peak memory of an export as a multiple of the fp32 weights, as measured on a model of 0.5 B parameters: the weights as
-# loaded and once more with products turned round; in fp32 the finished graph is opened beside them.
-_MEMORY_FACTOR = {"fp32": 2.6, "fp16": 2.2, "int8": 1.8, "int4": 1.8}
-# What torch itself takes.
-TORCH_BYTES = 512 * 1024**2
-# A model that would take more of the free memory than this when loaded whole is read one weight at a time.
-MOST_LOADED = 0.6
-# Then memory goes to a few layers with embedding and output layer in fp32, and to the finished graph, opened.
-_STREAMED_FACTOR = 1.2
-STREAMED_BYTES = 8 * 10**9
 # Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
 INLINE_MODEL_BYTES = 32 * 1024**2
 _RECORDED_PACKAGES = (
@@ -121,7 +111,7 @@ def export_bundle(
         with stage("read config and tokenizer", report):
             checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
-        streamed = _require_room(checkpoint, staging, precision, exporter, report)
+        streamed = require_room(checkpoint, staging, precision, exporter, report)
 
         def begin_manifest(identity: str) -> Manifest:
             manifest = _manifest(checkpoint, shape, identity, exporter, precision)
@@ -181,7 +171,8 @@ def _from_memory(
     """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
     with stage("load weights", report):
         model = load_model(checkpoint)
-    manifest = begin_manifest(fingerprint(sorted(model.named_parameters())))
+        identity = fingerprint(sorted(model.named_parameters()))
+    manifest = begin_manifest(identity)
     with stage("run torch for reference", report):
         reference = parity.record_reference(model, checkpoint.architecture.context_length)
     rotary = _check_lowering(model, shape, report)
@@ -282,29 +273,6 @@ def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
         hidden_layers=parse_layers(layers, architecture.num_layers),
         context_length=architecture.context_length,
     )
-
-
-def _require_room(
-    checkpoint: Checkpoint, folder: Path, precision: str, exporter: str, report: Callable[[str], None]
-) -> bool:
-    """Estimate memory and disk, say so, and refuse what cannot fit; returns whether to stream the weights."""
-    weights = checkpoint.parameters * 4
-    disk = int(checkpoint.parameters * _WEIGHT_BYTES[precision]) + 64 * 1024**2
-    memory = int(_MEMORY_FACTOR[precision] * weights) + TORCH_BYTES
-    available = machine.available_memory()
-    streamed = exporter == "dynamo" and available is not None and memory > available * MOST_LOADED
-    if streamed:
-        memory = int(_STREAMED_FACTOR * disk) + STREAMED_BYTES + TORCH_BYTES
-    report(
-        f"{checkpoint.name}: {checkpoint.parameters / 1e6:.1f} M parameters; "
-        f"about {memory / 1e9:.1f} GB of memory and {disk / 1e9:.2f} GB of disk needed"
-        + (", reading one weight at a time" if streamed else "")
-    )
-    for note in checkpoint.notes:
-        report(f"  {note}")
-    machine.require_memory(memory, f"exporting {checkpoint.name}", "export it on a machine with more memory")
-    machine.require_disk(folder, disk, f"exporting {checkpoint.name}")
-    return streamed
 
 
 def _halve(model: PreTrainedModel) -> None:

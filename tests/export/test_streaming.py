@@ -12,7 +12,7 @@ from families import REQUIRED, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from swift_edge.errors import ExportError
-from swift_edge_export import publish, streaming, trace
+from swift_edge_export import room, streaming, trace
 from swift_edge_export.checkpoint import fingerprint, load_model, read_checkpoint
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
@@ -27,9 +27,8 @@ def small_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def streamed_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is small enough to be loaded whole, nor too large to be read in parts."""
-    monkeypatch.setattr(publish, "MOST_LOADED", 0)
-    monkeypatch.setattr(publish, "STREAMED_BYTES", 0)
+    """No model is small enough to be loaded whole."""
+    monkeypatch.setattr(room, "MOST_LOADED", 0)
 
 
 def sharded(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
