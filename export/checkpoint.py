@@ -155,6 +155,7 @@ def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
     for name, parameter in weights:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().float().contiguous().numpy().data)
+        del parameter  # before the next one is made
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from swift_edge import __version__, machine
+from swift_edge import __version__
 from swift_edge.bundle import staging_folder, write_bundle
 from swift_edge.errors import ExportError, InvalidOptionError, ParityError
 from swift_edge.head import check_head, load_head
@@ -40,24 +40,15 @@ from swift_edge_export import kv_quantize, parity, quantize
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
 from swift_edge_export.cleanup import clean
 from swift_edge_export.graph import GraphShape, dynamic_axes
+from swift_edge_export.room import require_room
 from swift_edge_export.self_check import rotary_can_be_lowered
+from swift_edge_export.stage import stage
 from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
 from swift_edge_export.trace import PARAMETERS, trace
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EXPORTERS = ("dynamo", "optimum")
 KV_CACHES = ("float", "int8")
-_WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
-# Peak memory of an export as a multiple of the fp32 weights, as measured on a model of 0.5 B parameters: the weights as
-# loaded and once more with products turned round; in fp32 the finished graph is opened beside them.
-_MEMORY_FACTOR = {"fp32": 2.6, "fp16": 2.2, "int8": 1.8, "int4": 1.8}
-# What torch itself takes.
-TORCH_BYTES = 512 * 1024**2
-# A model that would take more of the free memory than this when loaded whole is read one weight at a time.
-MOST_LOADED = 0.6
-# Then memory goes to a few layers with embedding and output layer in fp32, and to the finished graph, opened.
-_STREAMED_FACTOR = 1.2
-STREAMED_BYTES = 8 * 10**9
 # Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
 INLINE_MODEL_BYTES = 32 * 1024**2
 _RECORDED_PACKAGES = (
@@ -125,10 +116,10 @@ def export_bundle(
     given_head = load_head(head) if head is not None else None
     started = time.perf_counter()
     with staging_folder(out, replace=replace) as staging:
-        with _stage("read config and tokenizer", report):
+        with stage("read config and tokenizer", report):
             checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
-        streamed = _require_room(checkpoint, staging, precision, exporter, report)
+        streamed = require_room(checkpoint, staging, precision, exporter, report)
 
         def begin_manifest(identity: str) -> Manifest:
             manifest = _manifest(checkpoint, shape, identity, exporter, precision)
@@ -138,16 +129,18 @@ def export_bundle(
                 report(f"  {warning}")
             return manifest
 
-        read = _from_files if streamed else _from_memory
         # From here on only the graph holds the weights.
-        manifest, reference, graph = read(checkpoint, shape, precision, exporter, report, begin_manifest)
-        with _stage("rewrite graph", report):
+        if streamed:
+            manifest, reference, graph = _from_files(checkpoint, shape, precision, report, begin_manifest, staging)
+        else:
+            manifest, reference, graph = _from_memory(checkpoint, shape, precision, exporter, report, begin_manifest)
+        with stage("rewrite graph", report):
             before = len(graph.graph)
             applied = clean(graph, dynamic_axes)
             after = len(graph.graph)
         report(f"  {before} nodes became {after}: " + ", ".join(f"{times} {name}" for name, times in applied.items()))
-        with _stage(f"write {precision} weights", report):
-            packed = _write_graph(graph, staging, packing, block_size)
+        with stage(f"write {precision} weights", report) as note:
+            packed = _write_graph(graph, staging, packing, block_size, note)
         del graph
         gc.collect()
         if packed is not None:
@@ -159,7 +152,7 @@ def export_bundle(
         figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
         if kv_cache == "int8":
             # The graph has shown that it computes what the model does; from here on it is a matter of rounding.
-            with _stage("calibrate keys and values", report):
+            with stage("calibrate keys and values", report):
                 kv_quantize.quantize_kv(_staged(staging, manifest, checkpoint))
             kept = dataclasses.replace(manifest.precision, kv_cache=kv_cache)
             manifest = dataclasses.replace(manifest, precision=kept)
@@ -170,7 +163,7 @@ def export_bundle(
                 f"  warning: the most likely token changed at {1 - figures.greedy_agreement:.0%} of the positions; "
                 + (f"{higher} keeps more" if kv_cache == "float" else f"{higher}, or --kv-cache float, keeps more")
             )
-        with _stage("hash files", report):
+        with stage("hash files", report):
             manifest = write_bundle(staging, dataclasses.replace(manifest, parity=figures.to_dict()))
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6
     report(f"{out}: {megabytes:.1f} MB, {time.perf_counter() - started:.1f} s")
@@ -190,13 +183,14 @@ def _from_memory(
     begin_manifest: Callable[[str], Manifest],
 ) -> _Traced:
     """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
-    with _stage("load weights", report):
+    with stage("load weights", report):
         model = load_model(checkpoint)
-    manifest = begin_manifest(fingerprint(sorted(model.named_parameters())))
-    with _stage("run torch for reference", report):
+        identity = fingerprint(sorted(model.named_parameters()))
+    manifest = begin_manifest(identity)
+    with stage("run torch for reference", report):
         reference = parity.record_reference(model, checkpoint.architecture.context_length)
     rotary = _check_lowering(model, shape, report)
-    with _stage(f"trace with {exporter}", report):
+    with stage(f"trace with {exporter}", report):
         if precision == "fp16":
             _halve(model)
         graph = _trace(model, shape, exporter, report, rotary)
@@ -207,9 +201,9 @@ def _from_files(
     checkpoint: Checkpoint,
     shape: GraphShape,
     precision: str,
-    exporter: str,
     report: Callable[[str], None],
     begin_manifest: Callable[[str], Manifest],
+    staging: Path,
 ) -> _Traced:
     """Trace a model of placeholders, and let the graph read the weights from their files one by one.
 
@@ -217,43 +211,43 @@ def _from_files(
     shown at the precision that fits into memory.
     """
     whole = StreamedModel(checkpoint)
-    with _stage("read weights", report):
-        identity = fingerprint(whole.weights())
+    with stage("read weights", report) as note:
+        identity = fingerprint(whole.weights(note))
     manifest = begin_manifest(identity)
     count = min(layers_of_every_kind(checkpoint.config), shape.num_layers)
     few = StreamedModel(checkpoint, layers=count)
     few_shape = dataclasses.replace(shape, num_layers=count, hidden_layers=tuple(range(count + 1)))
     with few.reading() as model:
         rotary = _check_lowering(model, few_shape, report)
-        with _stage(f"compare {count} layers in fp32", report):
-            reference = parity.record_reference(model, shape.context_length)
-    with _stage(f"trace {count} layers", report):
-        graph = _trace(few.model, few_shape, exporter, report, rotary)
+        with stage(f"run {count} layers in torch", report):
+            # One pass over the weights: writing rows of its own, token by token, would take one for each.
+            reference = parity.record_reference(model, shape.context_length, own_samples=False)
+    with stage(f"trace {count} layers", report):
+        graph = _trace(few.model, few_shape, "dynamo", report, rotary)
         few.attach(graph, PARAMETERS)
         clean(graph, dynamic_axes)
-    with _stage(f"compare {count} layers in fp32", report), tempfile.TemporaryDirectory() as folder:
-        _write_graph(graph, Path(folder), None, None)
+    with stage(f"compare {count} layers in fp32", report) as note, tempfile.TemporaryDirectory(dir=staging) as folder:
+        _write_graph(graph, Path(folder), None, None, note)
         architecture = dataclasses.replace(checkpoint.architecture, num_layers=count)
-        few_manifest = _manifest(checkpoint, few_shape, identity, exporter, "fp32")
+        few_manifest = _manifest(checkpoint, few_shape, identity, "dynamo", "fp32")
         bundle = _staged(Path(folder), dataclasses.replace(few_manifest, architecture=architecture), checkpoint)
         figures = _compare(bundle, reference)
     report(f"  largest relative error {figures.worst:.2e}")
     figures.require("fp32")
     del few, graph
-    with _stage("run torch for reference", report), whole.reading() as model:
-        # One pass over all weights: writing rows of its own, token by token, would take one for each.
+    with stage("run torch for reference", report) as note, whole.reading(note) as model:
         reference = parity.record_reference(model, shape.context_length, own_samples=False)
-    with _stage(f"trace with {exporter}", report):
+    with stage("trace with dynamo", report):
         if precision == "fp16":
             whole = StreamedModel(checkpoint, torch.float16)
-        graph = _trace(whole.model, shape, exporter, report, rotary)
+        graph = _trace(whole.model, shape, "dynamo", report, rotary)
         whole.attach(graph, PARAMETERS)
     return manifest, reference, graph
 
 
 def _check_lowering(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], None]) -> bool:
     """Whether the rotary embedding can move into the attention node."""
-    with _stage("check the lowering", report):
+    with stage("check the lowering", report):
         rotary = rotary_can_be_lowered(model, shape)
     if not rotary:
         report("  rotary embedding left as traced: something stands between it and the attention")
@@ -295,29 +289,6 @@ def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
     )
 
 
-def _require_room(
-    checkpoint: Checkpoint, folder: Path, precision: str, exporter: str, report: Callable[[str], None]
-) -> bool:
-    """Estimate memory and disk, say so, and refuse what cannot fit; returns whether to stream the weights."""
-    weights = checkpoint.parameters * 4
-    disk = int(checkpoint.parameters * _WEIGHT_BYTES[precision]) + 64 * 1024**2
-    memory = int(_MEMORY_FACTOR[precision] * weights) + TORCH_BYTES
-    available = machine.available_memory()
-    streamed = exporter == "dynamo" and available is not None and memory > available * MOST_LOADED
-    if streamed:
-        memory = int(_STREAMED_FACTOR * disk) + STREAMED_BYTES + TORCH_BYTES
-    report(
-        f"{checkpoint.name}: {checkpoint.parameters / 1e6:.1f} M parameters; "
-        f"about {memory / 1e9:.1f} GB of memory and {disk / 1e9:.2f} GB of disk needed"
-        + (", reading one weight at a time" if streamed else "")
-    )
-    for note in checkpoint.notes:
-        report(f"  {note}")
-    machine.require_memory(memory, f"exporting {checkpoint.name}", "export it on a machine with more memory")
-    machine.require_disk(folder, disk, f"exporting {checkpoint.name}")
-    return streamed
-
-
 def _halve(model: PreTrainedModel) -> None:
     """Turn the weights into float16, but not the rotary frequencies: times a long position their error is radians."""
     rotary = [module for module in model.modules() if "RotaryEmbedding" in type(module).__name__]
@@ -341,13 +312,18 @@ def _trace(
 
 
 def _write_graph(
-    graph: ir.Model, staging: Path, packing: Literal["int8", "int4"] | None, block_size: int | None
+    graph: ir.Model,
+    folder: Path,
+    packing: Literal["int8", "int4"] | None,
+    block_size: int | None,
+    note: Callable[[float], None],
 ) -> quantize.Quantization | None:
+    path = folder / MODEL_NAME
     if packing is not None:
-        return quantize.quantize(graph, staging / MODEL_NAME, packing, block_size=block_size or quantize.BLOCK_SIZE)
+        return quantize.quantize(graph, path, packing, block_size=block_size or quantize.BLOCK_SIZE, note=note)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     external = None if size <= INLINE_MODEL_BYTES else f"{MODEL_NAME}.data"
-    ir.save(graph, staging / MODEL_NAME, external_data=external)
+    ir.save(graph, path, external_data=external, callback=lambda _, progress: note(progress.index / progress.total))
     return None
 
 
@@ -359,7 +335,7 @@ def _kept(kv_cache: str) -> Literal["int8"] | None:
 def _judge(bundle: Bundle, reference: Sequence[parity.ReferenceRow], report: Callable[[str], None]) -> parity.Parity:
     """Compare, report the figures, and refuse a graph that is not good enough for its precision."""
     precision = bundle.manifest.precision
-    with _stage("compare with torch", report):
+    with stage("compare with torch", report):
         figures = _compare(bundle, reference)
     for line in figures.table():
         report(f"  {line}")
@@ -397,10 +373,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
-
-
-@contextlib.contextmanager
-def _stage(name: str, report: Callable[[str], None]) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    report(f"{name:28}{time.perf_counter() - started:8.1f} s")

@@ -115,6 +115,7 @@ def quantize(
     *,
     block_size: int = BLOCK_SIZE,
     accuracy_level: int = ACCURACY_LEVEL,
+    note: Callable[[float], None] = lambda _: None,
 ) -> Quantization:
     """Write `model` with packed weights to `path`, its weights to `path` + ".data" beside it.
 
@@ -126,8 +127,9 @@ def quantize(
         block_size: most inputs that share one scale, a power of two from 16. A matrix of which more than an eighth
             would be padding gets smaller blocks.
         accuracy_level: what MatMulNBits computes in. 4: activations are rounded to int8, block by block; 0 or 1: fp32.
+        note: told which share of the graph's products is packed, 0 to 1.
 
-    Needs about 150 MB of memory beyond the weights of `model`, whatever their size.
+    Needs at most 150 MB of memory beyond the weights of `model`, whatever their size.
 
     Raises:
         InvalidOptionError: an option out of range, or `path` is where the weights of `model` are read from.
@@ -141,7 +143,7 @@ def quantize(
     with data_path.open("wb") as file:
         packer = Packer(packed_model.graph, file, data_path, block_size, accuracy_level)
         packer.pack_embeddings(BITS[precision])
-        packer.pack_products(BITS[precision])
+        packer.pack_products(BITS[precision], note)
         if not packer.products:
             raise ExportError(
                 f"the graph has no fp32 weight matrix that could be packed as {precision}; "
@@ -253,12 +255,14 @@ class Packer:
             self.embeddings += 1
             self.replace(node, self.gather(node, packed))
 
-    def pack_products(self, bits: int) -> None:
+    def pack_products(self, bits: int, note: Callable[[float], None] = lambda _: None) -> None:
         """Turn every product with a weight matrix into MatMulNBits, Gemm's bias into an Add.
 
         onnxruntime folds the Add back into MatMulNBits where its provider can.
         """
-        for node in list(self.graph):
+        nodes = list(self.graph)
+        for place, node in enumerate(nodes):
+            note(place / len(nodes))
             matrix = weight_of_product(node)
             if matrix is None:
                 if (name := unpacked_weight(node)) is not None:

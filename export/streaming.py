@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +39,32 @@ class WeightFiles:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         else:
             shards = [SAFE_WEIGHTS_NAME]
-        paths = [_file(checkpoint, shard) for shard in shards]
-        if None in paths:
-            missing = shards[paths.index(None)]
-            raise ExportError(
-                f"{checkpoint.source} has no {missing}, and is too large to be loaded whole here; "
-                "save it with safetensors, or export it on a machine with more memory"
-            )
-        # Opened files are mapped, not read.
-        self._files = {name: file for path in paths for file in [_opened(path)] for name in file.keys()}  # noqa: SIM118 - no dict
+        self._paths: dict[str, Path] = {}
+        self._shapes: dict[str, list[int]] = {}
+        for shard in shards:
+            path = _file(checkpoint, shard)
+            if path is None:
+                raise ExportError(
+                    f"{checkpoint.source} has no {shard}, and is too large to be loaded whole here; "
+                    "save it with safetensors, or export it on a machine with more memory"
+                )
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 - no dict
+                    self._paths[name], self._shapes[name] = path, file.get_slice(name).get_shape()
 
     def names(self) -> list[str]:
         """Names of all tensors."""
-        return sorted(self._files)
+        return sorted(self._paths)
 
     def shape(self, name: str) -> list[int]:
         """Shape of a tensor."""
-        shape: list[int] = self._files[name].get_slice(name).get_shape()
-        return shape
+        return self._shapes[name]
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Read a tensor as `dtype`."""
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        # Opened anew each time: a file is mapped, and what was read of it would stay in memory as long as it is open.
+        with _opened(self._paths[name]) as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor.to(dtype)
 
 
@@ -103,19 +107,28 @@ class StreamedModel:
             )
         self.model: PreTrainedModel = model.eval().requires_grad_(False)
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and content of all weights in the order of their names, one at a time."""
-        for name, parameter in sorted(self.model.named_parameters()):
+    def weights(self, note: Callable[[float], None] = lambda _: None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and content of all weights in the order of their names, one at a time; see `reading` for `note`."""
+        parameters = sorted(self.model.named_parameters())
+        for read, (name, parameter) in enumerate(parameters, start=1):
             yield name, self._content(parameter)
+            note(read / len(parameters))
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[PreTrainedModel]:
-        """Let the model compute: every module has its weights while its forward runs."""
+    def reading(self, note: Callable[[float], None] = lambda _: None) -> Iterator[PreTrainedModel]:
+        """Let the model compute: every module has its weights while its forward runs.
+
+        `note` is told which share of the weights has been read, as if every one were needed once.
+        """
+        read = 0
         held: dict[tuple[nn.Module, str], nn.Parameter] = {}
 
         def fill(module: nn.Module, _: Any) -> None:
+            nonlocal read
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.data_ptr() in self._keys:
+                    read += 1
+                    note(min(1.0, read / len(self._keys)))
                     held[module, name] = parameter
                     module.register_parameter(name, nn.Parameter(self._content(parameter), requires_grad=False))
 
@@ -170,5 +183,5 @@ def _file(checkpoint: Checkpoint, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _opened(path: Path | None) -> Any:
+def _opened(path: Path) -> Any:
     return safe_open(str(path), framework="pt")

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from swift_edge.errors import ExportError
 
-# Weights are read in slices of this size, so that the copies stay small whatever the matrix.
-CHUNK_BYTES = 32 * 1024**2
+# Weights are read in slices of this size, so that the copies stay small whatever the matrix, and in the cache.
+CHUNK_BYTES = 4 * 1024**2
 
 # A sum over fewer terms is no layer: rotary's positions times frequencies is one, and must stay exact.
 FEWEST_INPUTS = 16

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -380,3 +382,18 @@ def test_the_fingerprint_changes_with_any_weight_and_with_nothing_else(folder: P
         changed[name].view(-1)[-1] += 1e-3
         save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
         assert identity(load_model(read_checkpoint(str(folder)))) != first
+
+
+def test_a_fingerprint_holds_one_weight_at_a_time() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(3):
+            assert not any(weight() is not None for weight in made), "the one before is still there"
+            weight = torch.full((4,), float(number))
+            made.append(weakref.ref(weight))
+            yield f"weight {number}", weight
+            del weight
+
+    assert len(fingerprint(weights())) == 64
+    assert len(made) == 3

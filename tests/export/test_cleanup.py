@@ -161,6 +161,19 @@ def test_a_norm_that_is_read_elsewhere_keeps_its_transposes(read: str) -> None:
     assert nodes["Transpose"] == 2
 
 
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [5, 16, 37])
+def test_the_transpose_of_a_weight_becomes_the_weight_turned_round(outputs: int) -> None:
+    build = GraphBuilder()
+    x = build.input("x", ["n", "s", WIDTH])
+    turned = build.node("Transpose", build.weight(outputs, WIDTH), shape=[WIDTH, outputs], perm=[1, 0])
+    applied, nodes = cleaned(build, build.node("MatMul", x, turned, shape=["n", "s", outputs]))
+    assert applied["turned weights"] == 1
+    assert nodes == Counter(["MatMul"])
+
+
 # -- reshapes --------------------------------------------------------------------------------------------------------
 
 

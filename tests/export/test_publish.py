@@ -32,7 +32,7 @@ from swift_edge.errors import (
 )
 from swift_edge.head import Head, save_head
 from swift_edge.session import ModelSession
-from swift_edge_export import parity, publish, quantize
+from swift_edge_export import parity, publish, quantize, room
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.trace import trace
 
@@ -250,7 +250,7 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resource: str
 ) -> None:
     if resource == "memory":
-        monkeypatch.setattr(publish.machine, "available_memory", lambda *_: 500 * 1024**2)
+        monkeypatch.setattr(room.machine, "available_memory", lambda *_: 500 * 1024**2)
     else:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30 * 1024**2))

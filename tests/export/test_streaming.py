@@ -12,7 +12,7 @@ from families import REQUIRED, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from swift_edge.errors import ExportError
-from swift_edge_export import publish, streaming, trace
+from swift_edge_export import room, streaming, trace
 from swift_edge_export.checkpoint import fingerprint, load_model, read_checkpoint
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
@@ -27,14 +27,13 @@ def small_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def streamed_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model is small enough to be loaded whole, nor too large to be read in parts."""
-    monkeypatch.setattr(publish, "MOST_LOADED", 0)
-    monkeypatch.setattr(publish, "STREAMED_BYTES", 0)
+    """No model is small enough to be loaded whole."""
+    monkeypatch.setattr(room, "MOST_LOADED", 0)
 
 
-def sharded(folder: Path) -> Path:
+def sharded(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Split the weights of a checkpoint over two files, as those of large models are."""
-    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
     names = sorted(tensors)
     where = {name: f"model-0000{1 + (place % 2)}-of-00002.safetensors" for place, name in enumerate(names)}
     for shard in set(where.values()):
@@ -51,15 +50,30 @@ def test_a_streamed_model_computes_what_the_loaded_one_does(family: str, tmp_pat
     checkpoint = read_checkpoint(str(sharded(save_checkpoint(REQUIRED[family](), tmp_path / "checkpoint"))))
     loaded, streamed = load_model(checkpoint), StreamedModel(checkpoint)
     ids = torch.arange(3, 20)[None]
-    with torch.no_grad(), streamed.reading() as model:
+    shares: list[float] = []
+    with torch.no_grad(), streamed.reading(shares.append) as model:
         given, wanted = (each(ids, output_hidden_states=True) for each in (model, loaded))
     torch.testing.assert_close(given.logits, wanted.logits, rtol=0, atol=0)
     for one, other in zip(given.hidden_states, wanted.hidden_states, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert fingerprint(streamed.weights()) == fingerprint(sorted(loaded.named_parameters()))
+    assert shares[-1] == 1.0
+    assert shares == sorted(shares)
     # Afterwards the weights are gone again.
     held = sum(parameter.untyped_storage().nbytes() for parameter in streamed.model.parameters())
     assert held < sum(parameter.nbytes for parameter in loaded.parameters()) / 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_no_weight_file_stays_mapped(tmp_path: Path) -> None:
+    folder = sharded(save_checkpoint(REQUIRED["llama"](), tmp_path / "checkpoint"), torch.bfloat16)
+    streamed = StreamedModel(read_checkpoint(str(folder)))
+    shares: list[float] = []
+    for name, weight in streamed.weights(shares.append):
+        assert weight.dtype == torch.float32, name
+    assert shares[-1] == 1.0
+    assert shares == sorted(shares)
+    assert ".safetensors" not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize(("family", "precision"), [("llama", "int4"), ("qwen2", "fp32"), ("gemma3", "fp16")])

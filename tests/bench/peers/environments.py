@@ -65,7 +65,7 @@ def make_environment(folder: Path, environment: Environment) -> None:
 
 def make_checkpoint(folder: Path, layers: int) -> None:
     """Write the random checkpoint, unless it is there."""
-    command = [sys.executable, str(HERE.parent / "qwen_shape.py"), OUT, "--layers", str(layers)]
+    command = [sys.executable, str(HERE.parent / "random_checkpoint.py"), "qwen2.5-0.5b", OUT, "--layers", str(layers)]
     make(folder / CHECKPOINT_NAME, command)
 
 
