@@ -2,7 +2,7 @@
 
 Two strategies behind one interface: `KVCache` for graphs that write new tokens into the buffers they read, and
 `ConcatenatedCache` for graphs that give back the past with the new tokens appended. Neither knows the model,
-onnxruntime, or which candidate a row belongs to.
+onnxruntime, or which candidate a row belongs to. `device_cache` has the first of them on a device.
 
 A row is left-aligned: its valid tokens are `[0, lengths[row])` of the capacity axis; what lies behind is never read.
 """
@@ -37,9 +37,8 @@ class KVCache:
         self._lengths: NDArray[np.int64] = np.zeros(rows, np.int64)  # [n]
         capacity = cache_tokens(tokens, limit)
         shape = (rows, num_heads, capacity, head_dim)
-        # zeros, not empty: the pages of a block are taken from the system only when they are written.
-        self.keys: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
-        self.values: list[NDArray[Any]] = [np.zeros(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.keys: list[NDArray[Any]] = [self._zeros(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.values: list[NDArray[Any]] = [self._zeros(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -75,8 +74,8 @@ class KVCache:
         longest = self.longest
         for arrays in (self.keys, self.values):
             for layer, old in enumerate(arrays):
-                new = np.zeros((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
-                new[: self.rows, :, :longest] = old[: self.rows, :, :longest]
+                new = self._zeros((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
+                self._copy(old[: self.rows], new[: self.rows], longest)
                 arrays[layer] = new
         lengths = np.zeros(row_capacity, np.int64)
         lengths[: self.rows] = self.lengths
@@ -97,7 +96,7 @@ class KVCache:
         self.reserve(last, length)
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             for layer, array in enumerate(theirs):
-                mine[layer][first:last, :, :length] = array[:1, :, :length]
+                self._copy(array[:1], mine[layer][first:last], length)
         self.rows = last
         self._lengths[first:last] = length
         return first
@@ -108,13 +107,22 @@ class KVCache:
         if row != last:
             length = int(self._lengths[last])
             for array in (*self.keys, *self.values):
-                array[row, :, :length] = array[last, :, :length]
+                self._copy(array[last : last + 1], array[row : row + 1], length)
             self._lengths[row] = length
         self.rows = last
 
     def truncate(self, length: int) -> None:
         """Forget what every row holds from token `length` on."""
         np.minimum(self.lengths, length, out=self.lengths)
+
+    def _zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """A new buffer `[n, h, c, k]`."""
+        # zeros, not empty: the pages of a block are taken from the system only when they are written.
+        return np.zeros(shape, dtype)
+
+    def _copy(self, source: Any, target: Any, tokens: int) -> None:
+        """Copy the first `tokens` tokens of rows, or of a single row into all rows of `target`."""
+        target[:, :, :tokens] = source[:, :, :tokens]
 
 
 class ConcatenatedCache(KVCache):

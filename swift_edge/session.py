@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.device_cache import DeviceCache, bind, rows_device
 from swift_edge.errors import BundleError, InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.kv_cache import ConcatenatedCache, KVCache, cache_tokens
 from swift_edge.machine import available_memory, default_threads, require_memory
 from swift_edge.manifest import Bundle
-from swift_edge.providers import open_graph
+from swift_edge.providers import input_device, open_graph
 
 Floats: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.int64]
@@ -80,11 +81,23 @@ class ModelSession:
         self._logits_dtype = _dtype(outputs, "logits", bundle)
         first_state = f"hidden_states.{self.layers[0]}" if self.layers else "logits"
         self._hidden_dtype = _dtype(outputs, first_state, bundle)
+        kv_device = input_device(self._session, "past_key_values.0.key")
+        self._device = rows_device(kv_device, self.providers) if self._in_place else None
+        # An input that is not where the graph wants it is copied when it is bound: bound once, it would be read once.
+        self._rebinds_kv = self._device is None and kv_device != "cpu"
+        self._rebinds_fed = self._device is not None or {input_device(self._session, name) for name in inputs} != {
+            "cpu"
+        }
 
     @property
     def takes_ragged_rows(self) -> bool:
         """Whether rows of different lengths can be decoded together."""
         return self._in_place
+
+    @property
+    def keeps_rows_on_device(self) -> bool:
+        """Whether keys and values are on a device other than the CPU, and not in memory that NumPy reads."""
+        return self._device is not None
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -95,8 +108,11 @@ class ModelSession:
     def new_cache(self, rows: int, tokens: int, limit: int | None = None) -> KVCache:
         """Make a cache without live rows: room for `rows` rows of `tokens` tokens, growing up to `limit` tokens."""
         limit = min(limit or self.context_length, self.context_length)
+        size = (self.num_layers, *self._kv_shape, self._kv_dtype, rows, min(tokens, limit), limit)
+        if self._device is not None:
+            return DeviceCache(self._device, *size)
         if self._in_place:
-            return KVCache(self.num_layers, *self._kv_shape, self._kv_dtype, rows, min(tokens, limit), limit)
+            return KVCache(*size)
         return ConcatenatedCache(self.num_layers, *self._kv_shape, self._kv_dtype, limit)
 
     def require_memory(
@@ -133,13 +149,14 @@ class ModelSession:
     ) -> tuple[int, int, int]:
         """Bytes that continuing a prompt on `rows` rows takes at most: keys and values, logits, hidden states.
 
-        `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time.
+        `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time. Only
+        the machine's memory counts: what a device has left for keys and values is not known before it is asked for.
         """
         tokens = min(prompt_tokens + new_tokens, self.context_length)
         rows = self._rows_per_run(rows)
         # The prompt's own row lives until it has been copied; concatenating holds every array twice.
         grown = cache_tokens(prompt_tokens, self.context_length) + rows * cache_tokens(tokens, tokens)
-        kv = grown * self.kv_bytes_per_token * (1 if self._in_place else 2)
+        kv = 0 if self._device is not None else grown * self.kv_bytes_per_token * (1 if self._in_place else 2)
         # Beside what the graph writes: a float32 copy of each, and what sampling makes of the logits of one row.
         fed = rows * tokens_per_run
         logits = fed * self.vocab_size * (self._logits_dtype.itemsize + 4) + 16 * self.vocab_size
@@ -301,7 +318,7 @@ class _StepMemory:
         mask[:] = np.arange(total) < before[:, None] + tokens
         if session._in_place:
             self._bind(cache, rows, tokens, len(wanted))
-            _bind(self._binding.bind_input, "attention_mask", mask)
+            bind(self._binding.bind_input, "attention_mask", mask)
             with session.failures():
                 session._session.run_with_iobinding(self._binding)
             lengths = cache.lengths  # a view of the cache's own
@@ -314,26 +331,34 @@ class _StepMemory:
         """Bind everything but the mask, unless it is bound already."""
         session = self._session
         key = (cache.generation, rows, num_logits)
-        if self._bound == key:
+        if self._bound == key and not session._rebinds_kv:
+            if session._rebinds_fed:
+                self._bind_fed(rows, num_logits)
             return
         self._bound = key
         self._binding = session._session.io_binding()
+        self._bind_fed(rows, num_logits)
         bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
-        _bind(bind_input, "input_ids", self._ids[:rows])
-        if session._wants_positions:
-            _bind(bind_input, "position_ids", self._positions[:rows])
         if session._picks_logits:
-            _bind(bind_input, "logits_positions", self._logits_positions[:num_logits])
-            _bind(bind_output, "logits", self._logits[:num_logits])
+            bind(bind_output, "logits", self._logits[:num_logits])
         else:
-            _bind(bind_output, "logits", self._logits[: rows * tokens].reshape(rows, tokens, -1))
+            bind(bind_output, "logits", self._logits[: rows * tokens].reshape(rows, tokens, -1))
         for layer, array in zip(self.layers, self._hidden, strict=True):
-            _bind(bind_output, f"hidden_states.{layer}", array[:rows])
+            bind(bind_output, f"hidden_states.{layer}", array[:rows])
         for part, arrays in (("key", cache.keys), ("value", cache.values)):
             for layer, kv in enumerate(arrays):
                 # The same memory as past and as present: the graph writes the new tokens behind the old ones.
-                _bind(bind_input, f"past_key_values.{layer}.{part}", kv[:rows])
-                _bind(bind_output, f"present.{layer}.{part}", kv[:rows])
+                bind(bind_input, f"past_key_values.{layer}.{part}", kv[:rows])
+                bind(bind_output, f"present.{layer}.{part}", kv[:rows])
+
+    def _bind_fed(self, rows: int, num_logits: int) -> None:
+        """Bind what every run is given anew, but for the mask."""
+        session, bind_input = self._session, self._binding.bind_input
+        bind(bind_input, "input_ids", self._ids[:rows])
+        if session._wants_positions:
+            bind(bind_input, "position_ids", self._positions[:rows])
+        if session._picks_logits:
+            bind(bind_input, "logits_positions", self._logits_positions[:num_logits])
 
     def _run_concatenated(self, cache: KVCache, rows: int, tokens: int, mask: Ids) -> None:
         """Run a graph that returns past and new tokens in one array; the cache takes these arrays over."""
@@ -366,11 +391,6 @@ class _StepMemory:
         # n is 1 in prefill and s is 1 in decode: one axis of tokens, and a view either way.
         flat = hidden.reshape(len(self.layers), rows * tokens, session.hidden_size) if self.layers else None
         return StepOutput(logits, flat)
-
-
-def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
-    """Bind a tensor to the memory of an array, which has to be contiguous and to outlive the binding."""
-    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
 def _as_float32(array: NDArray[Any]) -> Floats:
