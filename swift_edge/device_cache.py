@@ -72,19 +72,27 @@ class Device:
         """Open the session on the device that onnxruntime calls `cuda` or `cpu`, the first of its kind."""
         self.name = name
         self._ort = onnxruntime_module()
-        self._session = open_small_graph(_COPY, name)
+        self._session = self.open(_COPY)
 
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
-        """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
+    def open(self, model: bytes) -> Any:
+        """Open a small graph to run on this device."""
+        return open_small_graph(model, self.name)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        """An array of whatever there is; raises `DeviceMemoryError` if the device has no room for it."""
         kind = np.dtype(dtype)
         try:
             memory = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, kind.type, self.name, 0)
         except Exception as error:  # onnxruntime's own kinds have no base class that it exports
             raise DeviceMemoryError(self.name, math.prod(shape) * kind.itemsize, str(error)) from error
-        found = DeviceArray(self.name, memory.data_ptr(), shape, kind, memory)
+        return DeviceArray(self.name, memory.data_ptr(), shape, kind, memory)
+
+    def zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> DeviceArray:
+        """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
+        found = self.empty(shape, dtype)
         if found.nbytes:
             # What the device had there may be NaN, and a kernel that weighs it by zero would spread it.
-            self.copy(np.zeros((1, shape[1], 1, shape[3]), kind), found, 1)
+            self.copy(np.zeros((1, shape[1], 1, shape[3]), found.dtype), found, 1)
         return found
 
     def copy(self, source: "DeviceArray | NDArray[Any]", target: DeviceArray, tokens: int) -> None:
@@ -139,7 +147,7 @@ class DeviceCache(KVCache):
         self._device = device
         super().__init__(num_layers, num_heads, head_dim, dtype, rows, tokens, limit)
 
-    def _zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def _zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> Any:
         return self._device.zeros(shape, dtype)
 
     def _copy(self, source: Any, target: Any, tokens: int) -> None:

@@ -221,7 +221,7 @@ class DeviceMemoryError(SwiftEdgeError, MemoryError):
         """Name the device, the size in bytes, and what onnxruntime said."""
         self.needed = needed
         super().__init__(
-            f"keys or values of one layer need {size_text(needed)} of {device} memory, which onnxruntime did not get: "
+            f"{size_text(needed)} of {device} memory are needed in one piece, and onnxruntime did not get them: "
             f"{reason}; ask for fewer candidates or fewer tokens, or leave providers out",
             device,
             needed,

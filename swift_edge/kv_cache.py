@@ -115,7 +115,7 @@ class KVCache:
         """Forget what every row holds from token `length` on."""
         np.minimum(self.lengths, length, out=self.lengths)
 
-    def _zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def _zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> Any:
         """A new buffer `[n, h, c, k]`."""
         # zeros, not empty: the pages of a block are taken from the system only when they are written.
         return np.zeros(shape, dtype)

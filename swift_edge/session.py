@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.device_cache import DeviceCache, bind, rows_device
+from swift_edge.device_cache import DeviceArray, DeviceCache, bind, rows_device
+from swift_edge.device_sampling import DeviceLogits, LogitReader
 from swift_edge.errors import BundleError, InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.kv_cache import ConcatenatedCache, KVCache, cache_tokens
 from swift_edge.machine import available_memory, default_threads, require_memory
@@ -40,6 +41,8 @@ class StepOutput:
     """float32 `[m, v]` at the m positions asked for; None where none were."""
     hidden_states: Floats | None
     """float32 `[l, tokens, d]` of the tokens fed, in the order of the layers asked for; None where none were."""
+    device_logits: DeviceLogits | None = None
+    """The logits `[m, v]` where they were to stay on the device."""
 
 
 class ModelSession:
@@ -83,6 +86,7 @@ class ModelSession:
         self._hidden_dtype = _dtype(outputs, first_state, bundle)
         kv_device = input_device(self._session, "past_key_values.0.key")
         self._device = rows_device(kv_device, self.providers) if self._in_place else None
+        self._logit_reader = None if self._device is None else LogitReader(self._device, self._logits_dtype)
         # An input that is not where the graph wants it is copied when it is bound: bound once, it would be read once.
         self._rebinds_kv = self._device is None and kv_device != "cpu"
         self._rebinds_fed = self._device is not None or {input_device(self._session, name) for name in inputs} != {
@@ -211,12 +215,18 @@ class ModelSession:
         return StepOutput(all_logits if every else last, hidden)
 
     def decode(
-        self, cache: KVCache, token_ids: Sequence[int] | Ids, *, logits: bool = True, layers: tuple[int, ...] = ()
+        self,
+        cache: KVCache,
+        token_ids: Sequence[int] | Ids,
+        *,
+        logits: bool = True,
+        layers: tuple[int, ...] = (),
+        on_device: bool = False,
     ) -> StepOutput:
         """Append one token `[m]` to each of the m live rows of `cache`.
 
         Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both are views
-        of memory that the next decode of this cache writes to.
+        of memory that the next decode of this cache writes to. With `on_device`, and rows there, the logits stay there.
         """
         fed = np.asarray(token_ids, np.int64)[:, None]  # [m, 1]
         rows = cache.rows
@@ -227,14 +237,15 @@ class ModelSession:
         run_rows = self._rows_per_run(rows)
         cache.reserve(run_rows, cache.longest + 1)
         memory = cache.step_memory
-        if not isinstance(memory, _StepMemory) or memory.rows < run_rows or memory.layers != layers:
-            memory = cache.step_memory = _StepMemory(self, run_rows, 1, run_rows, layers)
+        if not isinstance(memory, _StepMemory) or memory.rows < run_rows or memory.key != (layers, on_device):
+            memory = cache.step_memory = _StepMemory(self, run_rows, 1, run_rows, layers, on_device)
         if run_rows > rows:
             fed = np.concatenate([fed, np.zeros((run_rows - rows, 1), np.int64)])
         wanted = np.arange(run_rows) if logits else np.zeros(1, np.int64)
         out = memory.run(cache, fed, wanted)
         states = None if out.hidden_states is None else out.hidden_states[:, :rows]
-        return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states)
+        kept = None if out.device_logits is None or not logits else out.device_logits[:rows]
+        return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states, kept)
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
@@ -282,8 +293,17 @@ class _StepMemory:
     buffers of the cache and the number of logits are the same, except for the mask, which is wider with every token.
     """
 
-    def __init__(self, session: ModelSession, rows: int, tokens: int, num_logits: int, layers: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        session: ModelSession,
+        rows: int,
+        tokens: int,
+        num_logits: int,
+        layers: tuple[int, ...],
+        on_device: bool = False,
+    ) -> None:
         self.rows = rows
+        self.key = (layers, on_device)
         self.layers = layers
         self._session = session
         width = session.vocab_size
@@ -293,7 +313,11 @@ class _StepMemory:
         self._logits_positions = np.empty(num_logits, np.int64)  # [m]
         self._mask = np.empty(0, np.int64)  # [n * total], as wide as the cache
         self._hidden = np.empty((len(layers), rows, tokens, session.hidden_size), session._hidden_dtype)  # [l, n, s, d]
-        self._logits = np.empty((full_logits or num_logits, width), session._logits_dtype)  # [m, v], or [n * s, v]
+        shape = (full_logits or num_logits, width)
+        self._device_logits: DeviceArray | None = None  # [m, v], of a graph that picks positions
+        if on_device and session._device is not None and session._picks_logits:
+            self._device_logits, shape = session._device.empty(shape, session._logits_dtype), (0, width)
+        self._logits = np.empty(shape, session._logits_dtype)  # [m, v], or [n * s, v]
         self._logits32 = _as_float32(self._logits)
         self._hidden32 = _as_float32(self._hidden)
         self._binding: Any = None
@@ -340,7 +364,8 @@ class _StepMemory:
         self._bind_fed(rows, num_logits)
         bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
         if session._picks_logits:
-            bind(bind_output, "logits", self._logits[:num_logits])
+            logits = self._logits if self._device_logits is None else self._device_logits
+            bind(bind_output, "logits", logits[:num_logits])
         else:
             bind(bind_output, "logits", self._logits[: rows * tokens].reshape(rows, tokens, -1))
         for layer, array in zip(self.layers, self._hidden, strict=True):
@@ -382,14 +407,17 @@ class _StepMemory:
         used = len(wanted) if session._picks_logits else rows * tokens
         logits = self._logits32[:used]  # [m, v] or [n * s, v]
         hidden = self._hidden32[:, :rows]  # [l, n, s, d]
-        if self._logits32 is not self._logits:
+        if self._logits32 is not self._logits and self._device_logits is None:
             np.copyto(logits, self._logits[:used])
         if self._hidden32 is not self._hidden:
             np.copyto(hidden, self._hidden[:, :rows])
-        if len(wanted) < used:
+        if len(wanted) < used and self._device_logits is None:
             logits = logits[wanted]
         # n is 1 in prefill and s is 1 in decode: one axis of tokens, and a view either way.
         flat = hidden.reshape(len(self.layers), rows * tokens, session.hidden_size) if self.layers else None
+        if self._device_logits is not None and session._logit_reader is not None:
+            stay = DeviceLogits(session._logit_reader, self._device_logits, np.arange(used))
+            return StepOutput(None, flat, stay)
         return StepOutput(logits, flat)
 
 
