@@ -157,12 +157,20 @@ def sample_most_likely(
     if options.temperature == 0:
         return int(ids[row.argmax()])
     both, top = _scaled(np.append(row, least), maximum, options.temperature)  # [k + 1]
-    by_mass = options.top_p < 1 and not (options.top_k and options.top_k < vocab_size)
-    if (options.top_k and ids.size <= options.top_k < vocab_size) or (by_mass and (penalty != 1 or options.min_p)):
+    cut = options.top_k if options.top_k and options.top_k < vocab_size else 0
+    by_mass = options.top_p < 1 and not cut
+    if cut >= ids.size or (by_mass and (penalty != 1 or options.min_p)):
         return None
-    log_normalizer = float(top) + log_scaled
-    kept, weights = _filtered(both[:-1], float(top), options, log_normalizer)
-    if both[kept].min() <= both[-1] or (by_mass and weights.sum() < options.top_p):
+    if cut and np.partition(both[:-1], ids.size - cut)[ids.size - cut] <= both[-1]:
+        return None  # top-k keeps all that equal the k-th, and the nucleus is a share of all that it keeps
+    if by_mass:
+        # No threshold first: it supposes that what it leaves out is all there is, and these are few.
+        every = _exponentials(both[:-1], float(top) + log_scaled)
+        kept = _nucleus(both[:-1], every, options.top_p)
+        weights = every[kept]
+    else:
+        kept, weights = _filtered(both[:-1], float(top), options, None)
+    if both[kept].min() <= both[-1]:
         return None
     reached = np.cumsum(weights)[np.newaxis]  # [1, kept]
     return int(ids[kept[_first_above(reached, generator.random() * reached[:, -1])[0]]])

@@ -3,6 +3,7 @@
 The device is onnxruntime's CPU; no test here has seen a GPU.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge import Selector
+from swift_edge.bundle import open_bundle
 from swift_edge.device_cache import Device, DeviceArray
 from swift_edge.device_sampling import MOST_LIKELY, DeviceLogits, LogitReader
 from swift_edge.sampling import SamplingOptions, sample, sample_most_likely
+from swift_edge.session import ModelSession
 from swift_edge.signals import summarize
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
@@ -100,6 +103,40 @@ def test_few_tokens_are_enough_where_few_are_kept(options: dict[str, Any]) -> No
     rng, seen = np.random.default_rng(0), np.arange(9)
     log_scaled = float(summarize(logits[None]).log_normalizer[0] - logits.max())
     assert sample_most_likely(logits[ids], ids, 1000, SamplingOptions(**options), rng, seen, log_scaled) is not None
+
+
+def test_ties_of_the_kth_that_are_not_given_count() -> None:
+    """Found by hypothesis: they take part in the mass of which the nucleus is a share."""
+    logits = np.array([2.0] + [1.0] * 99, np.float32)
+    options = SamplingOptions(top_p=0.04, top_k=3)
+    rng, log_scaled = np.random.default_rng(0), float(np.log(1 + 99 / np.e))
+    for given_logits, enough in ((logits[:50], False), (logits, True)):
+        ids = np.arange(len(given_logits))
+        assert (sample_most_likely(given_logits, ids, 100, options, rng, None, log_scaled) is not None) == enough
+
+
+def test_a_flat_tail_that_is_not_given_counts() -> None:
+    """Half of the mass lies in tokens that are each too unlikely to be looked at, and most of them are not given."""
+    logits = np.zeros(200_000, np.float32)
+    logits[0] = np.log(200_000)
+    ids, log_scaled = np.arange(256), math.log(2)
+    options, rng = SamplingOptions(top_p=0.9), np.random.default_rng(0)
+    assert sample_most_likely(logits[:256], ids, 200_000, options, rng, None, log_scaled) is None
+
+
+def test_logits_stay_only_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swift_edge.session.rows_device", lambda wanted, _: Device(wanted))
+    session = ModelSession(open_bundle(STORIES), threads=1)
+    cache = session.new_cache(1, 9)
+    session.prefill(cache, [5, 6, 7])
+    kept = []
+    for on_device in (True, False, True):
+        out = session.decode(cache, [8], on_device=on_device)
+        cache.truncate(3)
+        assert (out.device_logits is not None, out.logits is not None) == (on_device, not on_device)
+        kept.append(np.array(out.logits if out.device_logits is None else out.device_logits))
+    np.testing.assert_array_equal(kept[0], kept[1])
+    np.testing.assert_array_equal(kept[2], kept[1])
 
 
 @pytest.mark.parametrize(
