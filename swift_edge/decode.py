@@ -11,8 +11,9 @@ from typing import Final, Literal
 
 import numpy as np
 
+from swift_edge.device_sampling import DeviceLogits
 from swift_edge.kv_cache import KVCache
-from swift_edge.sampling import SamplingOptions, candidate_generator, sample
+from swift_edge.sampling import SamplingOptions, candidate_generator, sample, sample_most_likely
 from swift_edge.session import Floats, Ids, ModelSession
 from swift_edge.signals import TokenStatistics, summarize, token_statistics
 
@@ -97,9 +98,11 @@ class DecodeLoop:
         self._keep_logits = keep_logits
         self._entropy = "entropy" in statistics
         self._self_certainty = "self_certainty" in statistics
+        # Where the most likely tokens will do, logits stay where rows do.
+        self._on_device = not (keep_logits or statistics or sampling.draws_from_all) and session.keeps_rows_on_device
         self._rows: list[_Row] = []
         self._cache: KVCache | None = None
-        self._logits: Floats | None = None  # [rows, v]
+        self._logits: Floats | DeviceLogits | None = None  # [rows, v]
 
     @property
     def rows(self) -> int:
@@ -124,7 +127,8 @@ class DecodeLoop:
         self._cache.limit = max(self._cache.limit, min(limit, self._session.context_length))
         self._cache.append_copy(prompt.cache, len(rows))
         logits = np.repeat(prompt.logits, len(rows), axis=0)  # [n, v]
-        self._logits = logits if not self._rows or self._logits is None else np.concatenate([self._logits, logits])
+        before = None if self._logits is None else np.asarray(self._logits)
+        self._logits = logits if not self._rows or before is None else np.concatenate([before, logits])
         self._rows += rows
 
     def drop(self, candidate: int) -> None:
@@ -179,8 +183,11 @@ class DecodeLoop:
         hidden_states = logits = None
         if self._rows:
             fed_ids = token_ids[: len(self._rows)]
-            out = self._session.decode(self._cache, fed_ids, logits=wanted, layers=self._layers)
-            hidden_states, self._logits = out.hidden_states, out.logits
+            out = self._session.decode(
+                self._cache, fed_ids, logits=wanted, layers=self._layers, on_device=self._on_device
+            )
+            hidden_states = out.hidden_states
+            self._logits = out.logits if out.device_logits is None else out.device_logits
             logits = out.logits if self._keep_logits else None
         self.decode_s += time.perf_counter() - sampled
         finished.sort(key=lambda end: end.candidate)
@@ -190,6 +197,8 @@ class DecodeLoop:
         """Draw the next token of every row `[m]` from the logits at hand."""
         logits, self._logits = self._logits, None  # used up: a row that leaves now has none to move
         assert logits is not None
+        if isinstance(logits, DeviceLogits):
+            return self._sample_on_device(logits)
         entropy, self_certainty = self._entropy, self._self_certainty
         summary = summarize(logits, entropy=entropy, self_certainty=self_certainty)
         seen = None if self._sampling.repetition_penalty == 1 else [row.seen for row in self._rows]
@@ -198,6 +207,34 @@ class DecodeLoop:
             logits, token_ids, entropy=entropy, self_certainty=self_certainty, summary=summary
         )
         return token_ids, statistics
+
+    def _sample_on_device(self, logits: DeviceLogits) -> tuple[Ids, TokenStatistics]:
+        """Draw from the most likely tokens, and from whole rows where these are not enough."""
+        found = logits.most_likely(self._sampling.temperature or 1.0)
+        token_ids = np.empty(len(self._rows), np.int64)  # [m]
+        logprob = np.empty(len(self._rows), np.float64)  # [m]
+        for number, row in enumerate(self._rows):
+            ids, values, normalizer = found.token_ids[number], found.logits[number], found.log_normalizer[number]
+            drawn = None
+            if np.isfinite(normalizer):
+                drawn = sample_most_likely(
+                    values,
+                    ids,
+                    self._session.vocab_size,
+                    self._sampling,
+                    row.generator,
+                    row.seen,
+                    float(found.log_scaled[number]),
+                )
+            if drawn is None:
+                whole = logits.whole(np.array([number]))  # [1, v]
+                summary = summarize(whole)
+                drawn = int(sample(whole, self._sampling, [row.generator], [row.seen], summary=summary)[0])
+                logprob[number] = token_statistics(whole, np.array([drawn]), summary=summary).logprob[0]
+            else:
+                logprob[number] = float(values[ids == drawn][0]) - normalizer
+            token_ids[number] = drawn
+        return token_ids, TokenStatistics(logprob)
 
     def _remove_ended(self) -> None:
         for number in reversed(range(len(self._rows))):

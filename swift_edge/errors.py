@@ -23,6 +23,7 @@
     ├── LogitsError                  (FloatingPointError) logits without a distribution
     ├── ProviderError                (RuntimeError) an execution provider that the session did not get
     ├── MemoryLimitError             (MemoryError)  more memory wanted than there is
+    ├── DeviceMemoryError            (MemoryError)  more memory wanted than a device has left
     ├── DiskSpaceError               (OSError)      more disk wanted than there is
     ├── MissingExtraError            (ImportError)  a package of an optional extra is absent
     └── ExportError                  (RuntimeError) a model that could not be made into a bundle
@@ -210,6 +211,21 @@ class MemoryLimitError(SwiftEdgeError, MemoryError):
             needed,
             available,
             way_out,
+        )
+
+
+class DeviceMemoryError(SwiftEdgeError, MemoryError):
+    """More memory is wanted than a device has left; `needed` are bytes, and what is left is not known."""
+
+    def __init__(self, device: str, needed: int, reason: str) -> None:
+        """Name the device, the size in bytes, and what onnxruntime said."""
+        self.needed = needed
+        super().__init__(
+            f"{size_text(needed)} of {device} memory are needed in one piece, and onnxruntime did not get them: "
+            f"{reason}; ask for fewer candidates or fewer tokens, or leave providers out",
+            device,
+            needed,
+            reason,
         )
 
 

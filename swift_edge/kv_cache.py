@@ -2,7 +2,7 @@
 
 Two strategies behind one interface: `KVCache` for graphs that write new tokens into the buffers they read, and
 `ConcatenatedCache` for graphs that give back the past with the new tokens appended. Neither knows the model,
-onnxruntime, or which candidate a row belongs to.
+onnxruntime, or which candidate a row belongs to. `device_cache` has the first of them on a device.
 
 A row is left-aligned: its valid tokens are `[0, lengths[row])` of the capacity axis; what lies behind is never read.
 """
@@ -40,8 +40,8 @@ class KVCache:
         self._lengths: NDArray[np.int64] = np.zeros(rows, np.int64)  # [n]
         capacity = cache_tokens(tokens, limit)
         shape = (rows, num_heads, capacity, head_dim)
-        self.keys: list[NDArray[Any]] = [_buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
-        self.values: list[NDArray[Any]] = [_buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.keys: list[NDArray[Any]] = [self._buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.values: list[NDArray[Any]] = [self._buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -77,8 +77,8 @@ class KVCache:
         longest = self.longest
         for arrays in (self.keys, self.values):
             for layer, old in enumerate(arrays):
-                new = _buffer((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
-                new[: self.rows, :, :longest] = old[: self.rows, :, :longest]
+                new = self._buffer((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
+                self._copy(old[: self.rows], new[: self.rows], longest)
                 arrays[layer] = new
         lengths = np.zeros(row_capacity, np.int64)
         lengths[: self.rows] = self.lengths
@@ -99,7 +99,7 @@ class KVCache:
         self.reserve(last, length)
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             for layer, array in enumerate(theirs):
-                mine[layer][first:last, :, :length] = array[:1, :, :length]
+                self._copy(array[:1], mine[layer][first:last], length)
         self.rows = last
         self._lengths[first:last] = length
         return first
@@ -110,13 +110,24 @@ class KVCache:
         if row != last:
             length = int(self._lengths[last])
             for array in (*self.keys, *self.values):
-                array[row, :, :length] = array[last, :, :length]
+                self._copy(array[last : last + 1], array[row : row + 1], length)
             self._lengths[row] = length
         self.rows = last
 
     def truncate(self, length: int) -> None:
         """Forget what every row holds from token `length` on."""
         np.minimum(self.lengths, length, out=self.lengths)
+
+    def _buffer(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> Any:
+        """Memory `[n, h, c, k]` whose pages are taken from the system only when they are written."""
+        # For larger arrays NumPy's `empty` asks for huge pages, which are taken whole. Smaller ones often lie where
+        # others lay before, and `zeros` would write all of them.
+        small = math.prod(shape) * np.dtype(dtype).itemsize < HUGE_PAGES_BYTES
+        return np.empty(shape, dtype) if small else np.zeros(shape, dtype)
+
+    def _copy(self, source: Any, target: Any, tokens: int) -> None:
+        """Copy the first `tokens` tokens of rows, or of a single row into all rows of `target`."""
+        target[:, :, :tokens] = source[:, :, :tokens]
 
 
 class ConcatenatedCache(KVCache):
@@ -190,14 +201,6 @@ _EQUAL_LENGTHS = (
     "this folder's graph concatenates keys and values, so that all rows must be equally long; "
     "run one prompt at a time, or export the model with swift-edge"
 )
-
-
-def _buffer(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Memory whose pages are taken from the system only when they are written; what it holds is never read."""
-    # For larger arrays NumPy's `empty` asks for huge pages, which are taken whole. Smaller ones often lie where others
-    # lay before, and `zeros` would write all of them.
-    small = math.prod(shape) * np.dtype(dtype).itemsize < HUGE_PAGES_BYTES
-    return np.empty(shape, dtype) if small else np.zeros(shape, dtype)
 
 
 def cache_tokens(tokens: int, limit: int) -> int:

@@ -121,8 +121,8 @@ class OpenedModel:
                 "run swift-edge export for other heads"
             )
         session, tokenizer, complaints = open_parts(bundle, providers, threads)
-        # Rows that are concatenated are taken over from the graph as a whole.
-        keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows
+        # Rows that are concatenated are taken over from the graph as a whole; those on a device would cross the bus.
+        keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows and not session.keeps_rows_on_device
         prefixes = PrefixCache(prefix_cache_bytes) if keeps else None
         return cls(bundle, session, tokenizer, loaded, name, (*warnings, *complaints), prefixes)
 

@@ -1,4 +1,4 @@
-"""Opening a graph in onnxruntime: telemetry off, providers confirmed, threads set.
+"""Opening a graph in onnxruntime: telemetry off, providers confirmed, threads set; and where it wants its inputs.
 
 Knows onnxruntime's session options and the names of its execution providers. Does not know what the graph computes.
 onnxruntime is imported when the first graph is opened, not before.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from swift_edge.errors import BundleError, ProviderError
 from swift_edge.manifest import Bundle, Precision
@@ -21,13 +21,21 @@ runs them, but computes every row of a batch wrong except the first."""
 FP16_INT8_KV_SINCE = (1, 29)
 """The first that does so beside float16 ones."""
 
+DEVICES: Final = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+"""Devices whose memory can be bound by its address, and the provider that computes there."""
+# enable_cuda_graph is left out: it replays one run with the same shapes at the same addresses, but the mask is wider
+# with every token, rows leave, and buffers grow; and the number of tokens that attention reads from the host would stay
+# what it was when the run was recorded. The arena takes what is asked for: rounded up to powers of two, the activations
+# of a long prompt would leave less room for keys and values.
+_OPTIONS: Final = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested"}}
+
 
 def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) -> Any:
     """Open the graph with the providers asked for (None: CPU), and ask the session whether it got them.
 
     Returns an `onnxruntime.InferenceSession`. Raises `ProviderError` or `BundleError`.
     """
-    ort = _onnxruntime()
+    ort = onnxruntime_module()
     obstacle = kv_cache_obstacle(bundle.manifest.precision)
     if obstacle is not None:
         raise BundleError(f"{bundle.model_path}: {obstacle}, or export the model without --kv-cache int8")
@@ -45,7 +53,7 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
         # be the caller's, whose arithmetic is none of our business.
         with ThreadPoolExecutor(1) as opener:
             session = opener.submit(
-                ort.InferenceSession, str(bundle.model_path), options, providers=names, enable_fallback=0
+                ort.InferenceSession, str(bundle.model_path), options, providers=_with_options(names), enable_fallback=0
             ).result()
     except Exception as error:
         if wanted != ["CPUExecutionProvider"]:
@@ -71,7 +79,7 @@ def kv_cache_obstacle(precision: Precision) -> str | None:
     """
     if precision.kv_cache is None:
         return None
-    installed: str = _onnxruntime().__version__
+    installed: str = onnxruntime_module().__version__
     needed = FP16_INT8_KV_SINCE if precision.name == "fp16" else INT8_KV_SINCE
     if tuple(int(part) for part in installed.split(".")[:2]) >= needed:
         return None
@@ -81,7 +89,30 @@ def kv_cache_obstacle(precision: Precision) -> str | None:
     )
 
 
-def _onnxruntime() -> ModuleType:
+def open_small_graph(model: bytes, device: str) -> Any:
+    """Open a graph that is at hand as bytes, to run on one of `DEVICES`; returns an `onnxruntime.InferenceSession`."""
+    ort = onnxruntime_module()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return ort.InferenceSession(model, options, providers=_with_options([DEVICES[device]]), enable_fallback=0)
+
+
+def input_device(session: Any, name: str) -> str:
+    """The device in whose memory the graph wants an input, in lower case as onnxruntime names it: `cpu`, `cuda`, `dml`.
+
+    An input that is elsewhere is copied there when it is bound, and not again when the graph runs.
+    """
+    names = [value.name for value in session.get_inputs()]
+    found: str = session.get_input_memory_infos()[names.index(name)].name.lower()
+    return found
+
+
+def _with_options(providers: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    return [(name, _OPTIONS.get(name, {})) for name in providers]
+
+
+def onnxruntime_module() -> ModuleType:
     """Import onnxruntime with its telemetry off; the variable counts only if it is set before the first import."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     loaded = "onnxruntime" in sys.modules

@@ -136,6 +136,51 @@ def sample(
     return token_ids
 
 
+def sample_most_likely(
+    logits: NDArray[np.float32],
+    token_ids: NDArray[np.int64],
+    vocab_size: int,
+    options: SamplingOptions,
+    generator: np.random.Generator,
+    seen: NDArray[np.int64] | None,
+    log_scaled: float,
+) -> int | None:
+    """Draw what `sample` draws from one row, given its k greatest logits [k] and their ids [k], in descending order.
+
+    `log_scaled` is the log of the sum over the whole row of exp((logit - greatest logit) / temperature). None, and
+    nothing is drawn, where a token that is not given might be kept.
+    """
+    order = np.argsort(token_ids)
+    ids, penalty = token_ids[order], options.repetition_penalty
+    least = logits[-1] if ids.size < vocab_size else np.float32(-np.inf)  # no other logit is greater
+    row = logits[order]
+    if penalty != 1 and seen is not None:
+        row = _penalized(row, penalty, np.flatnonzero(np.isin(ids, seen)))
+    maximum = row.max()
+    if penalty < 1 or maximum <= least or options.draws_from_all:
+        return None
+    if options.temperature == 0:
+        return int(ids[row.argmax()])
+    both, top = _scaled(np.append(row, least), maximum, options.temperature)  # [k + 1]
+    cut = options.top_k if options.top_k and options.top_k < vocab_size else 0
+    by_mass = options.top_p < 1 and not cut
+    if cut >= ids.size or (by_mass and (penalty != 1 or options.min_p)):
+        return None
+    if cut and np.partition(both[:-1], ids.size - cut)[ids.size - cut] <= both[-1]:
+        return None  # top-k keeps all that equal the k-th, and the nucleus is a share of all that it keeps
+    if by_mass:
+        # No threshold first: it supposes that what it leaves out is all there is, and these are few.
+        every = _exponentials(both[:-1], float(top) + log_scaled)
+        kept = _nucleus(both[:-1], every, options.top_p)
+        weights = every[kept]
+    else:
+        kept, weights = _filtered(both[:-1], float(top), options, None)
+    if both[kept].min() <= both[-1]:
+        return None
+    reached = np.cumsum(weights)[np.newaxis]  # [1, kept]
+    return int(ids[kept[_first_above(reached, generator.random() * reached[:, -1])[0]]])
+
+
 def kept_tokens(
     logits: NDArray[Any], options: SamplingOptions, seen: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

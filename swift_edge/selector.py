@@ -40,7 +40,7 @@ class Selector:
         """Remember what to open: a bundle, a head instead of the bundle's own, providers (None: CPU) and threads.
 
         `prefix_cache_bytes` of memory keep what was computed for the beginnings of prompts, in blocks of 128 tokens: a
-        system prompt or examples that many prompts share are then read once.
+        system prompt or examples that many prompts share are then read once. Where rows are on a device, none are kept.
         """
         self._path = os.fspath(path)
         self._head = head if head is None or isinstance(head, Head) else os.fspath(head)

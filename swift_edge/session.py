@@ -12,11 +12,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.device_cache import DeviceArray, DeviceCache, bind, rows_device
+from swift_edge.device_sampling import DeviceLogits, LogitReader
 from swift_edge.errors import BundleError, InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.kv_cache import ConcatenatedCache, KVCache, cache_tokens
 from swift_edge.machine import available_memory, default_threads, require_available
 from swift_edge.manifest import Bundle
-from swift_edge.providers import open_graph
+from swift_edge.providers import input_device, open_graph
 
 Floats: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = NDArray[np.int64]
@@ -40,6 +42,8 @@ class StepOutput:
     """float32 `[m, v]` at the m positions asked for; None where none were."""
     hidden_states: Floats | None
     """float32 `[l, tokens, d]` of the tokens fed, in the order of the layers asked for; None where none were."""
+    device_logits: DeviceLogits | None = None
+    """The logits `[m, v]` where they were to stay on the device."""
 
 
 class ModelSession:
@@ -82,11 +86,24 @@ class ModelSession:
         self._logits_dtype = _dtype(outputs, "logits", bundle, _FLOATS)
         first_state = f"hidden_states.{self.layers[0]}" if self.layers else "logits"
         self._hidden_dtype = _dtype(outputs, first_state, bundle, _FLOATS)
+        kv_device = input_device(self._session, "past_key_values.0.key")
+        self._device = rows_device(kv_device, self.providers) if self._in_place else None
+        self._logit_reader = None if self._device is None else LogitReader(self._device, self._logits_dtype)
+        # An input that is not where the graph wants it is copied when it is bound: bound once, it would be read once.
+        self._rebinds_kv = self._device is None and kv_device != "cpu"
+        self._rebinds_fed = self._device is not None or {input_device(self._session, name) for name in inputs} != {
+            "cpu"
+        }
 
     @property
     def takes_ragged_rows(self) -> bool:
         """Whether rows of different lengths can be decoded together."""
         return self._in_place
+
+    @property
+    def keeps_rows_on_device(self) -> bool:
+        """Whether keys and values are on a device other than the CPU, and not in memory that NumPy reads."""
+        return self._device is not None
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -97,8 +114,11 @@ class ModelSession:
     def new_cache(self, rows: int, tokens: int, limit: int | None = None) -> KVCache:
         """Make a cache without live rows: room for `rows` rows of `tokens` tokens, growing up to `limit` tokens."""
         limit = min(limit or self.context_length, self.context_length)
+        size = (self.num_layers, *self._kv_shape, self._kv_dtype, rows, min(tokens, limit), limit)
+        if self._device is not None:
+            return DeviceCache(self._device, *size)
         if self._in_place:
-            return KVCache(self.num_layers, *self._kv_shape, self._kv_dtype, rows, min(tokens, limit), limit)
+            return KVCache(*size)
         return ConcatenatedCache(self.num_layers, *self._kv_shape, self._kv_dtype, limit)
 
     def require_memory(
@@ -144,13 +164,14 @@ class ModelSession:
     ) -> tuple[int, int, int]:
         """Bytes that continuing a prompt on `rows` rows takes at most: keys and values, logits, hidden states.
 
-        `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time.
+        `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time. Only
+        the machine's memory counts: what a device has left for keys and values is not known before it is asked for.
         """
         tokens = min(prompt_tokens + new_tokens, self.context_length)
         rows = self._rows_per_run(rows)
         # The prompt's own row lives until it has been copied; concatenating holds every array twice.
         grown = cache_tokens(prompt_tokens, self.context_length) + rows * cache_tokens(tokens, tokens)
-        kv = grown * self.kv_bytes_per_token * (1 if self._in_place else 2)
+        kv = 0 if self._device is not None else grown * self.kv_bytes_per_token * (1 if self._in_place else 2)
         # Beside what the graph writes: a float32 copy of each, and what sampling makes of the logits of one row.
         fed = rows * tokens_per_run
         logits = fed * self.vocab_size * (self._logits_dtype.itemsize + 4) + 16 * self.vocab_size
@@ -205,12 +226,18 @@ class ModelSession:
         return StepOutput(all_logits if every else last, hidden)
 
     def decode(
-        self, cache: KVCache, token_ids: Sequence[int] | Ids, *, logits: bool = True, layers: tuple[int, ...] = ()
+        self,
+        cache: KVCache,
+        token_ids: Sequence[int] | Ids,
+        *,
+        logits: bool = True,
+        layers: tuple[int, ...] = (),
+        on_device: bool = False,
     ) -> StepOutput:
         """Append one token `[m]` to each of the m live rows of `cache`.
 
         Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both are views
-        of memory that the next decode of this cache writes to.
+        of memory that the next decode of this cache writes to. With `on_device`, and rows there, the logits stay there.
         """
         fed = np.asarray(token_ids, np.int64)[:, None]  # [m, 1]
         rows = cache.rows
@@ -221,13 +248,14 @@ class ModelSession:
         run_rows = self._rows_per_run(rows)
         cache.reserve(run_rows, cache.longest + 1)
         memory = cache.step_memory
-        if not isinstance(memory, _StepMemory) or memory.rows < run_rows or memory.layers != layers:
-            memory = cache.step_memory = _StepMemory(self, run_rows, 1, run_rows, layers)
+        if not isinstance(memory, _StepMemory) or memory.rows < run_rows or memory.key != (layers, on_device):
+            memory = cache.step_memory = _StepMemory(self, run_rows, 1, run_rows, layers, on_device)
         if run_rows > rows:
             fed = np.concatenate([fed, np.zeros((run_rows - rows, 1), np.int64)])
         out = memory.run(cache, fed, np.arange(run_rows if logits else 1))
         states = None if out.hidden_states is None else out.hidden_states[:, :rows]
-        return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states)
+        kept = None if out.device_logits is None or not logits else out.device_logits[:rows]
+        return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states, kept)
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
@@ -277,8 +305,17 @@ class _StepMemory:
     before.
     """
 
-    def __init__(self, session: ModelSession, rows: int, tokens: int, num_logits: int, layers: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        session: ModelSession,
+        rows: int,
+        tokens: int,
+        num_logits: int,
+        layers: tuple[int, ...],
+        on_device: bool = False,
+    ) -> None:
         self.rows = rows
+        self.key = (layers, on_device)
         self.layers = layers
         self._session = session
         width = session.vocab_size
@@ -290,7 +327,11 @@ class _StepMemory:
         self._offsets = np.arange(tokens)  # [s]
         self._places = np.arange(0)  # [total]
         self._hidden = np.empty((len(layers), rows, tokens, session.hidden_size), session._hidden_dtype)  # [l, n, s, d]
-        self._logits = np.empty((full_logits or num_logits, width), session._logits_dtype)  # [m, v], or [n * s, v]
+        shape = (full_logits or num_logits, width)
+        self._device_logits: DeviceArray | None = None  # [m, v], of a graph that picks positions
+        if on_device and session._device is not None and session._picks_logits:
+            self._device_logits, shape = session._device.empty(shape, session._logits_dtype), (0, width)
+        self._logits = np.empty(shape, session._logits_dtype)  # [m, v], or [n * s, v]
         self._logits32 = _as_float32(self._logits)
         self._hidden32 = _as_float32(self._hidden)
         self._binding: Any = None
@@ -311,6 +352,8 @@ class _StepMemory:
         if session._in_place:
             self._bind(cache, rows, tokens, len(wanted))
             np.less(self._places, before + tokens, out=self._mask)
+            if session._rebinds_fed:
+                self._bind_fed(rows, len(wanted))
             with session.failures():
                 session._session.run_with_iobinding(self._binding)
             lengths = cache.lengths  # a view of the cache's own
@@ -324,28 +367,35 @@ class _StepMemory:
         session = self._session
         total = cache.capacity if tokens == 1 else cache.longest + tokens
         key = (cache.generation, rows, num_logits, total)
-        if self._bound == key:
+        if self._bound == key and not session._rebinds_kv:
             return
         self._bound = key
         self._binding = session._session.io_binding()
         bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
         self._mask, self._places = np.empty((rows, total), np.int64), np.arange(total)
-        _bind(bind_input, "attention_mask", self._mask)
-        _bind(bind_input, "input_ids", self._ids[:rows])
-        if session._wants_positions:
-            _bind(bind_input, "position_ids", self._positions[:rows])
+        self._bind_fed(rows, num_logits)
         if session._picks_logits:
-            _bind(bind_input, "logits_positions", self._logits_positions[:num_logits])
-            _bind(bind_output, "logits", self._logits[:num_logits])
+            logits = self._logits if self._device_logits is None else self._device_logits
+            bind(bind_output, "logits", logits[:num_logits])
         else:
-            _bind(bind_output, "logits", self._logits[: rows * tokens].reshape(rows, tokens, -1))
+            bind(bind_output, "logits", self._logits[: rows * tokens].reshape(rows, tokens, -1))
         for layer, array in zip(self.layers, self._hidden, strict=True):
-            _bind(bind_output, f"hidden_states.{layer}", array[:rows])
+            bind(bind_output, f"hidden_states.{layer}", array[:rows])
         for part, arrays in (("key", cache.keys), ("value", cache.values)):
             for layer, kv in enumerate(arrays):
                 # The same memory as past and as present: the graph writes the new tokens behind the old ones.
-                _bind(bind_input, f"past_key_values.{layer}.{part}", kv[:rows])
-                _bind(bind_output, f"present.{layer}.{part}", kv[:rows])
+                bind(bind_input, f"past_key_values.{layer}.{part}", kv[:rows])
+                bind(bind_output, f"present.{layer}.{part}", kv[:rows])
+
+    def _bind_fed(self, rows: int, num_logits: int) -> None:
+        """Bind what every run is given anew."""
+        session, bind_input = self._session, self._binding.bind_input
+        bind(bind_input, "attention_mask", self._mask)
+        bind(bind_input, "input_ids", self._ids[:rows])
+        if session._wants_positions:
+            bind(bind_input, "position_ids", self._positions[:rows])
+        if session._picks_logits:
+            bind(bind_input, "logits_positions", self._logits_positions[:num_logits])
 
     def _run_concatenated(self, cache: KVCache, rows: int, tokens: int) -> None:
         """Run a graph that returns past and new tokens in one array; the cache takes these arrays over."""
@@ -370,20 +420,18 @@ class _StepMemory:
         used = len(wanted) if session._picks_logits else rows * tokens
         logits = self._logits32[:used]  # [m, v] or [n * s, v]
         hidden = self._hidden32[:, :rows]  # [l, n, s, d]
-        if self._logits32 is not self._logits:
+        if self._logits32 is not self._logits and self._device_logits is None:
             np.copyto(logits, self._logits[:used])
         if self._hidden32 is not self._hidden:
             np.copyto(hidden, self._hidden[:, :rows])
-        if len(wanted) < used:
+        if len(wanted) < used and self._device_logits is None:
             logits = logits[wanted]
         # n is 1 in prefill and s is 1 in decode: one axis of tokens, and a view either way.
         flat = hidden.reshape(len(self.layers), rows * tokens, session.hidden_size) if self.layers else None
+        if self._device_logits is not None and session._logit_reader is not None:
+            stay = DeviceLogits(session._logit_reader, self._device_logits, np.arange(used))
+            return StepOutput(None, flat, stay)
         return StepOutput(logits, flat)
-
-
-def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
-    """Bind a tensor to the memory of an array, which has to be contiguous and to outlive the binding."""
-    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
 
 def _as_float32(array: NDArray[Any]) -> Floats:
