@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from swift_edge.decode import DecodeLoop, Prefilled, Step
 from swift_edge.prefix_cache import BLOCK_TOKENS, PrefixCache
-from swift_edge.session import CHUNK_TOKENS, Ids, ModelSession
+from swift_edge.session import CHUNK_TOKENS, ModelSession
+from swift_edge.step_memory import Ids
 
 
 class QueuedPrompt:

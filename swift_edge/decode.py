@@ -14,8 +14,9 @@ import numpy as np
 from swift_edge.device_sampling import DeviceLogits
 from swift_edge.kv_cache import KVCache
 from swift_edge.sampling import SamplingOptions, candidate_generator, sample, sample_most_likely
-from swift_edge.session import Floats, Ids, ModelSession
+from swift_edge.session import ModelSession
 from swift_edge.signals import TokenStatistics, summarize, token_statistics
+from swift_edge.step_memory import Floats, Ids
 
 FIRST_TOKENS: Final = 128
 """Response tokens that there is room for at first: many responses are no longer, and growing copies every row."""

@@ -17,9 +17,10 @@ from swift_edge.head import Head, check_head, load_head
 from swift_edge.prefix_cache import PrefixCache
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import Ranking
-from swift_edge.session import Ids, ModelSession
+from swift_edge.session import ModelSession
 from swift_edge.signals import check_signal
 from swift_edge.steering import Plan
+from swift_edge.step_memory import Ids
 from swift_edge.tokenizer import Message, Tokenizer
 from swift_edge.verified import VerifiedFiles
 

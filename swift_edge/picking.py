@@ -28,8 +28,8 @@ from swift_edge.results import (
 )
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import GrowingCandidate, PendingTokens, Ranking
-from swift_edge.session import Ids
 from swift_edge.steering import Completed, Plan, Steering
+from swift_edge.step_memory import Ids
 from swift_edge.stopwatch import Stopwatch
 
 MOST_ROWS: Final = 32

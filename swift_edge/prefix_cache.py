@@ -12,7 +12,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from swift_edge.kv_cache import KVCache
-from swift_edge.session import Ids
+from swift_edge.step_memory import Ids
 
 BLOCK_TOKENS: Final = 128
 """Tokens of a block: short, a prompt is read in more runs of the graph; long, prompts share less."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from swift_edge.kv_cache import KVCache
 from swift_edge.scoring import GrowingCandidate
-from swift_edge.session import Floats, ModelSession
+from swift_edge.session import ModelSession
 from swift_edge.signals import TokenStatistics, token_statistics
+from swift_edge.step_memory import Floats
 from swift_edge.stopwatch import Stopwatch
 
 CHUNK_TOKENS = 64

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from swift_edge.decode import Finished, Step, joined_statistics, statistics_of
 from swift_edge.head import Head, RunningScore
 from swift_edge.results import Candidate, FinishReason
-from swift_edge.session import Floats, Ids
 from swift_edge.signals import TokenStatistics
+from swift_edge.step_memory import Floats, Ids
 from swift_edge.tokenizer import TextStream, Tokenizer
 
 

@@ -17,8 +17,8 @@ from swift_edge.errors import InvalidOptionError
 from swift_edge.head import RunningScore
 from swift_edge.results import Candidate, FinishReason
 from swift_edge.scoring import GrowingCandidate, Ranking
-from swift_edge.session import Floats
 from swift_edge.signals import TokenStatistics
+from swift_edge.step_memory import Floats
 from swift_edge.tokenizer import Tokenizer
 from swift_edge.training.store_format import StoredFeature
 

@@ -17,7 +17,8 @@ from swift_edge.decode import DecodeLoop
 from swift_edge.errors import InvalidOptionError, PromptError, TokenizerError, size_text
 from swift_edge.opening import OpenedModel, Options
 from swift_edge.sampling import SamplingOptions
-from swift_edge.session import WORKING_BYTES, Ids
+from swift_edge.session import WORKING_BYTES
+from swift_edge.step_memory import Ids
 from swift_edge.stopwatch import Stopwatch
 from swift_edge.training.features import READ_STATISTICS, FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.problems import Problem, naming

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from swift_edge.errors import DataError, InvalidOptionError, PromptError, TokenizerError
 from swift_edge.opening import OpenedModel
 from swift_edge.reading import CHUNK_TOKENS, read_tokens
-from swift_edge.session import Ids
+from swift_edge.step_memory import Ids
 from swift_edge.training.features import READ_STATISTICS, FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.generating import Tally
 from swift_edge.training.given import AnsweredProblem

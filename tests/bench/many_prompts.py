@@ -27,8 +27,8 @@ from swift_edge.machine import default_threads
 from swift_edge.opening import OpenedModel
 from swift_edge.picking import Request, Work, pick_each
 from swift_edge.results import Picked
-from swift_edge.session import Ids
 from swift_edge.signals import TokenStatistics
+from swift_edge.step_memory import Ids
 from swift_edge.training.problems import read_problems
 
 SHORTEST, MEDIAN_SHARE, SPREAD = 8, 1 / 3, 0.6

@@ -13,7 +13,8 @@ from swift_edge import batching
 from swift_edge.batching import ContinuousBatch
 from swift_edge.decode import DecodeLoop, Prefilled
 from swift_edge.sampling import SamplingOptions
-from swift_edge.session import ModelSession, StepOutput
+from swift_edge.session import ModelSession
+from swift_edge.step_memory import StepOutput
 
 SAMPLING = SamplingOptions(temperature=1.0, top_p=0.95)
 EOS = {426, 432, 398}  # full stop, comma, and another: candidates end at many different steps

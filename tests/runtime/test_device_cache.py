@@ -42,14 +42,14 @@ def device() -> Device:
 @pytest.fixture
 def rows_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every session that is opened keep its rows where the graph wants them, although that is the CPU."""
-    monkeypatch.setattr("swift_edge.session.rows_device", lambda wanted, _: Device(wanted))
+    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
 
 
 @pytest.fixture(scope="module")
 def elsewhere() -> ModelSession:
     """The session of `stories`, with its rows on a device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("swift_edge.session.rows_device", lambda wanted, _: Device(wanted))
+        patch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
         return ModelSession(open_bundle(STORIES), threads=1)
 
 
@@ -240,7 +240,7 @@ def test_what_is_fed_is_bound_for_every_run(
     stories: ModelSession, elsewhere: ModelSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a device, an input in the machine's memory is read when it is bound; the CPU alone reads it when it runs."""
-    whole = elsewhere._session
+    whole = elsewhere.graph.inference_session
     make = whole.io_binding
     monkeypatch.setattr(whole, "io_binding", lambda: _ReadsWhenBound(make()))
     prompt = np.arange(3, 12)

@@ -125,7 +125,7 @@ def test_a_flat_tail_that_is_not_given_counts() -> None:
 
 
 def test_logits_stay_only_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swift_edge.session.rows_device", lambda wanted, _: Device(wanted))
+    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
     session = ModelSession(open_bundle(STORIES), threads=1)
     cache = session.new_cache(1, 9)
     session.prefill(cache, [5, 6, 7])
@@ -155,7 +155,7 @@ def test_picks_are_those_of_whole_rows(
     prompts = ["Once upon a time", "The dog", "One day"]
     options = {"n": 4, "max_new_tokens": 60, "in_order": True, **options}
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
-    monkeypatch.setattr("swift_edge.session.rows_device", lambda wanted, _: Device(wanted))
+    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
     monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 5)
     fetched, looked = [], []
     whole, most_likely = DeviceLogits.whole, DeviceLogits.most_likely

@@ -17,7 +17,8 @@ from swift_edge.errors import BundleError, ManifestError
 from swift_edge.head import Head, check_head
 from swift_edge.manifest import Graph, Manifest, Precision
 from swift_edge.providers import kv_cache_obstacle
-from swift_edge.session import ModelSession, StepOutput
+from swift_edge.session import ModelSession
+from swift_edge.step_memory import StepOutput
 from swift_edge.training.collect import collect, open_model
 from swift_edge.training.store import Store
 

@@ -13,7 +13,8 @@ from swift_edge.errors import InvalidOptionError
 from swift_edge.head import Head
 from swift_edge.kv_cache import KVCache
 from swift_edge.prefix_cache import BLOCK_TOKENS, PrefixCache
-from swift_edge.session import Ids, ModelSession, StepOutput
+from swift_edge.session import ModelSession
+from swift_edge.step_memory import Ids, StepOutput
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 SHARED = "Once upon a time there was a little girl named Lily. She had a red ball and a small dog. " * 8
