@@ -17,7 +17,7 @@ from swift_edge.head import Head, save_head
 from swift_edge.manifest import Precision
 from swift_edge.providers import kv_cache_obstacle
 from swift_edge.session import ModelSession
-from swift_edge_export import kv_quantize, publish, streaming, trace
+from swift_edge_export import kv_quantize, publish, room, streaming, trace
 from swift_edge_export.publish import export_bundle
 
 pytestmark = [
@@ -130,8 +130,7 @@ def test_a_large_model_that_is_read_in_parts_gets_the_same_bundle(
     monkeypatch.setattr(streaming, "PLACEHOLDER_NUMBERS", 512)
     monkeypatch.setattr(trace, "FOLDED_NUMBERS", 256)
     export(checkpoint, tmp_path / "loaded", precision="int4")
-    monkeypatch.setattr(publish, "MOST_LOADED", 0)
-    monkeypatch.setattr(publish, "STREAMED_BYTES", 0)
+    monkeypatch.setattr(room, "MOST_LOADED", 0)
     report = export(checkpoint, tmp_path / "streamed", precision="int4")
     assert any("reading one weight at a time" in line for line in report)
     loaded, streamed = (open_bundle(tmp_path / name).manifest for name in ("loaded", "streamed"))
