@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from swift_edge.errors import InvalidOptionError, TrainingError
+from swift_edge.option_checks import is_whole
 
 PREFIX_TOKENS: Final = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
 """Token counts at which running scores are calibrated."""
@@ -377,8 +378,7 @@ def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequen
         object.__setattr__(calibration, name, float(value))
     for name in counts:
         value = getattr(calibration, name)
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        _expect(whole and value >= 1, name, value, "an integer of at least 1")
+        _expect(is_whole(value, 1), name, value, "an integer of at least 1")
         object.__setattr__(calibration, name, int(value))
 
 

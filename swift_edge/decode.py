@@ -128,8 +128,9 @@ class DecodeLoop:
         self._cache.limit = max(self._cache.limit, min(limit, self._session.context_length))
         self._cache.append_copy(prompt.cache, len(rows))
         logits = np.repeat(prompt.logits, len(rows), axis=0)  # [n, v]
-        before = None if self._logits is None else np.asarray(self._logits)
-        self._logits = logits if not self._rows or before is None else np.concatenate([before, logits])
+        # Where no row is left there may still be logits of none, and those on a device cannot be joined.
+        before = None if self._logits is None or not self._rows else np.asarray(self._logits)
+        self._logits = logits if before is None else np.concatenate([before, logits])
         self._rows += rows
 
     def drop(self, candidate: int) -> None:

@@ -226,12 +226,10 @@ class RunningScore:
 
     def add(self, gate: float, reward: float) -> None:
         """Count one more token."""
-        self.gate_reward_sum += float(gate) * float(reward)
-        self.gate_sum += float(gate)
-        self.tokens += 1
+        self.add_all((float(gate),), (float(reward),))
 
     def add_all(self, gates: Sequence[float], rewards: Sequence[float]) -> None:
-        """Count tokens one after the other: the same bits as `add` for each."""
+        """Count tokens one after the other, floats of Python's own: the same bits as `add` for each."""
         gate_reward_sum, gate_sum = self.gate_reward_sum, self.gate_sum
         for gate, reward in zip(gates, rewards, strict=True):
             gate_reward_sum += gate * reward

@@ -14,6 +14,7 @@ from swift_edge.bundle import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle,
 from swift_edge.decision import Decision, ExternalScorer, Extractor
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
 from swift_edge.head import Head, check_head, load_head
+from swift_edge.option_checks import is_whole
 from swift_edge.prefix_cache import PrefixCache
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import Ranking
@@ -225,6 +226,6 @@ def open_parts(
 
 def _check_whole(name: str, value: int, least: int, most: int | None = None) -> None:
     # A float would pass the comparisons and fail later, where nobody knows its name.
-    if not isinstance(value, (int, np.integer)) or value < least or (most is not None and value > most):
+    if not is_whole(value, least) or (most is not None and value > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidOptionError(f"{name} is {value!r}; expected an integer {limits}")

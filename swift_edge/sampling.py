@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.errors import InvalidOptionError
+from swift_edge.option_checks import is_whole
 from swift_edge.signals import CHUNK_LOGITS, LogitSummary, require_distribution
 
 LOWEST_TEMPERATURE: Final = 1e-6
@@ -60,7 +61,7 @@ class SamplingOptions:
             f"0 (greedy) or a finite number of at least {LOWEST_TEMPERATURE}",
         )
         _expect(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and at most 1 (1 keeps every token)")
-        whole = self.top_k is None or (isinstance(self.top_k, (int, np.integer)) and self.top_k >= 0)
+        whole = self.top_k is None or is_whole(self.top_k, 0)
         _expect(whole, "top_k", self.top_k, "an integer of at least 1, or None or 0 to keep every token")
         in_range = self.min_p is None or 0 <= self.min_p <= 1
         _expect(in_range, "min_p", self.min_p, "a number from 0 to 1, or None")

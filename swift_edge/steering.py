@@ -231,7 +231,9 @@ class Steering:
         if plan.budget_tokens is None:
             return wanted
         spare = plan.budget_tokens - self._spent(left) - sum(self._to_come(tokens) for tokens in left.values())
-        return max(0, min(wanted, int(spare // self._to_come(0))))
+        # A new one needs no less than those at work, which have as much to come as they have had.
+        each = self._to_come(0) if self._completed else max(1, 2 * max(left.values(), default=0))
+        return max(0, min(wanted, int(spare // each)))
 
     def _unaffordable(self, left: Mapping[int, int], score_of: Callable[[int], float]) -> dict[int, str]:
         """The weakest of the live candidates, as many as the tokens that are left do not suffice for; one stays."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from swift_edge.results import Selection
 
 REFRESH_S = 0.1
+MOST_CHARACTERS = 60
+"""Characters of an answer in the report: where none is found in a response, all of it may be the answer."""
 
 
 class Progress:
@@ -90,7 +92,8 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
     complete = sum(candidate.dropped_because is None for candidate in selection.candidates)
     for answer in selection.answers:
         chance = "" if answer.posterior is None else f", P(right) {answer.posterior:.2f}"
-        yield f"answer {answer.text!r}: {answer.support} of {complete} candidates{chance}"
+        text = answer.text if len(answer.text) <= MOST_CHARACTERS else f"{answer.text[:MOST_CHARACTERS]}..."
+        yield f"answer {text!r}: {answer.support} of {_candidates(complete)}{chance}"
     if selection.abstained:
         yield "abstained: the pick is less likely to be right than was asked for"
     for warning in selection.warnings:
@@ -106,7 +109,11 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
         facts.append(f"decode {usage.completion_tokens} tokens, {timings.decode_tps:.0f} tok/s")
         facts.append(f"seed {selection.seed}")
     if selection.stopped_because is not None:
-        facts.append(f"{len(selection.candidates)} candidates, ended by {selection.stopped_because}")
+        facts.append(f"{_candidates(len(selection.candidates))}, ended by {selection.stopped_because}")
     if selection.p_correct is not None:
         facts.append(f"P(correct) {selection.p_correct:.2f}")
     yield "; ".join([*facts, f"{timings.total_s:.2f} s", ", ".join(providers)])
+
+
+def _candidates(count: int) -> str:
+    return f"{count} candidate{'' if count == 1 else 's'}"

@@ -142,6 +142,19 @@ def test_sampling_options_reach_the_candidates(run: Run) -> None:
     assert texts("-n", "1", "--temperature", "0", "--stop", greedy[2:5]) == [greedy[:2]]
 
 
+def test_a_response_that_is_an_answer_as_a_whole_is_cut_short_in_the_report(run: Run) -> None:
+    options = ("-m", STORIES, "-n", "2", "--max-new-tokens", "60", "--task", "exact", "--budget-tokens", "500")
+    outcome = run("pick", "Once upon a time", *options)
+    assert len(outcome.out) > 80
+    answers = [line for line in outcome.err.splitlines() if line.startswith("answer ")]
+    assert len(answers) == 2
+    for line in answers:
+        assert "...': 1 of 2 candidates" in line
+        assert len(line) < 100
+    alone = run("pick", "Once upon a time", *options[:3], "1", "--max-new-tokens", "2", "--budget-tokens", "9")
+    assert "; 1 candidate, ended by" in alone.err
+
+
 def test_signal_is_named_in_the_report(run: Run) -> None:
     outcome = run("pick", "Once upon a time", *QUICK, "--signal", "self_certainty")
     assert outcome.status == 0

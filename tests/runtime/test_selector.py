@@ -334,6 +334,8 @@ def test_a_drawn_seed_is_told_and_repeats(plain: Selector) -> None:
         ({"temperature": -1.0}, "temperature is -1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; expected an integer of at least 1"),
+        ({"top_k": True}, "top_k is True; expected an integer"),
         ({"stop": ["a", ""]}, "stop is .*expected strings of at least one character"),
         ({"seed": -1}, "seed is -1"),
         ({"signal": "vibes"}, "'vibes'.*mean_logprob, self_certainty"),

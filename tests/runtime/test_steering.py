@@ -170,6 +170,13 @@ def test_a_budget_of_tokens_gives_the_last_of_them_to_the_best() -> None:
     assert found.steering.stopped_because == "budget_tokens"
 
 
+def test_a_budget_that_is_short_is_not_spent_on_new_candidates() -> None:
+    """Those were begun in the rows of dropped ones as if they needed one token, and dropped after two or three."""
+    found = Play(plan(budget_tokens=100), [36] * 16, [0.0, 3.0, 1.0, 2.0, *[5.0] * 12], ["1"] * 16).run()
+    assert found.steering.begun == 4
+    assert found.completed == {1: 36}
+
+
 def test_a_budget_of_time_ends_it_with_the_step_that_is_over() -> None:
     found = Play(plan(4, budget_seconds=1.0), [60] * 4, [0.0] * 4, ["1"] * 4).run(seconds_per_step=0.3)
     assert found.steering.stopped_because == "budget_seconds"
