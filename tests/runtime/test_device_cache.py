@@ -223,7 +223,8 @@ class _ReadsWhenBound:
     """A binding to the CPU that copies what is in NumPy's memory when it is bound, as one to a device does."""
 
     def __init__(self, binding: Any) -> None:
-        self._iobinding, self._session = binding._iobinding, binding._session
+        # What the session reads of a binding differs between versions of onnxruntime; what it is, does not.
+        self.__dict__ |= vars(binding)
         self.bind_output = binding.bind_output
         self._binding = binding
         self._copies: dict[str, Any] = {}

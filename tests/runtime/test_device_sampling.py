@@ -178,7 +178,7 @@ def test_prompts_follow_picks_whose_last_rows_were_dropped(monkeypatch: pytest.M
     options: dict[str, Any] = {"n": 3, "max_new_tokens": 40, "top_p": 0.9, "budget_tokens": 30, "in_order": True}
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     assert all(picked.stopped_because == "budget_tokens" for picked in expected)
-    monkeypatch.setattr("swift_edge.session.rows_device", lambda wanted, _: Device(wanted))
+    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
     monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 3)
     found = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     tokens = [[[each.token_ids for each in picked.candidates] for picked in picks] for picks in (expected, found)]
