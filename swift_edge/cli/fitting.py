@@ -77,7 +77,7 @@ def show(out: Path, head: "Head", as_json: bool) -> None:
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...", type=click.Path(path_type=Path))
 @click.option("--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="Head file to write.")
 @click.option("--loss", metavar="NAME", help="bce, hinge, pairwise, infonca or nca.  [default: bce]")
-@click.option("--pairwise-weight", type=float, metavar="W", help="Add W times the pairwise loss.  [default: 1]")
+@click.option("--pairwise-weight", type=float, metavar="W", help="Add W times the pairwise loss.  [default: 0]")
 @click.option("--no-gate", is_flag=True, help="Weight all tokens alike.")
 @click.option(
     "--layers",

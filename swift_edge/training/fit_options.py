@@ -29,7 +29,7 @@ class FitOptions:
 
     loss: Loss = "bce"
     """Loss of the scores: bce, hinge, pairwise, infonca or nca."""
-    pairwise_weight: float = 1.0
+    pairwise_weight: float = 0.0
     """Weight of the pairwise loss within problems that is added to it."""
     gate: bool = True
     """Whether tokens are weighted; without, the score is the mean reward."""
