@@ -11,12 +11,11 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from swift_edge.decode import Finished, Step, joined_statistics, statistics_of
 from swift_edge.head import Head, RunningScore
 from swift_edge.results import Candidate, FinishReason
-from swift_edge.signals import TokenStatistics
+from swift_edge.signals import TokenStatistics, added
 from swift_edge.step_memory import Floats, Ids
 from swift_edge.tokenizer import TextStream, Tokenizer
 
@@ -115,9 +114,9 @@ class GrowingCandidate:
 
     def add_tokens(self, token_ids: Sequence[int], statistics: TokenStatistics, rows: slice) -> str:
         """Take tokens and their statistics, rows `rows` of `statistics`; returns the text that is now certain."""
-        self._logprob = _added(self._logprob, statistics.logprob[rows])
+        self._logprob = added(self._logprob, statistics.logprob[rows])
         if statistics.self_certainty is not None:
-            self._self_certainty = _added(self._self_certainty or 0.0, statistics.self_certainty[rows])
+            self._self_certainty = added(self._self_certainty or 0.0, statistics.self_certainty[rows])
         if self._stream is None:
             self._token_ids += token_ids
             return ""
@@ -290,14 +289,6 @@ class _Gathered:
         bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         self.by_candidate = [(int(numbers[first]), slice(first, last)) for first, last in pairwise(bounds)]
         """Each candidate's number, and which of the tokens are its own."""
-
-
-def _added(total: float, values: NDArray[np.float64]) -> float:
-    """The total with values `[t]` added one by one: the same bits whether they come alone or together."""
-    # Not `sum`, which compensates its roundings from Python 3.12 on.
-    for value in values.tolist():
-        total += value
-    return total
 
 
 def _frozen(parts: list[Floats]) -> Floats:

@@ -135,6 +135,14 @@ def token_statistics(
     )
 
 
+def added(total: float, values: NDArray[np.float64]) -> float:
+    """The total with values `[t]` added one by one: the same bits whether they come alone or together."""
+    # Not `sum`, which compensates its roundings from Python 3.12 on.
+    for value in values.tolist():
+        total += value
+    return total
+
+
 def _weighted_sums(shifted: NDArray[np.float32], exponentials: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sum of each row `[m, v]` with its exponentials as weights, `[m]`; `shifted` is used up."""
     with np.errstate(invalid="ignore"):

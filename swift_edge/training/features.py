@@ -17,7 +17,7 @@ from swift_edge.errors import InvalidOptionError
 from swift_edge.head import RunningScore
 from swift_edge.results import Candidate, FinishReason
 from swift_edge.scoring import GrowingCandidate, Ranking
-from swift_edge.signals import TokenStatistics
+from swift_edge.signals import TokenStatistics, added
 from swift_edge.step_memory import Floats
 from swift_edge.tokenizer import Tokenizer
 from swift_edge.training.store_format import StoredFeature
@@ -150,7 +150,7 @@ class GrowingFeatures:
         self._growing.add_tokens(token_ids, statistics, rows)
         before = self._tokens
         self._tokens += len(token_ids)
-        self._entropy = sum(statistics.entropy[rows].tolist(), self._entropy)
+        self._entropy = added(self._entropy, statistics.entropy[rows])
         columns = (statistics.logprob[rows], statistics.entropy[rows], statistics.self_certainty[rows])
         self._statistics.append(np.stack(columns, axis=1).astype(np.float32))
         if fed.states is not None:
