@@ -54,7 +54,7 @@ def economy(
     most, names = sizes[-1], [name for name in chances[sizes[-1]] if name != ORACLE]
     fixed = {size: _fixed(problems, size, times) for size in sizes}
     picks = {
-        name: _replayed(problems, _plan(decision, most, asked), head, times, seed) for name, asked in PLANS.items()
+        name: _replayed(problems, plan_of(decision, most, asked), head, times, seed) for name, asked in PLANS.items()
     }
     columns = [chances[size][name] for size in sizes for name in names] + [each.right for each in picks.values()]
     by_problem = np.stack(columns, axis=1)  # [q, s]
@@ -111,7 +111,8 @@ class _Picks:
     """That of the P(correct) of the picks."""
 
 
-def _plan(decision: Decision, most: int, asked: Mapping[str, str]) -> Plan:
+def plan_of(decision: Decision, most: int, asked: Mapping[str, str]) -> Plan:
+    """How a pick of at most `most` candidates goes about what is `asked` for; all of them, where nothing is."""
     adaptive = asked.get("n") == "auto"
     return Plan.of(
         "auto" if adaptive else most,

@@ -16,7 +16,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,28 +25,28 @@ from swift_edge.benchmark import Shape, median_with_interval, random_head, work_
 from swift_edge.calibration import PREFIX_TOKENS
 from swift_edge.decision import Decision
 from swift_edge.decode import DecodeLoop, Prefilled, statistics_of
-from swift_edge.head import load_head
+from swift_edge.evaluation.economy import PLANS, plan_of
+from swift_edge.head import Head, load_head
 from swift_edge.opening import OpenedModel
 from swift_edge.sampling import SamplingOptions
+from swift_edge.session import ModelSession
 from swift_edge.steering import Completed, Plan, Steering
 from swift_edge.training.store import Store, StoredCandidate
 
 HEAD = "default"
 """What `eval` calls the head of the bundle itself."""
-PLANS: Mapping[str, Mapping[str, object]] = {
-    "all": {},
-    "pruned": {"prune": "auto"},
-    "auto": {"n": "auto"},
-    "auto, not pruned": {"n": "auto", "prune": "off"},
-}
 
 
 def replayed(
-    opened: OpenedModel, plan: Plan, shown: Sequence[StoredCandidate], prompt: np.ndarray, sampling: SamplingOptions
+    session: ModelSession,
+    head: Head,
+    plan: Plan,
+    shown: Sequence[StoredCandidate],
+    prompt: np.ndarray,
+    sampling: SamplingOptions,
 ) -> tuple[float, int]:
-    """Seconds and tokens of a pick of these candidates, decoded by `opened`."""
+    """Seconds and tokens of a pick of these candidates, decoded by `session` and scored by `head`."""
     begun = time.perf_counter()
-    session, head = opened.session, random_head(opened.bundle.manifest)
     longest = max(each.n_tokens for each in shown)
     loop = DecodeLoop(session, sampling, (), longest + 1, layers=head.layers)
     cache = session.new_cache(1, len(prompt) + 1, len(prompt) + longest + 1)
@@ -108,12 +108,9 @@ def main() -> None:
     if per_problem < arguments.n:
         parser.error(f"{arguments.candidates} holds {per_problem} candidates per problem; expected {arguments.n}")
     decision = Decision.of(load_head(arguments.head), strategy="calibrated", task=arguments.task)
-    plans = {}
-    for plan, asked in PLANS.items():
-        adaptive = asked.get("n") == "auto"
-        number, most = ("auto", arguments.n) if adaptive else (arguments.n, None)
-        plans[plan] = Plan.of(number, most, asked.get("prune"), None, None, decision)
+    plans = {name: plan_of(decision, arguments.n, asked) for name, asked in ({"all": {}} | PLANS).items()}
     opened = OpenedModel.open(arguments.bundle, None, None, None)
+    head = random_head(opened.bundle.manifest)
     shape = Shape(arguments.n, arguments.prompt_tokens, 1)
     sampling = work_of(opened, arguments.bundle, shape, arguments.temperature, arguments.top_p).sampling
     vocabulary = opened.session.vocab_size
@@ -127,7 +124,7 @@ def main() -> None:
         for problem in chosen:
             shown = store.candidates[per_problem * problem :][: arguments.n]
             for plan in order.sample(list(plans), len(plans)):
-                seconds, tokens = replayed(opened, plans[plan], shown, prompt, sampling)
+                seconds, tokens = replayed(opened.session, head, plans[plan], shown, prompt, sampling)
                 found[plan].append(seconds)
                 written[plan] += tokens
         for plan, seconds in found.items():
