@@ -94,10 +94,7 @@ class StepMemory:
         np.add(before, self._offsets, out=self._positions[:rows])
         self._logits_positions[: len(wanted)] = wanted
         if graph.in_place:
-            self._bind(cache, rows, tokens, len(wanted))
-            np.less(self._places, before + tokens, out=self._mask)
-            if graph.rebinds_fed:
-                self._bind_fed(rows, len(wanted))
+            self._bind(cache, before + tokens, len(wanted))
             with graph.failures():
                 graph.inference_session.run_with_iobinding(self._binding)
             lengths = cache.lengths  # a view of the cache's own
@@ -106,18 +103,26 @@ class StepMemory:
             self._run_concatenated(cache, rows, tokens)
         return self._output(rows, tokens, wanted)
 
-    def _bind(self, cache: KVCache, rows: int, tokens: int, num_logits: int) -> None:
-        """Bind everything, unless it is bound already."""
+    def _bind(self, cache: KVCache, lengths: Ids, num_logits: int) -> None:
+        """Mask what lies behind `lengths` `[m, 1]`, and bind everything that is not bound already."""
         graph = self._graph
+        rows, tokens = len(lengths), self._ids.shape[1]
         total = cache.capacity if tokens == 1 else cache.longest + tokens
         key = (cache.generation, rows, num_logits, total)
-        if self._bound == key and not graph.rebinds_kv:
-            return
-        self._bound = key
+        bound = self._bound == key and not graph.rebinds_kv
+        if not bound:
+            self._bound = key
+            self._mask, self._places = np.empty((rows, total), np.int64), np.arange(total)
+            self._bind_kept(cache, rows, num_logits)
+        np.less(self._places, lengths, out=self._mask)
+        if graph.rebinds_fed or not bound:
+            self._bind_fed(rows, num_logits)
+
+    def _bind_kept(self, cache: KVCache, rows: int, num_logits: int) -> None:
+        """Bind what the graph writes, and keys and values, in a new binding."""
+        graph, tokens = self._graph, self._ids.shape[1]
         self._binding = graph.inference_session.io_binding()
         bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
-        self._mask, self._places = np.empty((rows, total), np.int64), np.arange(total)
-        self._bind_fed(rows, num_logits)
         if graph.picks_logits:
             logits = self._logits if self._device_logits is None else self._device_logits
             bind(bind_output, "logits", logits[:num_logits])
@@ -132,7 +137,7 @@ class StepMemory:
                 bind(bind_output, f"present.{layer}.{part}", kv[:rows])
 
     def _bind_fed(self, rows: int, num_logits: int) -> None:
-        """Bind what every run is given anew."""
+        """Bind what is fed: for every run, where it is read when it is bound."""
         graph, bind_input = self._graph, self._binding.bind_input
         bind(bind_input, "attention_mask", self._mask)
         bind(bind_input, "input_ids", self._ids[:rows])
