@@ -5,7 +5,7 @@ Checks each option and each combination once, before anything is computed. Does 
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ from swift_edge.decision import Decision, ExternalScorer, Extractor
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
 from swift_edge.head import Head, check_head, load_head
 from swift_edge.option_checks import is_whole
+from swift_edge.pace import Pace
 from swift_edge.prefix_cache import PrefixCache
 from swift_edge.sampling import SamplingOptions
 from swift_edge.scoring import Ranking
@@ -91,6 +92,8 @@ class OpenedModel:
     """The head as the caller named it, or its file name in the bundle."""
     warnings: tuple[str, ...]
     """What the caller should know, one line each."""
+    pace: Pace
+    """How long its steps take here."""
     prefixes: PrefixCache | None = None
     """Beginnings of prompts that need not be read again; None where none are kept."""
 
@@ -126,7 +129,8 @@ class OpenedModel:
         # Rows that are concatenated are taken over from the graph as a whole; those on a device would cross the bus.
         keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows and not session.keeps_rows_on_device
         prefixes = PrefixCache(prefix_cache_bytes) if keeps else None
-        return cls(bundle, session, tokenizer, loaded, name, (*warnings, *complaints), prefixes)
+        pace = Pace(bundle, session)
+        return cls(bundle, session, tokenizer, loaded, name, (*warnings, *complaints), pace, prefixes)
 
     def ranking(self, signal: str | None) -> Ranking:
         """By what to rank: the signal that was asked for, else the head, else the mean log-probability."""
@@ -165,7 +169,7 @@ class OpenedModel:
         _check_whole("seed", options.seed, 0, 2**64 - 1)
         if not all(isinstance(text, str) and text for text in options.stop):
             raise InvalidOptionError(f"stop is {list(options.stop)}; expected strings of at least one character")
-        default = self.bundle.manifest.sampling
+        default = self._default_sampling()
         sampling = SamplingOptions(
             temperature=default.temperature if options.temperature is None else options.temperature,
             top_p=default.top_p if options.top_p is None else options.top_p,
@@ -197,6 +201,17 @@ class OpenedModel:
                 "expected n=1, or a temperature above 0"
             )
         return sampling, ranking, plan
+
+    def paced(self, plan: Plan) -> Plan:
+        """The plan as it goes best on this machine, which is measured if it has to be: by the bundle's own settings.
+
+        Whatever a first pick asks for, later ones are paced alike.
+        """
+        return self.pace.applied(plan, self.ranking(None), self._default_sampling())
+
+    def _default_sampling(self) -> SamplingOptions:
+        """How tokens are drawn where nothing is said."""
+        return SamplingOptions(**asdict(self.bundle.manifest.sampling))
 
 
 def open_parts(

@@ -208,6 +208,7 @@ class _Pick:
             bundle=work.bundle,
             seed=work.options.seed,
             stopped_because=None if self.steering is None else self.steering.stopped_because,
+            rows=self.queued.kept_rows,
             prompt_index=self.place,
         )
 
@@ -347,6 +348,7 @@ def select(
     bundle: str,
     seed: int | None = None,
     stopped_because: str | None = None,
+    rows: int | None = None,
     prompt_index: int = 0,
 ) -> Selection:
     """Decide between the candidates of a prompt and put everything together; `bundle` as the caller named it."""
@@ -367,6 +369,7 @@ def select(
         answers=decided.answers,
         abstained=decided.abstained,
         stopped_because=stopped_because,
+        rows=rows,
         prompt_index=prompt_index,
         warnings=opened.warnings,
     )

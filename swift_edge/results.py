@@ -137,6 +137,8 @@ class Selection:
     stopped_because: str | None = None
     """Why no further candidate was begun: `settled`, `max_n`, `budget_tokens` or `budget_seconds`; None where all
     candidates were begun at once and none was dropped."""
+    rows: int | None = None
+    """Candidates that were begun together, and at most written beside each other; None as above."""
     prompt_index: int = 0
     """Place of the prompt among those of `pick_many`, from 0."""
     warnings: tuple[str, ...] = ()
@@ -145,8 +147,8 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON; `best` is an index.
 
-        `answers`, `abstained`, `stopped_because`, `warnings` and a candidate's `dropped_because` are there only where
-        there is something to say.
+        `answers`, `abstained`, `stopped_because`, `rows`, `warnings` and a candidate's `dropped_because` are there only
+        where there is something to say.
         """
         document: dict[str, Any] = {
             "best": self.best.index,
@@ -178,6 +180,7 @@ class Selection:
             document["abstained"] = True
         if self.stopped_because is not None:
             document["stopped_because"] = self.stopped_because
+            document["rows"] = self.rows
         if self.warnings:
             document["warnings"] = list(self.warnings)
         return document

@@ -305,15 +305,18 @@ class Selector:
         """Check options against the bundle."""
         opened = self._open()
         sampling, ranking, plan = opened.verify(options)
+        plan = opened.paced(plan)
         return Work(opened, options, sampling, ranking, plan, self._path, opened.bundle.manifest.tokens.eos_ids)
 
     def _events(self, prompt: Prompt, options: Options, *, watched: bool) -> Iterator[Event]:
         """Pick for one prompt; everything is checked before the first event is asked for."""
         started = time.perf_counter()
         was_open = self._opened is not None
-        self._open()
+        pace = self._open().pace
         load_s = 0.0 if was_open else time.perf_counter() - started
+        known_s = pace.measured_s
         work = self._work(options)
+        load_s += pace.measured_s - known_s
         request = Request.of(work, prompt, started, load_s)
         return (event for _, event in pick_each(work, iter((request,)), watched=watched))
 

@@ -43,6 +43,8 @@ class Plan:
     """Seconds at most."""
     refills: bool = True
     """Whether a row that is free is taken over while others go on; where a graph concatenates, rows begin together."""
+    free_rows: int = 0
+    """Rows that cost nothing on this machine: where no candidate waits for one, so many are not dropped."""
 
     @classmethod
     def of(
@@ -182,7 +184,10 @@ class Steering:
                 if index not in worth
             }
             found |= pruning.dropped(count, arrived, worth | ended, answered=answered)
-        return found
+        if self.begun < self._plan.most:
+            return found
+        paying = max(0, len(live) - self._plan.free_rows)
+        return dict(list(found.items())[-paying:] if paying else ())  # the weakest are last
 
     def _stops(self, left: Mapping[int, int], elapsed_s: float) -> StopReason | None:
         """Why the pick ends now, if it does."""

@@ -109,7 +109,9 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
         facts.append(f"decode {usage.completion_tokens} tokens, {timings.decode_tps:.0f} tok/s")
         facts.append(f"seed {selection.seed}")
     if selection.stopped_because is not None:
-        facts.append(f"{_candidates(len(selection.candidates))}, ended by {selection.stopped_because}")
+        written = len(selection.candidates)
+        waves = f", {selection.rows} at a time" if selection.rows is not None and selection.rows < written else ""
+        facts.append(f"{_candidates(written)}{waves}, ended by {selection.stopped_because}")
     if selection.p_correct is not None:
         facts.append(f"P(correct) {selection.p_correct:.2f}")
     yield "; ".join([*facts, f"{timings.total_s:.2f} s", ", ".join(providers)])

@@ -9,7 +9,7 @@ and the times of steps. Does not run the model.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,8 +21,8 @@ from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampl
 from swift_edge.evaluation.measure import plain_figure
 from swift_edge.evaluation.replay import replay
 from swift_edge.evaluation.selectors import ORACLE
-from swift_edge.evaluation.step_times import StepTimes
 from swift_edge.steering import Plan
+from swift_edge.step_times import StepTimes
 from swift_edge.training.store import StoredCandidate
 
 ORDERS: Final = 4
@@ -41,6 +41,7 @@ def economy(
     head: str,
     chances: Mapping[int, Mapping[str, Floats]],
     times: StepTimes,
+    paced: Callable[[Plan], Plan],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -48,14 +49,14 @@ def economy(
     """Accuracy, tokens and seconds of the plans in `PLANS`, and of every rule at every size.
 
     `problems` are the candidates of each, with running scores by the head named `head`, which `decision` is made by;
-    `chances` are those of every rule's pick to be right, `[q]`, by size and rule.
+    `chances` are those of every rule's pick to be right, `[q]`, by size and rule. `paced` makes a plan what it is on
+    this machine.
     """
     sizes = sorted(chances)
     most, names = sizes[-1], [name for name in chances[sizes[-1]] if name != ORACLE]
     fixed = {size: _fixed(problems, size, times) for size in sizes}
-    picks = {
-        name: _replayed(problems, plan_of(decision, most, asked), head, times, seed) for name, asked in PLANS.items()
-    }
+    plans = {name: paced(plan_of(decision, most, asked)) for name, asked in PLANS.items()}
+    picks = {name: _replayed(problems, plan, head, times, seed) for name, plan in plans.items()}
     columns = [chances[size][name] for size in sizes for name in names] + [each.right for each in picks.values()]
     by_problem = np.stack(columns, axis=1)  # [q, s]
     resampled = resampled_means(by_problem, resamples=resamples, seed=seed)  # [b, s]
@@ -67,6 +68,7 @@ def economy(
     for (name, each), mine in zip(picks.items(), means[:, -len(picks) :].T, strict=True):
         found[name] = {
             "accuracy": _figure(mine),
+            "rows": plans[name].rows,
             "candidates": each.candidates,
             "tokens": each.tokens,
             "tokens_share": each.tokens / fixed[most]["tokens"],

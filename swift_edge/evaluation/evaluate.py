@@ -29,13 +29,13 @@ from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.record import file_sha256, machine_facts, versions
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import RESERVED, expected_by_size
-from swift_edge.evaluation.step_times import measure_steps
 from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Trial, Writing
 from swift_edge.files import write_whole
 from swift_edge.head import Head, load_head
 from swift_edge.opening import OpenedModel
 from swift_edge.sampling import SamplingOptions
+from swift_edge.step_times import ROWS, measure_steps
 from swift_edge.training.collect import open_model
 from swift_edge.training.collected import CollectProgress
 from swift_edge.training.problems import read_problems
@@ -160,13 +160,16 @@ def _economy(
         return None
     trial.report("replaying adaptive and pruned picks")
     sampling = {option: value for option, value in (store.info.sampling or {}).items() if option != "stop"}
-    times = measure_steps(replace(trial.opened, head=head), SamplingOptions(**sampling), n)
+    opened = replace(trial.opened, head=head)
+    sizes = [rows for rows in ROWS if rows < n] + [n]
+    times = measure_steps(opened.session, opened.ranking(None), SamplingOptions(**sampling), sizes)
     return economy(
         [candidates[start : start + n] for start in range(0, len(candidates), n)],
         decision,
         name,
         by_size,
         times,
+        opened.paced,
         seed=trial.writing.seed,
         resamples=trial.resamples,
     )

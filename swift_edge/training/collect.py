@@ -20,6 +20,7 @@ from swift_edge.errors import DataError, InvalidOptionError
 from swift_edge.head import Feature, Head, check_head
 from swift_edge.manifest import HEAD_NAME, Bundle
 from swift_edge.opening import OpenedModel, Options, open_parts
+from swift_edge.pace import Pace
 from swift_edge.scoring import Ranking
 from swift_edge.training.collected import (
     BYTES_PER_LINE,
@@ -237,7 +238,7 @@ def open_model(
         return model
     bundle = open_bundle(model, hashes=False)
     session, tokenizer, warnings = open_parts(bundle, providers, threads)
-    return OpenedModel(bundle, session, tokenizer, None, None, tuple(warnings))
+    return OpenedModel(bundle, session, tokenizer, None, None, tuple(warnings), Pace(bundle, session))
 
 
 def _reader(

@@ -17,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -108,9 +109,10 @@ def main() -> None:
     if per_problem < arguments.n:
         parser.error(f"{arguments.candidates} holds {per_problem} candidates per problem; expected {arguments.n}")
     decision = Decision.of(load_head(arguments.head), strategy="calibrated", task=arguments.task)
-    plans = {name: plan_of(decision, arguments.n, asked) for name, asked in ({"all": {}} | PLANS).items()}
     opened = OpenedModel.open(arguments.bundle, None, None, None)
     head = random_head(opened.bundle.manifest)
+    paced = replace(opened, head=head).paced
+    plans = {name: paced(plan_of(decision, arguments.n, asked)) for name, asked in ({"all": {}} | PLANS).items()}
     shape = Shape(arguments.n, arguments.prompt_tokens, 1)
     sampling = work_of(opened, arguments.bundle, shape, arguments.temperature, arguments.top_p).sampling
     vocabulary = opened.session.vocab_size
@@ -130,13 +132,14 @@ def main() -> None:
         for plan, seconds in found.items():
             times[plan].append(seconds)
     print(f"swift-edge {__version__}, {platform.machine()}, {opened.session.threads} threads, {arguments}")
-    print(f"{'plan':18}{'s per pick':>12}{'of all':>9}{'':18}{'tokens of all':>15}")
+    print(f"{'plan':18}{'rows':>6}{'s per pick':>12}{'of all':>9}{'':18}{'tokens of all':>15}")
     whole = np.array(times["all"]).T  # [problems, rounds]
     for plan, seconds in times.items():
         mine = np.array(seconds).T
         ratio = median_with_interval(list(mine.sum(axis=0) / whole.sum(axis=0)))
+        whole_s = statistics.median(mean.mean() for mean in mine.T)
         print(
-            f"{plan:18}{statistics.median(mean.mean() for mean in mine.T):12.2f}{ratio['median']:9.3f}"
+            f"{plan:18}{plans[plan].rows:6}{whole_s:12.2f}{ratio['median']:9.3f}"
             f"  {ratio['low']:.3f} to {ratio['high']:.3f}{written[plan] / written['all']:14.1%}"
         )
 

@@ -172,7 +172,8 @@ def test_the_command_takes_all_of_it_and_says_what_came_of_it() -> None:
     document = json.loads(run.stdout)
     assert document["stopped_because"] in ("settled", "max_n", "budget_tokens")
     assert document["usage"]["completion_tokens"] <= 600
-    assert f"ended by {document['stopped_because']}" in run.stderr
+    assert document["rows"] == 4 < len(document["candidates"])
+    assert f"candidates, 4 at a time, ended by {document['stopped_because']}" in run.stderr
     for candidate in document["candidates"]:
         assert ("dropped_because" in candidate) == (candidate["finish_reason"] == "dropped")
         assert candidate.get("dropped_because", "") in run.stderr

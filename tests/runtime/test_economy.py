@@ -9,7 +9,7 @@ from swift_edge.answers import answer_task
 from swift_edge.calibration import PREFIX_TOKENS, AnswerCalibration, Calibration, PrefixCalibration
 from swift_edge.decision import Decision
 from swift_edge.evaluation.economy import _between, _steps, economy
-from swift_edge.evaluation.step_times import StepTimes
+from swift_edge.step_times import StepTimes
 from swift_edge.training.store import StoredCandidate
 
 CALIBRATION = Calibration(
@@ -51,7 +51,7 @@ def test_easy_problems_are_settled_early_and_weak_rows_are_dropped() -> None:
     hard = [candidate(1, index, -1.0 if index % 2 else 1.0, correct=index == 6) for index in range(8)]
     right = np.array([1.0, 0.25])
     chances = {size: {"oracle": np.ones(2), "mine calibrated": right, "majority": right / 2} for size in (1, 4, 8)}
-    found = economy([easy, hard], DECISION, "mine", chances, TIMES, resamples=100)
+    found = economy([easy, hard], DECISION, "mine", chances, TIMES, lambda plan: plan, resamples=100)
     plans = found["plans"]
     assert found["fixed"]["8"] == {"tokens": 320.0, "seconds": 40 * 6.5}
     assert plans["auto"]["candidates"] < 8

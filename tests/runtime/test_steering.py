@@ -114,6 +114,22 @@ def test_auto_drops_what_is_far_behind_at_the_same_token_count() -> None:
     assert found.steering.stopped_because == "max_n"
 
 
+@pytest.mark.parametrize(("free_rows", "dropped"), [(0, {2, 3}), (2, {2, 3}), (3, {3}), (4, set())])
+def test_rows_that_cost_nothing_are_not_dropped_but_the_weakest_of_those_that_cost(
+    free_rows: int, dropped: set[int]
+) -> None:
+    lengths, scores = [40] * 4, [2.0, 1.5, -3.0, -4.0]
+    paced = replace(plan(4, prune="auto"), free_rows=free_rows)
+    assert set(Play(paced, lengths, scores, ["1", "1", "2", "3"]).run().dropped) == dropped
+
+
+def test_a_row_that_costs_nothing_is_dropped_where_a_candidate_waits_for_it() -> None:
+    paced = replace(plan("auto", max_n=5), free_rows=4)
+    play = Play(paced, [40] * 5, [2.0, -1.5, -1.0, -3.0, 2.0], ["1", "2", "3", "4", "5"])
+    play.run()
+    assert 3 in play.dropped
+
+
 def test_a_schedule_keeps_the_best() -> None:
     found = Play(plan(6, decision=BY_SCORE, prune={3: 4, 5: 2}), [9] * 6, [5.0, 1.0, 4.0, 2.0, 3.0, 0.0], [None] * 6)
     found.run()

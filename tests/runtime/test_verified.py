@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from swift_edge import bundle as bundles
+from swift_edge import cache_folder as caches
 from swift_edge import opening, verified
 from swift_edge.bundle import open_bundle, write_bundle
+from swift_edge.cache_folder import cache_folder
 from swift_edge.errors import BundleError, DamagedFileError, TokenizerError
 from swift_edge.opening import OpenedModel
 from swift_edge.session import ModelSession
 from swift_edge.training.collect import open_model
-from swift_edge.verified import cache_folder
 
 SMALL_STEPS = Path(__file__).parents[2] / "models" / "small-steps"
 HASHED = {"model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"}
@@ -200,14 +201,14 @@ def test_a_cache_that_cannot_be_written_is_a_warning_where_it_was_asked_for(
     assert "Not a directory" in warning
     assert "set it to off" in warning
     monkeypatch.delenv("SWIFT_EDGE_CACHE")
-    monkeypatch.setattr(verified, "cache_folder", lambda: cache)
+    monkeypatch.setattr(caches, "cache_folder", lambda: cache)
     assert opened(folder).warnings == ()
 
 
 def test_only_the_latest_records_stay(
     folder: Path, cache: Path, hashed: Callable[[Path], set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verified, "MOST_RECORDS", 2)
+    monkeypatch.setattr(caches, "MOST_RECORDS", 2)
     copies = [Path(shutil.copytree(folder, folder.with_name(f"bundle-{number}"))) for number in range(3)]
     for copy in copies:
         assert hashed(copy) == HASHED

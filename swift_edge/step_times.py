@@ -1,0 +1,112 @@
+"""How long a decode step takes by the number of its rows: what turns steps into seconds, and says how many rows pay.
+
+A step is what the loop does for a pick: sampling, the graph with the states that the head reads, and bookkeeping. Knows
+the loop and the clock. Does not know candidates or heads.
+"""
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from swift_edge.decode import DecodeLoop, Prefilled
+from swift_edge.sampling import SamplingOptions
+from swift_edge.scoring import Ranking
+from swift_edge.session import ModelSession
+
+ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of rows that are measured where seconds are told."""
+PROMPT_TOKENS: Final = 48
+NEW_TOKENS: Final = 24
+ROUNDS: Final = 5
+LEAST_SAVING: Final = 0.1
+"""Share of the time that more rows have to save: together they write more tokens than are needed."""
+FREE: Final = 1.1
+"""Times as long as a step of one row that a step may take whose rows cost nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """How long a decode step takes by its rows."""
+
+    seconds: Mapping[int, float]
+    """Medians by number of rows, ascending."""
+
+    @property
+    def knee(self) -> float:
+        """Rows up to which more of them cost little: K where a step of B rows takes max(1, B / K) of one of one row."""
+        rows = max(self.seconds)
+        return rows * self.seconds[min(self.seconds)] / self.seconds[rows]
+
+    @property
+    def free_rows(self) -> int:
+        """The most rows whose step takes hardly longer than one of a single row: without them nothing is saved."""
+        limit = FREE * self.seconds[min(self.seconds)]
+        return max(rows for rows, seconds in self.seconds.items() if seconds <= limit)
+
+    def of(self, steps: Mapping[int, int]) -> float:
+        """Seconds of so many steps by their rows; what lies between measured numbers of rows is interpolated."""
+        times = np.interp(list(steps), list(self.seconds), list(self.seconds.values()))
+        return float(times @ np.array(list(steps.values()), np.float64))
+
+    def rows_that_pay(self, fewest: int, most: int) -> int:
+        """Rows beside each other of a pick that may need any number of candidates from `fewest` to `most`.
+
+        Where candidates are begun `rows` at a time, c of them take ceil(c / rows) times as long as one step after
+        another of so many rows. The fewest rows that are close to the quickest, c being as likely as another; of the
+        numbers that were measured, and the two that are given.
+        """
+        limit = min(most, max(self.seconds))
+        sizes = [rows for rows in sorted({fewest, *self.seconds, most}) if fewest <= rows <= limit]
+        needed = range(fewest, most + 1)
+        costs = {rows: self.of({rows: 1}) * sum(math.ceil(count / rows) for count in needed) for rows in sizes}
+        worth = min(costs.values(), default=0.0) / (1 - LEAST_SAVING)
+        return next((rows for rows in sizes if costs[rows] <= worth), fewest)
+
+
+def measure_steps(
+    session: ModelSession,
+    ranking: Ranking,
+    sampling: SamplingOptions,
+    sizes: Sequence[int],
+    *,
+    new_tokens: int = NEW_TOKENS,
+    rounds: int = ROUNDS,
+) -> StepTimes:
+    """Time steps of so many rows, all `sizes` in turn, round after round; the first round warms up."""
+    timed: dict[int, list[float]] = {rows: [] for rows in sorted(sizes)}
+    order = random.Random(0)
+    for number in range(rounds + 1):
+        for rows in order.sample(list(timed), len(timed)):
+            seconds = _time(session, ranking, sampling, rows, new_tokens)
+            if number:
+                timed[rows].append(seconds)
+    return StepTimes({rows: statistics.median(seconds) for rows, seconds in timed.items()})
+
+
+def _time(session: ModelSession, ranking: Ranking, sampling: SamplingOptions, rows: int, new_tokens: int) -> float:
+    """Seconds per step of `rows` rows that go on together."""
+    new_tokens = min(new_tokens, session.context_length // 2)
+    tokens = min(PROMPT_TOKENS, session.context_length - new_tokens - 1)
+    prompt_ids = np.random.default_rng(0).integers(0, session.vocab_size, tokens)  # [p]
+    cache = session.new_cache(1, tokens, tokens)
+    logits = session.prefill(cache, prompt_ids).logits
+    assert logits is not None
+    loop = DecodeLoop(
+        session,
+        sampling,
+        (),
+        new_tokens,
+        layers=ranking.layers,
+        keep_logits=ranking.keep_logits,
+        statistics=ranking.statistics,
+    )
+    loop.admit(Prefilled(cache, logits, prompt_ids), {index: index for index in range(rows)}, seed=0)
+    begun = time.perf_counter()
+    steps = sum(1 for _ in loop.steps())
+    return (time.perf_counter() - begun) / steps

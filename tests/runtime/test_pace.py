@@ -1,0 +1,187 @@
+"""Rows and drops by the pace of the machine: what pays by hand, what is kept of a measurement, and what picks do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from swift_edge import Selector, pace
+from swift_edge.decision import Decision
+from swift_edge.opening import OpenedModel
+from swift_edge.steering import Plan
+from swift_edge.step_times import StepTimes
+
+ROOT = Path(__file__).parents[2]
+STORIES = ROOT / "models" / "stories260k"
+MODEL = ROOT / "models" / "small-steps"
+QUESTION = "Iris has 31 shells. Iris gives away 4 shells and finds 12 shells. How many shells does Iris have?"
+FLAT = {1: 1.0, 4: 1.0, 8: 1.0, 16: 1.05}
+STEEP = {1: 1.0, 4: 4.0, 8: 8.0, 16: 16.0}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SWIFT_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[int]]:
+    """Let a machine have the pace that is told; gives a list that grows with every measurement."""
+    calls: list[int] = []
+
+    def call(seconds: dict[int, float]) -> list[int]:
+        def times(*_: object, **__: object) -> StepTimes:
+            calls.append(len(calls))
+            return StepTimes(seconds)
+
+        monkeypatch.setattr(pace, "measure_steps", times)
+        return calls
+
+    return call
+
+
+def plan_of(opened: OpenedModel, n: int | str = "auto", **given: object) -> Plan:
+    asked = {"max_n": None, "prune": None, "budget_tokens": None, "budget_seconds": None, **given}
+    return opened.paced(Plan.of(n, decision=Decision.of(opened.head), **asked))  # type: ignore[arg-type]
+
+
+def opened(path: Path = MODEL, threads: int = 1) -> OpenedModel:
+    return OpenedModel.open(str(path), None, None, threads)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rows"),
+    [
+        (FLAT, 16),
+        (STEEP, 4),
+        # Any number from 4 to 16 in rounds of 4, 8 and 16: 37 x 2.5, 21 x 4.0 and 13 x 7.0, all near one another.
+        ({1: 1.0, 4: 2.5, 8: 4.0, 16: 7.0}, 4),
+        ({1: 1.0, 4: 2.0, 8: 2.5, 16: 5.0}, 8),
+    ],
+)
+def test_rows_that_pay(seconds: dict[int, float], rows: int) -> None:
+    assert StepTimes(seconds).rows_that_pay(4, 16) == rows
+
+
+def test_rows_that_pay_stay_within_what_was_asked_and_measured() -> None:
+    assert StepTimes(FLAT).rows_that_pay(4, 40) == 16
+    assert StepTimes(FLAT).rows_that_pay(2, 2) == 2
+    assert StepTimes({1: 1.0}).rows_that_pay(4, 16) == 4
+
+
+def test_rows_that_are_free() -> None:
+    assert StepTimes(FLAT).free_rows == 16
+    assert StepTimes(STEEP).free_rows == 1
+    assert StepTimes({1: 1.0, 4: 1.1, 8: 1.2}).free_rows == 4
+
+
+def test_what_was_measured_once_is_known_to_the_next_start(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(STORIES)
+    plan = plan_of(first)
+    assert first.pace.measured_s > 0
+    (record,) = (cache / "pace").glob("*.json")
+    document = json.loads(record.read_bytes())
+    assert list(document["seconds"]) == ["1", "4", "8", "16"]
+    assert all(seconds > 0 for seconds in document["seconds"].values())
+    monkeypatch.setattr(pace, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    assert plan_of(first) == plan_of(opened(STORIES)) == plan
+    assert str(cache) not in record.read_text()
+
+
+def test_another_number_of_threads_or_another_model_is_measured_for_itself(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]], tmp_path: Path
+) -> None:
+    calls = measured(FLAT)
+    copy = Path(shutil.copytree(STORIES, tmp_path / "copy"))
+    for given in (opened(STORIES), opened(STORIES, threads=2), opened(copy), opened(copy)):
+        assert plan_of(given).rows == 16
+    assert len(calls) == 3
+    assert len(list((cache / "pace").glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"[]",
+        b'{"version": 0}',
+        lambda document: document | {"onnxruntime": "0.1"},
+        lambda document: document | {"files": {}},
+        lambda document: document | {"seconds": {}},
+        lambda document: document | {"seconds": {"1": "fast"}},
+        lambda document: document | {"seconds": {"1": 0.0}},
+        lambda document: document | {"seconds": [1.0]},
+    ],
+)
+def test_a_record_of_other_conditions_or_a_damaged_one_is_made_anew(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]], damage: object
+) -> None:
+    calls = measured(STEEP)
+    plan_of(opened())
+    (record,) = (cache / "pace").glob("*.json")
+    whole = record.read_bytes()
+    record.write_bytes(damage if isinstance(damage, bytes) else json.dumps(damage(json.loads(whole))).encode())  # type: ignore[operator]
+    assert plan_of(opened()).rows == 4
+    assert len(calls) == 2
+    assert record.read_bytes() == whole
+
+
+def test_what_cannot_be_kept_decides_nothing(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = measured(FLAT)
+    cache.write_bytes(b"a file")
+    given = opened()
+    assert plan_of(given).rows == plan_of(given).rows == 4
+    assert len(calls) == 1  # not at every pick
+    monkeypatch.setenv("SWIFT_EDGE_CACHE", "off")
+    assert plan_of(opened()).rows == 4
+    assert len(calls) == 1
+
+
+def test_a_pick_that_has_a_time_to_keep_does_not_measure_but_goes_by_what_is_known(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]]
+) -> None:
+    calls = measured(FLAT)
+    given = opened()
+    assert plan_of(given, budget_seconds=1.0).rows == 4
+    assert not calls
+    assert plan_of(given).rows == 16
+    assert plan_of(given, budget_seconds=1.0).rows == 16
+    assert len(calls) == 1
+
+
+def test_plans_whose_rows_are_told_are_left_as_they_are(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]]
+) -> None:
+    calls = measured(FLAT)
+    for plan in ({"n": 8}, {"n": 8, "prune": {16: 4}}, {"n": 8, "budget_tokens": 100}):
+        paced = plan_of(opened(), **plan)  # type: ignore[arg-type]
+        assert (paced.rows, paced.free_rows) == (8, 0)
+    assert not calls
+    assert plan_of(opened(), budget_tokens=6).rows == 6
+
+
+def test_where_rows_cost_nothing_all_begin_together_and_none_is_dropped_for_being_weak(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]]
+) -> None:
+    measured(STEEP)
+    slow = Selector(MODEL).pick(QUESTION, n="auto", max_new_tokens=96)
+    assert slow.rows == 4
+    assert slow.to_dict()["rows"] == 4
+    shutil.rmtree(cache)
+    measured(FLAT)
+    selector = Selector(MODEL)
+    fast = selector.pick(QUESTION, n="auto", max_new_tokens=96)
+    assert (fast.rows, len(fast.candidates)) == (16, 16)
+    assert not any("log-odds" in str(each.dropped_because) for each in fast.candidates)
+    for mine, theirs in zip(slow.candidates, fast.candidates, strict=False):
+        shorter = min(mine.n_tokens, theirs.n_tokens)
+        assert mine.token_ids[:shorter] == theirs.token_ids[:shorter]
+    (together,) = selector.pick_many([QUESTION], n="auto", max_new_tokens=96)
+    assert [each.token_ids for each in together.candidates] == [each.token_ids for each in fast.candidates]
+    pruned = selector.pick(QUESTION, n=16, prune="auto", max_new_tokens=96)
+    assert all(each.finish_reason == "stop" for each in pruned.candidates)
