@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from swift_edge.device_head import StateWeights
 from swift_edge.device_sampling import DeviceLogits
 from swift_edge.kv_cache import KVCache
 from swift_edge.sampling import SamplingOptions, candidate_generator, sample, sample_most_likely
@@ -61,6 +62,8 @@ class Step:
     """What the logits said about each token `[m]`, before temperature and filters."""
     hidden_states: Floats | None  # [l, f, d]
     """Hidden states of the tokens that were fed, float32; None where none were asked for, or nothing was fed."""
+    products: Floats | None  # [g, f]
+    """In place of hidden states that stayed on a device: what they come to with given weights, float32."""
     logits: Floats | None  # [f, v]
     """Logits after the tokens that were fed, float32; None unless asked for."""
     finished: tuple[Finished, ...]
@@ -87,8 +90,12 @@ class DecodeLoop:
         layers: tuple[int, ...] = (),
         keep_logits: bool = False,
         statistics: Collection[str] = (),
+        weights: StateWeights | None = None,
     ) -> None:
-        """Read hidden states of `layers`, logits of fed tokens if `keep_logits`, and `statistics` beside logprob."""
+        """Read hidden states of `layers`, logits of fed tokens if `keep_logits`, and `statistics` beside logprob.
+
+        Where rows are on a device, the states' products with `weights` are enough.
+        """
         self.sample_s = 0.0
         self.decode_s = 0.0
         self._session = session
@@ -99,8 +106,9 @@ class DecodeLoop:
         self._keep_logits = keep_logits
         self._entropy = "entropy" in statistics
         self._self_certainty = "self_certainty" in statistics
+        self._weights = weights
         # Where the most likely tokens will do, logits stay where rows do.
-        self._on_device = not (keep_logits or statistics or sampling.draws_from_all) and session.keeps_rows_on_device
+        self._on_device = not (keep_logits or sampling.draws_from_all) and session.keeps_rows_on_device
         self._rows: list[_Row] = []
         self._cache: KVCache | None = None
         self._logits: Floats | DeviceLogits | None = None  # [rows, v]
@@ -182,18 +190,23 @@ class DecodeLoop:
             order = np.array(fed + unfed)
             token_ids, candidates = token_ids[order], [candidates[number] for number in order]
             statistics = statistics_of(statistics, order)
-        hidden_states = logits = None
+        hidden_states = products = logits = None
         if self._rows:
             fed_ids = token_ids[: len(self._rows)]
             out = self._session.decode(
-                self._cache, fed_ids, logits=wanted, layers=self._layers, on_device=self._on_device
+                self._cache,
+                fed_ids,
+                logits=wanted,
+                layers=self._layers,
+                on_device=self._on_device,
+                weights=self._weights,
             )
-            hidden_states = out.hidden_states
+            hidden_states, products = out.hidden_states, out.products
             self._logits = out.logits if out.device_logits is None else out.device_logits
             logits = out.logits if self._keep_logits else None
         self.decode_s += time.perf_counter() - sampled
         finished.sort(key=lambda end: end.candidate)
-        return Step(tuple(candidates), token_ids, statistics, hidden_states, logits, tuple(finished))
+        return Step(tuple(candidates), token_ids, statistics, hidden_states, products, logits, tuple(finished))
 
     def _sample(self) -> tuple[Ids, TokenStatistics]:
         """Draw the next token of every row `[m]` from the logits at hand."""
@@ -215,6 +228,7 @@ class DecodeLoop:
         found = logits.most_likely(self._sampling.temperature or 1.0)
         token_ids = np.empty(len(self._rows), np.int64)  # [m]
         logprob = np.empty(len(self._rows), np.float64)  # [m]
+        asked = {"entropy": self._entropy, "self_certainty": self._self_certainty}
         for number, row in enumerate(self._rows):
             ids, values, normalizer = found.token_ids[number], found.logits[number], found.log_normalizer[number]
             drawn = None
@@ -230,13 +244,18 @@ class DecodeLoop:
                 )
             if drawn is None:
                 whole = logits.whole(np.array([number]))  # [1, v]
-                summary = summarize(whole)
+                summary = summarize(whole, first_row=number, **asked)
                 drawn = int(sample(whole, self._sampling, [row.generator], [row.seen], summary=summary)[0])
                 logprob[number] = token_statistics(whole, np.array([drawn]), summary=summary).logprob[0]
+                for name, figures in (("entropy", found.entropy), ("self_certainty", found.self_certainty)):
+                    if asked[name]:
+                        figures[number] = getattr(summary, name)[0]
             else:
                 logprob[number] = float(values[ids == drawn][0]) - normalizer
             token_ids[number] = drawn
-        return token_ids, TokenStatistics(logprob)
+        return token_ids, TokenStatistics(
+            logprob, found.entropy if self._entropy else None, found.self_certainty if self._self_certainty else None
+        )
 
     def _remove_ended(self) -> None:
         for number in reversed(range(len(self._rows))):

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.device_cache import Device, rows_device
+from swift_edge.device_cache import Device, device_failure, rows_device
 from swift_edge.device_sampling import LogitReader
-from swift_edge.errors import BundleError
+from swift_edge.errors import BundleError, DeviceMemoryError
 from swift_edge.manifest import Bundle
 from swift_edge.providers import input_device, open_graph
 
@@ -120,10 +120,13 @@ class DecoderGraph:
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
-        """Turn what onnxruntime raises while the graph runs into one `BundleError`."""
+        """Turn what onnxruntime raises while the graph runs into a `DeviceMemoryError`, or else a `BundleError`."""
         try:
             yield
         except Exception as error:  # onnxruntime's own kinds have no base class that it exports
+            failure = device_failure("cpu" if self.device is None else self.device.name, error)
+            if isinstance(failure, DeviceMemoryError):
+                raise failure from error
             reason = " ".join(str(error).split())[:300]
             raise BundleError(
                 f"onnxruntime could not run {self.model_path}: {reason}; "

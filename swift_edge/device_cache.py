@@ -5,14 +5,15 @@ of a cache. Does not know the model, or which candidate a row belongs to.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from swift_edge.errors import DeviceMemoryError, ProviderError
+from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError
 from swift_edge.kv_cache import KVCache
 from swift_edge.providers import DEVICES, onnxruntime_module, open_small_graph
 from swift_edge.small_graphs import graph, node
@@ -35,6 +36,9 @@ _COPY: Final = graph(
     },
     outputs={"target": np.float32},
 )
+
+_OUT_OF_MEMORY: Final = re.compile(r"out of memory|failed to allocate|bad_alloc", re.IGNORECASE)
+_SIZE: Final = re.compile(r"buffer of size (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,34 @@ class Device:
             raise DeviceMemoryError(self.name, math.prod(shape) * kind.itemsize, str(error)) from error
         return DeviceArray(self.name, memory.data_ptr(), shape, kind, memory)
 
+    def placed(self, array: "NDArray[Any]") -> DeviceArray:
+        """A copy of an array, on the device; raises `DeviceMemoryError` if there is no room for it."""
+        found = self.empty(array.shape, array.dtype)
+        found.memory.update_inplace(array)
+        return found
+
+    def run(
+        self,
+        session: Any,
+        fed: "Mapping[str, DeviceArray | NDArray[Any]]",
+        found: "Mapping[str, DeviceArray | NDArray[Any]]",
+        *,
+        words: Collection[str] = (),
+    ) -> None:
+        """Run a small graph on what is `fed`, into what is to be `found`; `words` are taken as `bind` says.
+
+        Raises `DeviceMemoryError` if the device has no room for it, `DeviceError` for any other failure.
+        """
+        binding = session.io_binding()
+        try:
+            for name, array in fed.items():
+                bind(binding.bind_input, name, array, words=name in words)
+            for name, array in found.items():
+                bind(binding.bind_output, name, array, words=name in words)
+            session.run_with_iobinding(binding)
+        except Exception as error:
+            raise device_failure(self.name, error) from error
+
     def zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> DeviceArray:
         """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
         found = self.empty(shape, dtype)
@@ -108,11 +140,7 @@ class Device:
             "rows": np.array([rows, 1, 1, 1]),
             "padding": np.array([0, 0, 0, 0, 0, 0, capacity - tokens, 0]),
         }
-        binding = self._session.io_binding()
-        for name, array in (*sizes.items(), ("source", source)):
-            bind(binding.bind_input, name, array, words=name == "source")
-        bind(binding.bind_output, "target", target, words=True)
-        self._session.run_with_iobinding(binding)
+        self.run(self._session, {"source": source, **sizes}, {"target": target}, words=("source", "target"))
 
 
 def rows_device(wanted: str, providers: Sequence[str]) -> Device | None:
@@ -127,6 +155,15 @@ def rows_device(wanted: str, providers: Sequence[str]) -> Device | None:
             "every step; it takes float16: export the model with --precision fp16, or leave providers out"
         )
     return Device(wanted) if wanted in DEVICES and wanted != "cpu" else None
+
+
+def device_failure(device: str, error: Exception) -> DeviceMemoryError | DeviceError:
+    """What onnxruntime's failure to run a graph on a device means: it says in words alone that memory ran out."""
+    reason = " ".join(str(error).split())[:300]
+    if _OUT_OF_MEMORY.search(reason) is None:
+        return DeviceError(f"onnxruntime could not run a graph on {device}: {reason}; leave providers out")
+    size = _SIZE.search(reason)
+    return DeviceMemoryError(device, None if size is None else int(size[1]), reason)
 
 
 class DeviceCache(KVCache):

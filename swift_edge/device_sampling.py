@@ -4,17 +4,22 @@ enough.
 Knows rows of logits in a device's memory. Does not know how a token is drawn, or which candidate a row belongs to.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.device_cache import Device, DeviceArray, bind
+from swift_edge.device_cache import Device, DeviceArray
 from swift_edge.small_graphs import FLOAT, graph, node
 
 MOST_LIKELY: Final = 256
 """Tokens of a row that come back: more than the filters mostly keep, and few beside a vocabulary."""
+
+FLOOR: Final = -1e4
+"""Logits less the greatest are no smaller where they are weighed: the weight is zero long before."""
+_SUMS: Final = ("maximum", "total", "mean", "weighted_total", "scaled_total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,10 @@ class MostLikely:
     """Log of the sum of exponentials of each whole row, in nats; NaN where the row holds NaN."""
     log_scaled: NDArray[np.float64]  # [m]
     """Log of the sum of exponentials of (logit - greatest logit) / temperature over each whole row."""
+    entropy: NDArray[np.float64]  # [m]
+    """Entropy of each whole row's distribution, in nats."""
+    self_certainty: NDArray[np.float64]  # [m]
+    """Self-certainty of each whole row, in nats, as `signals.summarize` has it."""
 
 
 class LogitReader:
@@ -49,17 +58,25 @@ class LogitReader:
                     node("Sub", ["exact", "maximum"], ["shifted"]),
                     node("Exp", ["shifted"], ["weights"]),
                     node("ReduceSum", ["weights", "vocabulary"], ["total"]),
+                    node("ReduceMean", ["shifted"], ["mean"], {"axes": [1]}),
+                    node("Max", ["shifted", "floor"], ["finite"]),
+                    node("Mul", ["weights", "finite"], ["weighted"]),
+                    node("ReduceSum", ["weighted", "vocabulary"], ["weighted_total"]),
                     node("Mul", ["shifted", "inverse_temperature"], ["scaled"]),
                     node("Exp", ["scaled"], ["scaled_weights"]),
                     node("ReduceSum", ["scaled_weights", "vocabulary"], ["scaled_total"]),
                 ],
-                {**kind, "count": np.int64, "vocabulary": np.int64, "inverse_temperature": np.float32},
+                {
+                    **kind,
+                    "count": np.int64,
+                    "vocabulary": np.int64,
+                    "inverse_temperature": np.float32,
+                    "floor": np.float32,
+                },
                 {
                     "greatest": np.float32,
                     "token_ids": np.int64,
-                    "maximum": np.float32,
-                    "total": np.float32,
-                    "scaled_total": np.float32,
+                    **dict.fromkeys(_SUMS, np.float32),
                 },
             )
         )
@@ -67,39 +84,37 @@ class LogitReader:
     def whole(self, logits: DeviceArray) -> NDArray[np.float32]:
         """All logits of some rows, float32 `[m, v]`."""
         found = np.empty(logits.shape, np.float32)
-        self._run(self._whole, {"logits": logits}, {"exact": found})
+        self.device.run(self._whole, {"logits": logits}, {"exact": found})
         return found
 
     def most_likely(self, logits: DeviceArray, temperature: float) -> MostLikely:
         """The `MOST_LIKELY` most likely tokens of some rows `[m, v]`, or all there are; `temperature` is above 0."""
         rows, vocab_size = logits.shape
         count = min(MOST_LIKELY, vocab_size)
-        fed = {
+        fed: dict[str, DeviceArray | NDArray[Any]] = {
             "logits": logits,
             "count": np.array([count]),
             "vocabulary": np.array([1]),
             "inverse_temperature": np.array([1 / temperature], np.float32),
+            "floor": np.array([FLOOR], np.float32),
         }
         found: dict[str, NDArray[Any]] = {
             "greatest": np.empty((rows, count), np.float32),
             "token_ids": np.empty((rows, count), np.int64),
-            "maximum": np.empty((rows, 1), np.float32),
-            "total": np.empty((rows, 1), np.float32),
-            "scaled_total": np.empty((rows, 1), np.float32),
+            **{name: np.empty((rows, 1), np.float32) for name in _SUMS},
         }
-        self._run(self._most_likely, fed, found)
+        self.device.run(self._most_likely, fed, found)
+        sums = {name: found[name][:, 0].astype(np.float64) for name in _SUMS}
         with np.errstate(invalid="ignore", divide="ignore"):
-            log_total, log_scaled = (np.log(found[name][:, 0].astype(np.float64)) for name in ("total", "scaled_total"))
-            log_normalizer = found["maximum"][:, 0] + log_total
-        return MostLikely(found["token_ids"], found["greatest"], log_normalizer, log_scaled)
-
-    def _run(self, session: Any, fed: dict[str, Any], found: dict[str, NDArray[Any]]) -> None:
-        binding = session.io_binding()
-        for name, array in fed.items():
-            bind(binding.bind_input, name, array)
-        for name, array in found.items():
-            bind(binding.bind_output, name, array)
-        session.run_with_iobinding(binding)
+            log_total, log_scaled = np.log(sums["total"]), np.log(sums["scaled_total"])
+            return MostLikely(
+                found["token_ids"],
+                found["greatest"],
+                sums["maximum"] + log_total,
+                log_scaled,
+                np.maximum(log_total - sums["weighted_total"] / sums["total"], 0.0),
+                log_total - sums["mean"] - math.log(vocab_size),
+            )
 
 
 class DeviceLogits:

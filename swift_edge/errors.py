@@ -198,6 +198,10 @@ class ProviderError(SwiftEdgeError, RuntimeError):
     """The session did not get an execution provider that was asked for."""
 
 
+class DeviceError(SwiftEdgeError, RuntimeError):
+    """A small graph, which moves rows or looks through them, failed on its device."""
+
+
 class MemoryLimitError(SwiftEdgeError, MemoryError):
     """More memory is wanted than there is; `needed` and `available` are bytes."""
 
@@ -215,13 +219,14 @@ class MemoryLimitError(SwiftEdgeError, MemoryError):
 
 
 class DeviceMemoryError(SwiftEdgeError, MemoryError):
-    """More memory is wanted than a device has left; `needed` are bytes, and what is left is not known."""
+    """More memory is wanted than a device has left; `needed` are bytes, where that is known. What is left is not."""
 
-    def __init__(self, device: str, needed: int, reason: str) -> None:
+    def __init__(self, device: str, needed: int | None, reason: str) -> None:
         """Name the device, the size in bytes, and what onnxruntime said."""
         self.needed = needed
+        wanted = "more" if needed is None else size_text(needed)
         super().__init__(
-            f"{size_text(needed)} of {device} memory are needed in one piece, and onnxruntime did not get them: "
+            f"{wanted} of {device} memory is needed in one piece, and onnxruntime did not get it: "
             f"{reason}; ask for fewer candidates or fewer tokens, or leave providers out",
             device,
             needed,

@@ -152,6 +152,12 @@ class Head:
         return (int(self.weight.shape[1]) - len(self.token_statistics)) // self._slices
 
     @property
+    def state_weight(self) -> NDArray[np.float32]:
+        """Weights of the slices, `[g, l, d]`, without those of the token statistics: rows as in `weight`."""
+        slices, width = self._slices, self.state_width
+        return self.weight[:, : slices * width].reshape(-1, slices, width)
+
+    @property
     def _slices(self) -> int:
         return max(1, len(self.layers))
 
@@ -180,20 +186,24 @@ class Head:
                 f"the head got states of shape {list(states.shape)}; expected [{expected[0]}, m, {expected[1]}]: "
                 "pass the states of the head's own layers"
             )
-        slices, tokens, width = states.shape
-        outputs = self.weight.shape[0]
-        weight = self.weight[:, : slices * width].reshape(outputs, slices, width)
+        width = self.state_width
         contiguous = np.ascontiguousarray(states, dtype=np.float32)
         # Without `optimize`, einsum has its own loop over d for each token and slice: no BLAS, no sum that m changes.
-        products = np.einsum("lmd,gld->gml", contiguous, weight)  # [g, m, l]
+        products = np.einsum("lmd,gld->gml", contiguous, self.state_weight)  # [g, m, l]
         if self.norm == "rms":
             # Dividing the products is dividing the states: one number per token and slice.
             squares = np.einsum("lmd,lmd->ml", contiguous, contiguous)  # [m, l]
             products /= np.sqrt(squares / np.float32(width) + np.float32(RMS_EPSILON))
         # The sum over l runs along memory for every m; across rows its order would be another at m = 1.
-        sums = np.ascontiguousarray(products, dtype=np.float64).sum(axis=2)  # [g, m]
-        sums += self.bias[:, np.newaxis]
-        for column, name in enumerate(self.token_statistics, start=slices * width):
+        return self.evaluate_products(np.ascontiguousarray(products, dtype=np.float64).sum(axis=2), statistics)
+
+    def evaluate_products(
+        self, products: NDArray[Any], statistics: TokenStatistics | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Gates and rewards as `evaluate` gives them, from the states' products with `state_weight`, `[g, m]`."""
+        tokens = products.shape[1]
+        sums = products + self.bias[:, np.newaxis].astype(np.float64)  # [g, m]
+        for column, name in enumerate(self.token_statistics, start=self._slices * self.state_width):
             values = getattr(statistics, name, None)  # [m]
             if values is None or values.shape != (tokens,):
                 raise HeadMismatchError(

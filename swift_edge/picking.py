@@ -229,6 +229,7 @@ class _Loop:
             layers=ranking.layers,
             keep_logits=ranking.keep_logits,
             statistics=ranking.statistics,
+            weights=ranking.weights,
         )
         self._batch = ContinuousBatch(session, self._decode, rows=1, prefixes=work.opened.prefixes)
         self._picks: dict[int, _Pick] = {}  # by candidate number

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from swift_edge.decode import Finished, Step, joined_statistics, statistics_of
-from swift_edge.head import Head, RunningScore
+from swift_edge.device_head import StateWeights
+from swift_edge.head import RMS_EPSILON, Head, RunningScore
 from swift_edge.results import Candidate, FinishReason
 from swift_edge.signals import TokenStatistics, added
 from swift_edge.step_memory import Floats, Ids
@@ -62,8 +63,23 @@ class Ranking:
         names = self.head.token_statistics if self.head is not None else (self.signal,)
         return tuple(name for name in ("entropy", "self_certainty") if name in names)
 
-    def states_of(self, hidden_states: Floats | None, logits: Floats | None) -> Floats | None:
-        """What the head reads of f fed tokens: hidden states `[l, f, d]`, or logits as one slice `[1, f, v]`."""
+    @property
+    def weights(self) -> StateWeights | None:
+        """What hidden states are multiplied with where they lie; None where none are read."""
+        head = self.head
+        if head is None or head.feature != "hidden":
+            return None
+        return StateWeights(head.layers, head.state_weight, RMS_EPSILON if head.norm == "rms" else None)
+
+    def states_of(
+        self, hidden_states: Floats | None, logits: Floats | None, products: Floats | None = None
+    ) -> Floats | None:
+        """What the head reads of f fed tokens: hidden states `[l, f, d]`, or logits as one slice `[1, f, v]`.
+
+        Products `[g, f]` of states that stayed on a device take their place.
+        """
+        if products is not None:
+            return products
         return logits[np.newaxis] if self.keep_logits and logits is not None else hidden_states
 
     def evaluate(
@@ -234,7 +250,7 @@ class PendingTokens:
         states = None
         if self._ranking.head is not None:
             begun = time.perf_counter()
-            states = self._ranking.states_of(step.hidden_states, step.logits)
+            states = self._ranking.states_of(step.hidden_states, step.logits, step.products)
             if states is not None:
                 self._bytes += states.nbytes
                 due = due or self._bytes >= self.MOST_BYTES
@@ -254,15 +270,17 @@ class PendingTokens:
             tokens = _Gathered([step for step, _ in steps], sampled)
             for number, mine in tokens.by_candidate:
                 self._growing[number].add_tokens(tokens.token_ids[mine].tolist(), tokens.statistics, mine)
-        parts = [states for _, states in steps if states is not None]  # [l, f, d] each
+        parts = [states for _, states in steps if states is not None]  # [l, f, d] or [g, f] each
         if not parts or self._ranking.head is None:
             return
         begun = time.perf_counter()
         fed = [states.shape[1] for states in parts]
         if tokens is None or fed != sampled:
             tokens = _Gathered([step for step, states in steps if states is not None], fed)
-        states = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)  # [l, f, d]
-        gates, rewards = self._ranking.head.evaluate(states, tokens.by_step)
+        states = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)  # [l, f, d] or [g, f]
+        head = self._ranking.head
+        evaluate = head.evaluate_products if states.ndim == 2 else head.evaluate
+        gates, rewards = evaluate(states, tokens.by_step)
         gates, rewards = gates[tokens.order], rewards[tokens.order]  # [f], [f]
         for number, mine in tokens.by_candidate:
             self._growing[number].add_rewards(tokens.token_ids[mine].tolist(), gates[mine], rewards[mine])

@@ -11,6 +11,7 @@ import numpy as np
 
 from swift_edge.decoder_graph import DecoderGraph
 from swift_edge.device_cache import DeviceCache
+from swift_edge.device_head import StateReader, StateWeights
 from swift_edge.errors import InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.kv_cache import ConcatenatedCache, KVCache, cache_tokens
 from swift_edge.machine import available_memory, default_threads, require_available
@@ -47,6 +48,7 @@ class ModelSession:
         self.hidden_size = graph.hidden_size
         self.context_length = bundle.manifest.architecture.context_length
         self.num_layers = graph.num_layers
+        self._state_reader: StateReader | None = None
 
     @property
     def takes_ragged_rows(self) -> bool:
@@ -186,11 +188,13 @@ class ModelSession:
         logits: bool = True,
         layers: tuple[int, ...] = (),
         on_device: bool = False,
+        weights: StateWeights | None = None,
     ) -> StepOutput:
         """Append one token `[m]` to each of the m live rows of `cache`.
 
         Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both are views
-        of memory that the next decode of this cache writes to. With `on_device`, and rows there, the logits stay there.
+        of memory that the next decode of this cache writes to. Where rows are on a device, logits stay there with
+        `on_device`, and hidden states with `weights` for them: their products come back instead.
         """
         fed = np.asarray(token_ids, np.int64)[:, None]  # [m, 1]
         rows = cache.rows
@@ -201,14 +205,26 @@ class ModelSession:
         run_rows = self._rows_per_run(rows)
         cache.reserve(run_rows, cache.longest + 1)
         memory = cache.step_memory
-        if not isinstance(memory, StepMemory) or memory.rows < run_rows or memory.key != (layers, on_device):
-            memory = cache.step_memory = StepMemory(self.graph, run_rows, 1, run_rows, layers, on_device)
+        reader = None if weights is None or self.graph.device is None else self._reader_of(weights)
+        key = (layers, on_device, reader)
+        if not isinstance(memory, StepMemory) or memory.rows < run_rows or memory.key != key:
+            memory = cache.step_memory = StepMemory(self.graph, run_rows, 1, run_rows, *key)
         if run_rows > rows:
             fed = np.concatenate([fed, np.zeros((run_rows - rows, 1), np.int64)])
         out = memory.run(cache, fed, np.arange(run_rows if logits else 1))
         states = None if out.hidden_states is None else out.hidden_states[:, :rows]
+        products = None if out.products is None else out.products[:, :rows]
         kept = None if out.device_logits is None or not logits else out.device_logits[:rows]
-        return StepOutput(out.logits[:rows] if logits and out.logits is not None else None, states, kept)
+        own_logits = out.logits[:rows] if logits and out.logits is not None else None
+        return StepOutput(own_logits, states, kept, products)
+
+    def _reader_of(self, weights: StateWeights) -> StateReader:
+        """What multiplies with these weights on the device, made once for those used last."""
+        reader = self._state_reader
+        if reader is None or not reader.weights.same_as(weights):
+            assert self.graph.device is not None
+            reader = self._state_reader = StateReader(self.graph.device, self.graph.hidden_dtype, weights)
+        return reader
 
     def _rows_per_run(self, rows: int) -> int:
         """Rows that a decode step of `rows` live rows runs."""

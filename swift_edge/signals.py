@@ -49,12 +49,14 @@ class TokenStatistics:
     """Self-certainty in nats of that distribution, where it was asked for."""
 
 
-def summarize(logits: NDArray[Any], *, entropy: bool = False, self_certainty: bool = False) -> LogitSummary:
+def summarize(
+    logits: NDArray[Any], *, entropy: bool = False, self_certainty: bool = False, first_row: int = 0
+) -> LogitSummary:
     """Sum up rows of logits; the extras cost one more pass each. What was computed on the way is kept if it is small.
 
     `logits` is float32 or float16 [m, v] and stays as it is; -inf is a token that cannot come. Self-certainty is the
     Kullback-Leibler divergence of the distribution from the uniform one, LSE(z) - mean(z) - log v (arXiv 2502.18581).
-    Raises `LogitsError` where a row holds NaN or +inf or nothing but -inf.
+    Raises `LogitsError` where a row holds NaN or +inf or nothing but -inf; `first_row` is the number of the first.
 
     >>> summarize(np.zeros((1, 4), np.float32), entropy=True).entropy
     array([1.38629436])
@@ -72,7 +74,7 @@ def summarize(logits: NDArray[Any], *, entropy: bool = False, self_certainty: bo
         part = slice(start, min(start + step, rows))
         maximum = logits[part].max(axis=1, keepdims=True).astype(np.float32, copy=False)  # [m, 1]
         maxima[part] = maximum[:, 0]
-        require_distribution(maxima[part], first_row=start)
+        require_distribution(maxima[part], first_row=first_row + start)
         shifted = np.subtract(logits[part], maximum, dtype=np.float32)  # [m, v]
         if self_certainty:
             mean = shifted.sum(axis=1).astype(np.float64) / vocab_size  # [m]

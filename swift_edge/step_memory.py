@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from swift_edge.decoder_graph import DecoderGraph
 from swift_edge.device_cache import DeviceArray, bind
+from swift_edge.device_head import StateReader
 from swift_edge.device_sampling import DeviceLogits
 from swift_edge.kv_cache import ConcatenatedCache, KVCache
 
@@ -29,6 +30,8 @@ class StepOutput:
     """float32 `[l, tokens, d]` of the tokens fed, in the order of the layers asked for; None where none were."""
     device_logits: DeviceLogits | None = None
     """The logits `[m, v]` where they were to stay on the device."""
+    products: Floats | None = None
+    """float32 `[g, tokens]`, what the states come to with given weights, where they were to stay on the device."""
 
 
 class StepMemory:
@@ -39,7 +42,8 @@ class StepMemory:
     the buffers: what lies behind a row's tokens is masked. In prefill its width tells the graph whether tokens came
     before.
 
-    `key` is what it was made for: the layers whose hidden states are read, and whether logits stay on the device.
+    `key` is what it was made for: the layers whose hidden states are read, whether logits stay on the device, and what
+    reads the states there.
     """
 
     def __init__(
@@ -50,14 +54,15 @@ class StepMemory:
         num_logits: int,
         layers: tuple[int, ...],
         on_device: bool = False,
+        reader: StateReader | None = None,
     ) -> None:
         """Make room for runs of at most `rows` rows of `tokens` tokens each, with logits at up to `num_logits` of them.
 
-        With `on_device`, and where the graph has its rows there, the logits stay there. Raises `DeviceMemoryError` if
-        the device has no room for them.
+        With `on_device`, and where the graph has its rows there, the logits stay there; with `reader`, so do the hidden
+        states. Raises `DeviceMemoryError` if the device has no room for them.
         """
         self.rows = rows
-        self.key = (layers, on_device)
+        self.key = (layers, on_device, reader)
         self.layers = layers
         self._graph = graph
         width = graph.vocab_size
@@ -68,7 +73,12 @@ class StepMemory:
         self._mask = np.empty((0, 0), np.int64)  # [m, total] as bound
         self._offsets = np.arange(tokens)  # [s]
         self._places = np.arange(0)  # [total]
-        self._hidden = np.empty((len(layers), rows, tokens, graph.hidden_size), graph.hidden_dtype)  # [l, n, s, d]
+        self._reader = reader
+        states = (rows, tokens, graph.hidden_size)
+        self._hidden = np.empty((0 if reader else len(layers), *states), graph.hidden_dtype)  # [l, n, s, d]
+        self._device_hidden: list[DeviceArray] = []  # [n, s, d] each
+        if reader is not None and graph.device is not None:
+            self._device_hidden = [graph.device.empty(states, graph.hidden_dtype) for _ in layers]
         shape = (full_logits or num_logits, width)
         self._device_logits: DeviceArray | None = None  # [m, v], of a graph that picks positions
         if on_device and graph.device is not None and graph.picks_logits:
@@ -128,7 +138,7 @@ class StepMemory:
             bind(bind_output, "logits", logits[:num_logits])
         else:
             bind(bind_output, "logits", self._logits[: rows * tokens].reshape(rows, tokens, -1))
-        for layer, array in zip(self.layers, self._hidden, strict=True):
+        for layer, array in zip(self.layers, self._device_hidden or self._hidden, strict=True):
             bind(bind_output, f"hidden_states.{layer}", array[:rows])
         for part, arrays in (("key", cache.keys), ("value", cache.values)):
             for layer, kv in enumerate(arrays):
@@ -176,11 +186,15 @@ class StepMemory:
         if len(wanted) < used and self._device_logits is None:
             logits = logits[wanted]
         # n is 1 in prefill and s is 1 in decode: one axis of tokens, and a view either way.
-        flat = hidden.reshape(len(self.layers), rows * tokens, graph.hidden_size) if self.layers else None
+        products = flat = None
+        if self._reader is not None:
+            products = self._reader.products([states[:rows] for states in self._device_hidden])
+        elif self.layers:
+            flat = hidden.reshape(len(self.layers), rows * tokens, graph.hidden_size)
         if self._device_logits is not None and graph.logit_reader is not None:
             stay = DeviceLogits(graph.logit_reader, self._device_logits, np.arange(used))
-            return StepOutput(None, flat, stay)
-        return StepOutput(logits, flat)
+            return StepOutput(None, flat, stay, products)
+        return StepOutput(logits, flat, None, products)
 
 
 def _as_float32(array: NDArray[Any]) -> Floats:

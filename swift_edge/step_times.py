@@ -105,6 +105,7 @@ def _time(session: ModelSession, ranking: Ranking, sampling: SamplingOptions, ro
         layers=ranking.layers,
         keep_logits=ranking.keep_logits,
         statistics=ranking.statistics,
+        weights=ranking.weights,
     )
     loop.admit(Prefilled(cache, logits, prompt_ids), {index: index for index in range(rows)}, seed=0)
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rows on a device: what is computed is what rows in NumPy's memory give, bit for bit.
+"""Rows on a device: what is computed is what rows in NumPy's memory give, bit for bit but for what a head reads there.
 
 The device is onnxruntime's CPU, whose memory it allocates and copies like any other's; no test here has seen a GPU.
 """
@@ -22,15 +22,17 @@ from numpy.typing import NDArray
 
 from swift_edge import Selection, Selector
 from swift_edge.bundle import open_bundle
-from swift_edge.device_cache import Device, DeviceArray, DeviceCache, rows_device
-from swift_edge.errors import DeviceMemoryError, ProviderError
+from swift_edge.device_cache import Device, DeviceArray, DeviceCache, device_failure, rows_device
+from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError
 from swift_edge.head import Head
 from swift_edge.kv_cache import BLOCK_TOKENS, KVCache
 from swift_edge.session import ModelSession
+from swift_edge.small_graphs import graph, node
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 SHAPE = (2, 2, 4)  # layers, heads, head dim
 PROMPTS = ("Once upon a time", "The dog", "Lily and Tom went to the park. There they saw a big red ball", "He was")
+GRAPH_INPUTS: dict[str, type] = {"some": np.float32, "shape": np.int64}
 OPTIONS: dict[str, Any] = {"max_new_tokens": 90, "seed": 4}
 
 
@@ -63,19 +65,23 @@ def shared(rows_on_device: None, stories_head: Head) -> Selector:
 
 @pytest.fixture(scope="module")
 def at_home(stories_head: Head) -> Selector:
-    """The same with its rows in NumPy's memory."""
-    return Selector(STORIES, head=stories_head, threads=1)
+    """The same with its rows in NumPy's memory, opened: later, its rows would be where a test wants those of others."""
+    selector = Selector(STORIES, head=stories_head, threads=1)
+    assert not selector._open().session.keeps_rows_on_device
+    return selector
 
 
-def figures(selection: Selection) -> dict[str, Any]:
-    """Everything but the time it took, with gates and rewards of every token."""
-    document = selection.to_dict()
-    del document["timings"]
-    tokens = [
-        (each.token_ids, None if each.gates is None else np.array(each.gates).tolist(), np.array(each.rewards).tolist())
-        for each in selection.candidates
-    ]
-    return {**document, "tokens": tokens}
+def assert_same(found: Selection, expected: Selection) -> None:
+    """Everything but the time it took is the same; what a head reads on a device is summed in another order."""
+    documents = [selection.to_dict() for selection in (found, expected)]
+    for document in documents:
+        del document["timings"]
+        for candidate in document["candidates"]:
+            del candidate["score"], candidate["logprob"]
+    assert documents[0] == documents[1]
+    for mine, theirs in zip(found.candidates, expected.candidates, strict=True):
+        for name in ("score", "logprob", "gates", "rewards"):
+            np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-5, atol=2e-6, err_msg=name)
 
 
 def held(cache: KVCache) -> list[NDArray[Any]]:
@@ -155,12 +161,46 @@ def test_fewer_rows_of_an_array_are_the_same_memory(device: Device) -> None:
 
 
 def test_a_device_without_room_says_how_much_was_asked_for(device: Device) -> None:
-    with pytest.raises(
-        DeviceMemoryError, match=r"4194304\.00 GiB of cpu memory are needed.*fewer candidates"
-    ) as caught:
+    with pytest.raises(DeviceMemoryError, match=r"4194304\.00 GiB of cpu memory is needed.*fewer candidates") as caught:
         device.zeros((2**30, 2**10, 2**10, 2), np.float16)
     assert isinstance(caught.value, MemoryError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+
+
+def test_a_run_that_a_device_has_no_room_for_says_how_much_was_asked_for(device: Device) -> None:
+    """It was raised as onnxruntime raises it."""
+    nodes = [node("Expand", ["some", "shape"], ["many"]), node("ReduceMax", ["many"], ["most"], {"axes": [0]})]
+    session = device.open(graph(nodes, GRAPH_INPUTS, {"most": np.float32}))
+    fed, found = {"some": np.ones(1, np.float32)}, {"most": np.zeros(1, np.float32)}
+    device.run(session, {**fed, "shape": np.array([4])}, found)
+    assert found["most"] == 1
+    with pytest.raises(DeviceMemoryError, match="of cpu memory is needed in one piece") as caught:
+        device.run(session, {**fed, "shape": np.array([2**48])}, found)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301
+
+
+def test_a_run_that_fails_on_a_device_is_told_in_one_line(device: Device) -> None:
+    """It was raised as onnxruntime raises it."""
+    session = device.open(graph([node("Expand", ["some", "shape"], ["many"])], GRAPH_INPUTS, {"many": np.float32}))
+    fed = {"some": np.zeros(3, np.float32), "shape": np.array([4])}
+    with pytest.raises(DeviceError, match=r"^onnxruntime could not run a graph on cpu: .*; leave providers out$"):
+        device.run(session, fed, {"many": np.zeros(4, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("reason", "needed"),
+    [
+        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 1073741824", 2**30),
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=x", None),
+        ("std::bad_alloc", None),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_what_onnxruntime_says(reason: str, needed: int | None) -> None:
+    failure = device_failure("cuda", RuntimeError(reason))
+    assert isinstance(failure, DeviceMemoryError)
+    assert failure.needed == needed
+    assert str(failure).startswith("1.00 GiB of cuda memory" if needed else "more of cuda memory")
+    assert not isinstance(device_failure("cuda", RuntimeError("CUDA failure 700: illegal access")), DeviceMemoryError)
 
 
 def test_the_graph_decides_where_rows_are_kept() -> None:
@@ -270,7 +310,7 @@ def test_rows_on_a_device_take_none_of_the_machines_memory(stories: ModelSession
 def test_picks_are_the_same(shared: Selector, at_home: Selector) -> None:
     for options in ({"n": 8}, {"n": 3, "temperature": 0.7, "top_p": 0.9}, {"n": 8, "prune": {16: 4, 48: 2}}):
         one, other = (selector.pick(PROMPTS[0], **OPTIONS, **options) for selector in (at_home, shared))
-        assert figures(other) == figures(one)
+        assert_same(other, one)
 
 
 def test_picks_for_many_prompts_in_one_batch_are_the_same(
@@ -279,13 +319,14 @@ def test_picks_for_many_prompts_in_one_batch_are_the_same(
     monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 5)
     options = {**OPTIONS, "n": 3, "stop": ["."], "in_order": True}
     one, other = (list(selector.pick_many(PROMPTS, **options)) for selector in (at_home, shared))
-    assert [figures(each) for each in other] == [figures(each) for each in one]
+    for mine, theirs in zip(other, one, strict=True):
+        assert_same(mine, theirs)
 
 
 def test_given_texts_are_scored_the_same(shared: Selector, at_home: Selector) -> None:
     texts = [", there was a little girl.", " purple seven of", "."]
     one, other = (selector.score(PROMPTS[0], texts) for selector in (at_home, shared))
-    assert figures(other) == figures(one)
+    assert_same(other, one)
 
 
 def test_beginnings_of_prompts_are_not_kept(rows_on_device: None, at_home: Selector) -> None:
@@ -293,23 +334,24 @@ def test_beginnings_of_prompts_are_not_kept(rows_on_device: None, at_home: Selec
     prompt = " ".join(["One day the dog ran to the park and saw a cat."] * 16)
     keeping = Selector(STORIES, head=at_home._open().head, threads=1, prefix_cache_bytes=2**24)
     for _ in range(2):
-        assert figures(keeping.pick(prompt, n=2, **OPTIONS)) == figures(at_home.pick(prompt, n=2, **OPTIONS))
+        assert_same(keeping.pick(prompt, n=2, **OPTIONS), at_home.pick(prompt, n=2, **OPTIONS))
     assert keeping._open().prefixes is None
 
 
 def test_threads_do_not_disturb_each_other(shared: Selector, at_home: Selector) -> None:
-    alone = [figures(at_home.pick(prompt, n=3, **OPTIONS)) for prompt in PROMPTS]
+    alone = [at_home.pick(prompt, n=3, **OPTIONS) for prompt in PROMPTS]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda prompt: figures(shared.pick(prompt, n=3, **OPTIONS)), PROMPTS))
-    assert together == alone
+        together = list(pool.map(lambda prompt: shared.pick(prompt, n=3, **OPTIONS), PROMPTS))
+    for mine, theirs in zip(together, alone, strict=True):
+        assert_same(mine, theirs)
 
 
 def test_an_interrupted_pick_leaves_the_selector_usable(shared: Selector, at_home: Selector) -> None:
-    expected = figures(at_home.pick(PROMPTS[0], n=4, **OPTIONS))
+    expected = at_home.pick(PROMPTS[0], n=4, **OPTIONS)
     for delay in (0.01, 0.03, 0.1):
         with pytest.raises(KeyboardInterrupt), interrupting(delay):
             shared.pick(PROMPTS[0], n=16, max_new_tokens=480)
-        assert figures(shared.pick(PROMPTS[0], n=4, **OPTIONS)) == expected
+        assert_same(shared.pick(PROMPTS[0], n=4, **OPTIONS), expected)
 
 
 @contextmanager

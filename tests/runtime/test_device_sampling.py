@@ -18,6 +18,7 @@ from swift_edge import Selector
 from swift_edge.bundle import open_bundle
 from swift_edge.device_cache import Device, DeviceArray
 from swift_edge.device_sampling import MOST_LIKELY, DeviceLogits, LogitReader
+from swift_edge.errors import LogitsError
 from swift_edge.sampling import SamplingOptions, sample, sample_most_likely
 from swift_edge.session import ModelSession
 from swift_edge.signals import summarize
@@ -55,6 +56,18 @@ def test_rows_are_found_in_the_order_they_have_now(laid: Laid, vocab_size: int, 
     np.testing.assert_allclose(found.log_normalizer, summarize(expected).log_normalizer, atol=1e-5)
     scaled = (expected - expected.max(axis=1, keepdims=True)) / 0.5
     np.testing.assert_allclose(found.log_scaled, summarize(scaled).log_normalizer, atol=1e-5)
+    summary = summarize(expected, entropy=True, self_certainty=True)
+    np.testing.assert_allclose(found.entropy, summary.entropy, atol=1e-5)
+    np.testing.assert_allclose(found.self_certainty, summary.self_certainty, atol=1e-5)
+
+
+def test_tokens_that_cannot_come_weigh_nothing(laid: Laid) -> None:
+    """Zero times minus infinity would be no number."""
+    logits = np.array([[0.0, 1.0, -np.inf, 2.0], [-np.inf, -np.inf, 3.0, -np.inf]], np.float32)
+    found = DeviceLogits(*laid(logits), np.arange(2)).most_likely(1.0)
+    summary = summarize(logits, entropy=True, self_certainty=True)
+    np.testing.assert_allclose(found.entropy, summary.entropy, atol=1e-6)
+    np.testing.assert_array_equal(found.self_certainty, summary.self_certainty)
 
 
 @given(
@@ -147,6 +160,7 @@ def test_logits_stay_only_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatc
         ({"top_p": 0.9, "min_p": 0.05}, True),
         ({"top_p": 1.0}, False),  # they are not left on the device
         ({"top_p": 0.9, "signal": "self_certainty"}, False),
+        ({"top_p": 0.9, "min_p": 0.05, "signal": "self_certainty"}, True),
     ],
 )
 def test_picks_are_those_of_whole_rows(
@@ -164,12 +178,19 @@ def test_picks_are_those_of_whole_rows(
     found = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     for one, other in zip(expected, found, strict=True):
         assert [each.token_ids for each in other.candidates] == [each.token_ids for each in one.candidates]
-        logprobs = [[each.logprob for each in picked.candidates] for picked in (one, other)]
-        np.testing.assert_allclose(logprobs[1], logprobs[0], atol=1e-4)
+        for name in ("logprob", "score"):
+            figures = [[getattr(each, name) for each in picked.candidates] for picked in (one, other)]
+            np.testing.assert_allclose(figures[1], figures[0], atol=1e-4)
     on_device = options["top_p"] < 1 or "top_k" in options
-    assert bool(looked) == (on_device and "signal" not in options)
+    assert bool(looked) == on_device
     # Rows that are admitted between two steps bring the others back whole, once.
     assert (len(fetched) > len(looked)) == rows_whole
+
+
+def test_a_row_that_is_fetched_whole_is_named_by_its_own_number() -> None:
+    """It was called row 0, whichever it was."""
+    with pytest.raises(LogitsError, match=r"row 7 of the logits holds NaN"):
+        summarize(np.full((1, 9), np.nan, np.float32), first_row=7)
 
 
 def test_prompts_follow_picks_whose_last_rows_were_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
