@@ -355,6 +355,9 @@ def select(
     """Decide between the candidates of a prompt and put everything together; `bundle` as the caller named it."""
     decided = decision.apply(candidates)
     ranked = tuple(candidates[index] for index in decided.ranked)
+    warnings = opened.warnings
+    if ranked[0].dropped_because is not None:
+        warnings += (f"no candidate was written to its end, the pick neither: {ranked[0].dropped_because}",)
     return Selection(
         best=ranked[0],
         candidates=candidates,
@@ -372,5 +375,5 @@ def select(
         stopped_because=stopped_because,
         rows=rows,
         prompt_index=prompt_index,
-        warnings=opened.warnings,
+        warnings=warnings,
     )

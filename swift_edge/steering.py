@@ -6,9 +6,10 @@ from what was written down. Knows token counts, scores and answers. Does not kno
 """
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeGuard
 
 from swift_edge.decision import Decision
 from swift_edge.errors import InvalidOptionError
@@ -281,5 +282,5 @@ _REASONS: Final[Mapping[StopReason, str]] = {
 }
 
 
-def _number(number: object) -> bool:
-    return isinstance(number, (int, float)) and not isinstance(number, bool)
+def _number(number: object) -> TypeGuard[float]:
+    return isinstance(number, numbers.Real) and not isinstance(number, bool)

@@ -115,6 +115,10 @@ def test_budgets_hold(selector: Selector) -> None:
         assert found.stopped_because in ("budget_tokens", "max_n")
     unfinished = selector.pick(QUESTIONS[2], n=8, max_new_tokens=96, budget_tokens=8, min_confidence=0.1)
     assert (unfinished.p_correct, unfinished.answers, unfinished.abstained) == (None, (), True)
+    # An unfinished candidate was picked without a word.
+    reason = unfinished.best.dropped_because
+    assert unfinished.warnings == (f"no candidate was written to its end, the pick neither: {reason}",)
+    assert selector.pick(QUESTIONS[2], n=2, max_new_tokens=96, budget_tokens=400).warnings == ()
     found = selector.pick(QUESTIONS[2], n="auto", max_n=16, max_new_tokens=96, min_confidence=1.0, budget_seconds=1e-6)
     assert found.stopped_because == "budget_seconds"
     assert [each.n_tokens for each in found.candidates] == [1] * 4
@@ -133,7 +137,8 @@ def test_rows_of_a_graph_that_concatenates_begin_together() -> None:
 
 def test_numbers_of_numpy_are_numbers(selector: Selector) -> None:
     """A number of candidates by NumPy was refused."""
-    found = selector.pick(QUESTIONS[0], n=np.int64(2), max_new_tokens=8, budget_tokens=np.int32(12))
+    budgets = {"budget_tokens": np.int32(12), "budget_seconds": np.int64(60)}
+    found = selector.pick(QUESTIONS[0], n=np.int64(2), max_new_tokens=8, **budgets)
     assert len(found.candidates) == 2
     assert found.usage.completion_tokens <= 12
 
