@@ -169,7 +169,8 @@ class ContinuousBatch:
                 if kept and kept + prompt.kept_rows > self.rows:
                     return
                 self._seated.append(self._queue.popleft())
-            prompt.admit(self._loop, free)
+            # Candidates of a prompt with rows of its own begin together, even where a later prompt leaves less room.
+            prompt.admit(self._loop, free if prompt.kept_rows is None else prompt.kept_rows)
 
     @property
     def _takes_rows(self) -> bool:

@@ -72,7 +72,7 @@ class CacheRecord:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, json.dumps(document).encode())
-        with contextlib.suppress(FileNotFoundError):  # another process drops them, too
+        with contextlib.suppress(OSError):  # another process drops them, too; and this one is written
             records = sorted(self._path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
             for record in records[:-MOST_RECORDS]:
                 record.unlink()

@@ -228,7 +228,6 @@ class DecodeLoop:
         found = logits.most_likely(self._sampling.temperature or 1.0)
         token_ids = np.empty(len(self._rows), np.int64)  # [m]
         logprob = np.empty(len(self._rows), np.float64)  # [m]
-        asked = {"entropy": self._entropy, "self_certainty": self._self_certainty}
         for number, row in enumerate(self._rows):
             ids, values, normalizer = found.token_ids[number], found.logits[number], found.log_normalizer[number]
             drawn = None
@@ -244,12 +243,9 @@ class DecodeLoop:
                 )
             if drawn is None:
                 whole = logits.whole(np.array([number]))  # [1, v]
-                summary = summarize(whole, first_row=number, **asked)
+                summary = summarize(whole, first_row=number)
                 drawn = int(sample(whole, self._sampling, [row.generator], [row.seen], summary=summary)[0])
                 logprob[number] = token_statistics(whole, np.array([drawn]), summary=summary).logprob[0]
-                for name, figures in (("entropy", found.entropy), ("self_certainty", found.self_certainty)):
-                    if asked[name]:
-                        figures[number] = getattr(summary, name)[0]
             else:
                 logprob[number] = float(values[ids == drawn][0]) - normalizer
             token_ids[number] = drawn

@@ -37,7 +37,7 @@ _COPY: Final = graph(
     outputs={"target": np.float32},
 )
 
-_OUT_OF_MEMORY: Final = re.compile(r"out of memory|failed to allocate|bad_alloc", re.IGNORECASE)
+_OUT_OF_MEMORY: Final = re.compile(r"out of memory|failed to allocate|bad_alloc|alloc_failed", re.IGNORECASE)
 _SIZE: Final = re.compile(r"buffer of size (\d+)")
 
 

@@ -22,6 +22,7 @@
     ├── TokenizerError               (ValueError)   a tokenizer that does not read or does not belong to the model
     ├── LogitsError                  (FloatingPointError) logits without a distribution
     ├── ProviderError                (RuntimeError) an execution provider that the session did not get
+    ├── DeviceError                  (RuntimeError) a small graph that failed on its device
     ├── MemoryLimitError             (MemoryError)  more memory wanted than there is
     ├── DeviceMemoryError            (MemoryError)  more memory wanted than a device has left
     ├── DiskSpaceError               (OSError)      more disk wanted than there is
@@ -225,9 +226,10 @@ class DeviceMemoryError(SwiftEdgeError, MemoryError):
         """Name the device, the size in bytes, and what onnxruntime said."""
         self.needed = needed
         wanted = "more" if needed is None else size_text(needed)
+        elsewhere = "" if device == "cpu" else ", or leave providers out"
         super().__init__(
             f"{wanted} of {device} memory is needed in one piece, and onnxruntime did not get it: "
-            f"{reason}; ask for fewer candidates or fewer tokens, or leave providers out",
+            f"{reason}; ask for fewer candidates or fewer tokens{elsewhere}",
             device,
             needed,
             reason,

@@ -203,11 +203,11 @@ class OpenedModel:
         return sampling, ranking, plan
 
     def paced(self, plan: Plan) -> Plan:
-        """The plan as it goes best on this machine, which is measured if it has to be: by the bundle's own settings.
+        """The plan as it goes best on this machine, which is measured if it has to be.
 
-        Whatever a first pick asks for, later ones are paced alike.
+        With the bundle's own sampling: whatever a first pick asks for, later ones are paced alike.
         """
-        return self.pace.applied(plan, self.ranking(None), self._default_sampling())
+        return self.pace.applied(plan, self._default_sampling())
 
     def _default_sampling(self) -> SamplingOptions:
         """How tokens are drawn where nothing is said."""

@@ -6,15 +6,17 @@ Does not know how a step is timed.
 """
 
 import contextlib
+import math
 import os
+import platform
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from swift_edge.bundle import Bundle
 from swift_edge.cache_folder import CacheRecord
+from swift_edge.errors import SwiftEdgeError
 from swift_edge.machine import available_memory
 from swift_edge.providers import onnxruntime_module
 from swift_edge.sampling import SamplingOptions
@@ -27,14 +29,16 @@ RECORD_VERSION: Final = 1
 ROWS: Final = (1, 4, 8, 16)
 """Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
 NEW_TOKENS: Final = 4
-ROUNDS: Final = 2
+ROUNDS: Final = 3
+LONG_PROMPT: Final = 1024
+"""Prompt tokens beyond which what was measured with short prompts says little: attention takes its time and memory."""
 
 
 class Pace:
     """How long the steps of an opened bundle take; shared by threads.
 
     >>> pace = Pace(bundle, session)
-    >>> plan = pace.applied(plan, ranking, sampling)
+    >>> plan = pace.applied(plan, sampling)
     """
 
     def __init__(self, bundle: Bundle, session: ModelSession) -> None:
@@ -42,70 +46,68 @@ class Pace:
         self._bundle = bundle
         self._session = session
         self._lock = threading.Lock()
-        self._looked = False
         self._times: StepTimes | None = None
-        self.measured_s = 0.0
-        """Seconds spent on measuring so far."""
+        self.is_settled = False
+        """Whether it is known how long steps take, or that it is not to be known."""
 
-    def applied(self, plan: Plan, ranking: Ranking, sampling: SamplingOptions) -> Plan:
+    def applied(self, plan: Plan, sampling: SamplingOptions) -> Plan:
         """The plan with as many rows beside each other as pay here, and without dropping rows that cost nothing.
 
-        Plans whose rows are all told are left as they are. Measures if nothing is known yet, with `ranking` and
-        `sampling`, unless the pick has a time to keep.
+        A plan that tells its rows, or that has tokens to save, is left as it is. Measures, drawing by `sampling`, if
+        nothing is known yet, unless the pick has a time to keep.
         """
         prunes = plan.pruning is not None and plan.pruning.keep is None
-        if not (plan.adaptive or prunes):
+        if not (plan.adaptive or prunes) or plan.budget_tokens is not None:
             return plan
-        times = self._known(ranking, sampling, may_measure=plan.budget_s is None)
+        times = self._known(sampling, may_measure=plan.budget_s is None)
         if times is None:
             return plan
         rows = times.rows_that_pay(plan.rows, plan.most) if plan.adaptive else plan.rows
-        if plan.budget_tokens is not None:
-            rows = min(rows, plan.budget_tokens)
-        return replace(plan, rows=rows, free_rows=times.free_rows if prunes else 0)
+        return replace(plan, rows=rows, free_rows=times.free_rows if prunes else 0, long_prompt_rows=plan.rows)
 
-    def _known(self, ranking: Ranking, sampling: SamplingOptions, *, may_measure: bool) -> StepTimes | None:
+    def _known(self, sampling: SamplingOptions, *, may_measure: bool) -> StepTimes | None:
         """What was measured, now or earlier; None where nothing was, or where it cannot be kept."""
-        with self._lock:
-            if self._looked:
-                return self._times
-            record, key = self._record()
-            if not record.is_kept:
-                self._looked = True
-                return None
-            self._times = _read(record.read(), key)
-            if self._times is None and may_measure:
-                times = self._measured(ranking, sampling)
-                # What the next start would not know must not decide what this one picks.
-                with contextlib.suppress(OSError):
-                    record.write({**key, "seconds": {str(rows): seconds for rows, seconds in times.seconds.items()}})
-                    self._times = times
-            self._looked = may_measure or self._times is not None
+        # A pick that has a time to keep does not wait for the measurement of another thread either.
+        if not self._lock.acquire(blocking=may_measure):
+            return None
+        try:
+            if not self.is_settled:
+                record, key = self._record()
+                self._times = _read(record.read(), key)
+                if self._times is None and record.is_kept and may_measure:
+                    self._measure(sampling, record, key)
+                self.is_settled = may_measure or self._times is not None
             return self._times
+        finally:
+            self._lock.release()
 
     def _record(self) -> tuple[CacheRecord, dict[str, Any]]:
         """Where the times are kept, and under which conditions they hold."""
         session, files = self._session, self._bundle.manifest.files
-        folder = str(self._bundle.path.resolve())
         key = {
             "version": RECORD_VERSION,
             "files": {name: files[name].sha256 for name in self._bundle.manifest.fixed_files},
             "onnxruntime": onnxruntime_module().__version__,
             "cores": os.cpu_count(),
         }
-        return CacheRecord("pace", f"{folder}\n{session.threads}\n{','.join(session.providers)}"), key
+        # A home folder may be shared by machines.
+        subject = (platform.node(), str(self._bundle.path.resolve()), str(session.threads), *session.providers)
+        return CacheRecord("pace", "\n".join(subject)), key
 
-    def _measured(self, ranking: Ranking, sampling: SamplingOptions) -> StepTimes:
-        """Time a few steps of as many rows as memory holds."""
-        begun = time.perf_counter()
+    def _measure(self, sampling: SamplingOptions, record: CacheRecord, key: Mapping[str, Any]) -> None:
+        """Time a few steps and keep the times; where memory does not hold so many rows, a later start may."""
         session = self._session
-        fitting = session.fitting_rows(
-            ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available_memory(), layers=len(ranking.layers)
-        )
-        sizes = [rows for rows in ROWS if rows <= fitting]
-        times = measure_steps(session, ranking, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS)
-        self.measured_s += time.perf_counter() - begun
-        return times
+        # What cannot be measured or kept now must not decide what is picked now, nor be a reason not to pick.
+        with contextlib.suppress(SwiftEdgeError, OSError):
+            available = available_memory()
+            if session.fitting_rows(ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < ROWS[-1]:
+                return
+            # A head is left out: it adds little to a step, and whichever came first would decide for all.
+            ranking = Ranking(None, "mean_logprob")
+            times = measure_steps(session, ranking, sampling, ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+            record.write({**key, "seconds": {str(rows): seconds for rows, seconds in times.seconds.items()}})
+            # As it was written: another process may have done so meanwhile.
+            self._times = _read(record.read(), key)
 
 
 def _read(document: Any, key: Mapping[str, Any]) -> StepTimes | None:
@@ -113,10 +115,8 @@ def _read(document: Any, key: Mapping[str, Any]) -> StepTimes | None:
     if not isinstance(document, dict) or {name: document.get(name) for name in key} != key:
         return None
     seconds = document.get("seconds")
-    if not isinstance(seconds, dict) or not seconds:
+    if not isinstance(seconds, dict) or list(seconds) != [str(rows) for rows in ROWS]:
         return None
-    try:
-        times = {int(rows): float(taken) for rows, taken in seconds.items()}
-    except (TypeError, ValueError):
+    if not all(isinstance(taken, float) and 0 < taken < math.inf for taken in seconds.values()):
         return None
-    return StepTimes(dict(sorted(times.items()))) if all(taken > 0 for taken in times.values()) else None
+    return StepTimes({int(rows): taken for rows, taken in seconds.items()})

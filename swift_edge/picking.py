@@ -15,6 +15,7 @@ from swift_edge.decision import Decision
 from swift_edge.decode import DecodeLoop, Finished, Step
 from swift_edge.machine import available_memory, require_available
 from swift_edge.opening import OpenedModel, Options, Prompt
+from swift_edge.pace import LONG_PROMPT
 from swift_edge.results import (
     Candidate,
     CandidateDropped,
@@ -133,7 +134,10 @@ class _Pick:
         plan, kept_rows = work.plan, None
         if not plan.is_fixed:
             refills = work.opened.session.takes_ragged_rows
-            plan = replace(plan, rows=min(plan.rows, request.rows), refills=refills)
+            rows = plan.rows
+            if plan.long_prompt_rows is not None and len(request.prompt_ids) > LONG_PROMPT:
+                rows = plan.long_prompt_rows
+            plan = replace(plan, rows=min(rows, request.rows), refills=refills)
             self.steering, kept_rows = Steering(plan), plan.rows
         begun = range(plan.most if kept_rows is None else kept_rows)
         self.queued = batch.submit(request.prompt_ids, begun, work.options.seed, kept_rows=kept_rows)

@@ -74,12 +74,12 @@ class Pruning:
         `arrived` holds their token ids by candidate; `worth` is that of all that came so far or ended before, of them
         too. `answered` says whether an answer can be seen.
         """
-        ordered = sorted(worth, key=lambda index: (-_comparable(worth[index]), index))
-        best = _comparable(worth[ordered[0]])
+        ordered = sorted(worth, key=lambda index: (-comparable(worth[index]), index))
+        best = comparable(worth[ordered[0]])
         found: dict[int, str] = {}
         kept_texts: set[tuple[int, ...]] = set()
         for place, index in enumerate(ordered):
-            behind = best - _comparable(worth[index])
+            behind = best - comparable(worth[index])
             if self.keep is not None:
                 reason = f"at {tokens} tokens {place} others had a greater score, {self.keep[tokens]} stay"
                 weak = place >= self.keep[tokens]
@@ -94,5 +94,6 @@ class Pruning:
         return found
 
 
-def _comparable(number: float) -> float:
+def comparable(number: float) -> float:
+    """A score by which candidates are ordered: one that is no number is the weakest."""
     return -math.inf if math.isnan(number) else number

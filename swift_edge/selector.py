@@ -109,13 +109,14 @@ class Selector:
         function from the candidates' texts to one score each. With `min_confidence` the selection says whether the
         pick is less likely to be right than that.
 
-        With `n="auto"` four candidates are begun, and more, up to `max_n` (16), until an answer is as likely as
-        `min_confidence`; without that, until what more of them could change is not worth their tokens. `prune` drops
-        rows while they are written: `auto` those that the head calibrated on prefixes finds much less likely than the
-        best, a schedule such as `{16: 8, 32: 4}` all but the best 8 at 16 tokens and all but 4 at 32, `off` none. None
-        is `auto` with `n="auto"`, where tokens are to be saved, and `off` with a number. `budget_tokens` bounds the
-        response tokens of all candidates, `budget_seconds` the time, but for one step and the reading of the prompt.
-        Candidates that are dropped are in the selection, with the reason.
+        With `n="auto"` four candidates are begun, or as many as get it done soonest on this machine, and more, up to
+        `max_n` (16), until an answer is as likely as `min_confidence`; without that, until what more of them could
+        change is not worth their tokens. `prune` drops rows while they are written: `auto` those that the head
+        calibrated on prefixes finds much less likely than the best, a schedule such as `{16: 8, 32: 4}` all but the
+        best 8 at 16 tokens and all but 4 at 32, `off` none. None is `auto` with `n="auto"`, where tokens are to be
+        saved, and `off` with a number. `budget_tokens` bounds the response tokens of all candidates, `budget_seconds`
+        the time, but for one step and the reading of the prompt. Candidates that are dropped are in the selection, with
+        the reason.
 
         Raises `InvalidOptionError` for options out of range or n > 1 at temperature 0, `PromptError` for a prompt that
         is empty, too long or refused by the template, `MemoryLimitError` if the rows cannot fit into memory.
@@ -314,9 +315,10 @@ class Selector:
         was_open = self._opened is not None
         pace = self._open().pace
         load_s = 0.0 if was_open else time.perf_counter() - started
-        known_s = pace.measured_s
+        was_settled, begun = pace.is_settled, time.perf_counter()
         work = self._work(options)
-        load_s += pace.measured_s - known_s
+        if pace.is_settled and not was_settled:
+            load_s += time.perf_counter() - begun
         request = Request.of(work, prompt, started, load_s)
         return (event for _, event in pick_each(work, iter((request,)), watched=watched))
 

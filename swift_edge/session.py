@@ -22,6 +22,8 @@ CHUNK_TOKENS = 512
 """Prompt tokens per run of the graph: long enough to keep the cores busy, short enough to bound the activations."""
 WORKING_BYTES = 64 * 2**20
 """What onnxruntime itself takes for a step, beside what it reads and writes: measured 30 MiB at 0.5 B parameters."""
+MOST_READERS = 4
+"""Heads whose weights stay on a device."""
 LOGITS_BYTES = 64 * 2**20
 """Most memory that the logits of one prefill run may take."""
 
@@ -48,7 +50,7 @@ class ModelSession:
         self.hidden_size = graph.hidden_size
         self.context_length = bundle.manifest.architecture.context_length
         self.num_layers = graph.num_layers
-        self._state_reader: StateReader | None = None
+        self._state_readers: tuple[StateReader, ...] = ()
 
     @property
     def takes_ragged_rows(self) -> bool:
@@ -194,7 +196,8 @@ class ModelSession:
 
         Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both are views
         of memory that the next decode of this cache writes to. Where rows are on a device, logits stay there with
-        `on_device`, and hidden states with `weights` for them: their products come back instead.
+        `on_device`, and hidden states with `weights`: those of their layers, and the products come back instead.
+        Raises what `StepMemory.run` does.
         """
         fed = np.asarray(token_ids, np.int64)[:, None]  # [m, 1]
         rows = cache.rows
@@ -206,7 +209,7 @@ class ModelSession:
         cache.reserve(run_rows, cache.longest + 1)
         memory = cache.step_memory
         reader = None if weights is None or self.graph.device is None else self._reader_of(weights)
-        key = (layers, on_device, reader)
+        key = (layers if reader is None else reader.weights.layers, on_device, reader)
         if not isinstance(memory, StepMemory) or memory.rows < run_rows or memory.key != key:
             memory = cache.step_memory = StepMemory(self.graph, run_rows, 1, run_rows, *key)
         if run_rows > rows:
@@ -219,12 +222,14 @@ class ModelSession:
         return StepOutput(own_logits, states, kept, products)
 
     def _reader_of(self, weights: StateWeights) -> StateReader:
-        """What multiplies with these weights on the device, made once for those used last."""
-        reader = self._state_reader
-        if reader is None or not reader.weights.same_as(weights):
+        """What multiplies with these weights on the device, made once for the heads used last."""
+        readers = self._state_readers
+        found = next((reader for reader in readers if reader.weights.same_as(weights)), None)
+        if found is None:
             assert self.graph.device is not None
-            reader = self._state_reader = StateReader(self.graph.device, self.graph.hidden_dtype, weights)
-        return reader
+            found = StateReader(self.graph.device, self.graph.hidden_dtype, weights)
+            self._state_readers = (*readers[1 - MOST_READERS :], found)
+        return found
 
     def _rows_per_run(self, rows: int) -> int:
         """Rows that a decode step of `rows` live rows runs."""

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias, TypeGuard
 from swift_edge.decision import Decision
 from swift_edge.errors import InvalidOptionError
 from swift_edge.option_checks import is_whole
-from swift_edge.pruning import Pruning
+from swift_edge.pruning import Pruning, comparable
 from swift_edge.selection import answer_sums
 from swift_edge.stopping import FIRST_CANDIDATES, LEAST_GAIN, LEAST_LEAD, confidence_at, gain, lead, likeliest
 
@@ -46,6 +46,8 @@ class Plan:
     """Whether a row that is free is taken over while others go on; where a graph concatenates, rows begin together."""
     free_rows: int = 0
     """Rows that cost nothing on this machine: where no candidate waits for one, so many are not dropped."""
+    long_prompt_rows: int | None = None
+    """Rows where the prompt is longer than those that the machine was measured with; None: as many."""
 
     @classmethod
     def of(
@@ -171,7 +173,7 @@ class Steering:
         self, live: Mapping[int, int], score_of: Callable[[int], float], ids_of: Callable[[int], Sequence[int]]
     ) -> dict[int, str]:
         """What the rule drops of the candidates that have come to one of its token counts."""
-        pruning, found = self._plan.pruning, dict[int, str]()
+        pruning, found, behind = self._plan.pruning, dict[int, str](), dict[int, float]()
         if pruning is None:
             return found
         answered = any(each.answer is not None for each in self._completed.values())
@@ -184,11 +186,15 @@ class Steering:
                 for index, each in self._completed.items()
                 if index not in worth
             }
-            found |= pruning.dropped(count, arrived, worth | ended, answered=answered)
+            dropped = pruning.dropped(count, arrived, worth | ended, answered=answered)
+            best = max(map(comparable, (worth | ended).values()))
+            behind |= {index: best - comparable(worth[index]) for index in dropped}
+            found |= dropped
         if self.begun < self._plan.most:
             return found
         paying = max(0, len(live) - self._plan.free_rows)
-        return dict(list(found.items())[-paying:] if paying else ())  # the weakest are last
+        weakest = sorted(found, key=behind.__getitem__, reverse=True)
+        return {index: found[index] for index in weakest[:paying]}
 
     def _stops(self, left: Mapping[int, int], elapsed_s: float) -> StopReason | None:
         """Why the pick ends now, if it does."""

@@ -93,8 +93,9 @@ class StepMemory:
         """Feed `token_ids` `[m, s]`; `wanted` are the positions among the m * s tokens with logits.
 
         Rows behind the live ones stand in: they start at length 0, and what they write is never read. The cache has to
-        have room for all of them. What is given out are views of this memory, which the next run writes to. Raises
-        `BundleError` if onnxruntime cannot run the graph.
+        have room for all of them. What is given out are views of this memory, which the next run writes to, but for
+        products. Raises `BundleError` if onnxruntime cannot run the graph, `DeviceMemoryError` if memory runs out, and
+        `DeviceError` if what reads states on a device fails there.
         """
         graph = self._graph
         rows, tokens = token_ids.shape

@@ -4,6 +4,7 @@ A step is what the loop does for a pick: sampling, the graph with the states tha
 the loop and the clock. Does not know candidates or heads.
 """
 
+import itertools
 import math
 import random
 import statistics
@@ -47,7 +48,8 @@ class StepTimes:
     def free_rows(self) -> int:
         """The most rows whose step takes hardly longer than one of a single row: without them nothing is saved."""
         limit = FREE * self.seconds[min(self.seconds)]
-        return max(rows for rows, seconds in self.seconds.items() if seconds <= limit)
+        free = itertools.takewhile(lambda rows: self.seconds[rows] <= limit, self.seconds)
+        return max(free)
 
     def of(self, steps: Mapping[int, int]) -> float:
         """Seconds of so many steps by their rows; what lies between measured numbers of rows is interpolated."""

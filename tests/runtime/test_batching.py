@@ -173,3 +173,18 @@ def test_nothing_submitted_is_nothing_done(stories: ModelSession) -> None:
     assert list(batch.steps()) == []
     batch.submit(np.array(PROMPTS[0]), range(0), seed=0)
     assert list(batch.steps()) == []
+
+
+def test_candidates_with_rows_of_their_own_begin_together_even_where_a_later_prompt_leaves_less_room(
+    stories: ModelSession,
+) -> None:
+    """As many as there was room for began at once, the others a step later: what is compared was not alike."""
+    batch = new_batch(stories, 8, max_new_tokens=3, eos_ids=())
+    first = batch.submit(np.array(PROMPTS[0]), range(6), seed=0, kept_rows=6)
+    batch.rows = 4
+    sizes = []
+    for step in batch.steps():
+        sizes.append(len(step.candidates))
+        if len(sizes) == 3:
+            batch.close(first)
+    assert sizes == [6, 6, 6]

@@ -193,6 +193,7 @@ def test_a_run_that_fails_on_a_device_is_told_in_one_line(device: Device) -> Non
         ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 1073741824", 2**30),
         ("CUDA failure 2: out of memory ; GPU=0 ; hostname=x", None),
         ("std::bad_alloc", None),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", None),
     ],
 )
 def test_memory_that_ran_out_is_known_by_what_onnxruntime_says(reason: str, needed: int | None) -> None:

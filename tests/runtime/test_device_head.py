@@ -16,7 +16,7 @@ from swift_edge.device_cache import Device
 from swift_edge.device_head import StateReader
 from swift_edge.head import Head, Norm
 from swift_edge.scoring import Ranking
-from swift_edge.session import ModelSession
+from swift_edge.session import MOST_READERS, ModelSession
 from swift_edge.signals import TokenStatistics
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
@@ -91,11 +91,11 @@ def test_weights_are_put_onto_the_device_once_until_others_are_used(rows_on_devi
     session.prefill(cache, [5, 6, 7])
 
     def products(head: Head) -> tuple[object, np.ndarray[Any, Any]]:
-        out = session.decode(cache, [8], layers=head.layers, weights=Ranking.by_head(head, ()).weights)
+        out = session.decode(cache, [8], weights=Ranking.by_head(head, ()).weights)
         cache.truncate(3)
         assert out.hidden_states is None
         assert out.products is not None
-        return session._state_reader, out.products
+        return session._state_readers[-1], out.products
 
     (first, one), (again, same) = products(stories_head), products(stories_head)
     assert first is again
@@ -104,8 +104,12 @@ def test_weights_are_put_onto_the_device_once_until_others_are_used(rows_on_devi
     changed, doubled = products(other)
     assert changed is not first
     np.testing.assert_allclose(doubled, 2 * one, rtol=1e-5)
+    assert len(session._state_readers) == 2
     normed = dataclasses.replace(other, norm="rms")
     assert not np.allclose(products(normed)[1], doubled)
+    for scale in range(3, 9):
+        products(dataclasses.replace(stories_head, weight=scale * stories_head.weight))
+    assert len(session._state_readers) == MOST_READERS
 
 
 def test_states_themselves_come_back_where_they_are_asked_for(rows_on_device: None, stories: ModelSession) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from swift_edge import Selector
 from swift_edge.bundle import open_bundle
+from swift_edge.decode import DecodeLoop, Prefilled
 from swift_edge.device_cache import Device, DeviceArray
 from swift_edge.device_sampling import MOST_LIKELY, DeviceLogits, LogitReader
 from swift_edge.errors import LogitsError
@@ -187,10 +188,19 @@ def test_picks_are_those_of_whole_rows(
     assert (len(fetched) > len(looked)) == rows_whole
 
 
-def test_a_row_that_is_fetched_whole_is_named_by_its_own_number() -> None:
+def test_a_row_that_is_fetched_whole_is_named_by_its_own_number(
+    laid: Laid, monkeypatch: pytest.MonkeyPatch, stories: ModelSession
+) -> None:
     """It was called row 0, whichever it was."""
-    with pytest.raises(LogitsError, match=r"row 7 of the logits holds NaN"):
-        summarize(np.full((1, 9), np.nan, np.float32), first_row=7)
+    logits = np.random.default_rng(0).normal(0, 3, (3, stories.vocab_size)).astype(np.float32)
+    logits[2, 7] = np.nan
+    loop = DecodeLoop(stories, SamplingOptions(top_k=5), (), 4)
+    cache = stories.new_cache(1, 9)
+    prompt = Prefilled(cache, stories.prefill(cache, [5, 6, 7]).logits, np.array([5, 6, 7]))
+    loop.admit(prompt, {0: 0, 1: 1, 2: 2}, seed=0)
+    monkeypatch.setattr(loop, "_logits", DeviceLogits(*laid(logits), np.arange(3)))
+    with pytest.raises(LogitsError, match=r"row 2 of the logits holds NaN"):
+        next(loop.steps())
 
 
 def test_prompts_follow_picks_whose_last_rows_were_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,20 @@
 """Rows and drops by the pace of the machine: what pays by hand, what is kept of a measurement, and what picks do."""
 
+import dataclasses
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from swift_edge import Selector, pace
 from swift_edge.decision import Decision
+from swift_edge.errors import DeviceMemoryError
 from swift_edge.opening import OpenedModel
+from swift_edge.session import ModelSession
 from swift_edge.steering import Plan
 from swift_edge.step_times import StepTimes
 
@@ -73,6 +78,7 @@ def test_rows_that_pay_stay_within_what_was_asked_and_measured() -> None:
 
 
 def test_rows_that_are_free() -> None:
+    assert StepTimes({1: 1.0, 4: 1.3, 8: 1.3, 16: 1.05}).free_rows == 1  # a hiccup
     assert StepTimes(FLAT).free_rows == 16
     assert StepTimes(STEEP).free_rows == 1
     assert StepTimes({1: 1.0, 4: 1.1, 8: 1.2}).free_rows == 4
@@ -81,14 +87,14 @@ def test_rows_that_are_free() -> None:
 def test_what_was_measured_once_is_known_to_the_next_start(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(STORIES)
     plan = plan_of(first)
-    assert first.pace.measured_s > 0
+    assert first.pace.is_settled
     (record,) = (cache / "pace").glob("*.json")
     document = json.loads(record.read_bytes())
     assert list(document["seconds"]) == ["1", "4", "8", "16"]
     assert all(seconds > 0 for seconds in document["seconds"].values())
     monkeypatch.setattr(pace, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
     assert plan_of(first) == plan_of(opened(STORIES)) == plan
-    assert str(cache) not in record.read_text()
+    assert str(STORIES) not in record.read_text()
 
 
 def test_another_number_of_threads_or_another_model_is_measured_for_itself(
@@ -112,7 +118,9 @@ def test_another_number_of_threads_or_another_model_is_measured_for_itself(
         lambda document: document | {"files": {}},
         lambda document: document | {"seconds": {}},
         lambda document: document | {"seconds": {"1": "fast"}},
-        lambda document: document | {"seconds": {"1": 0.0}},
+        lambda document: document | {"seconds": document["seconds"] | {"1": 0.0}},
+        lambda document: document | {"seconds": document["seconds"] | {"1": "1.0"}},
+        lambda document: document | {"seconds": {"1": 1.0}},
         lambda document: document | {"seconds": [1.0]},
     ],
 )
@@ -154,15 +162,89 @@ def test_a_pick_that_has_a_time_to_keep_does_not_measure_but_goes_by_what_is_kno
     assert len(calls) == 1
 
 
+def test_a_pick_that_has_a_time_to_keep_does_not_wait_for_another_thread(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring, may_end = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> StepTimes:
+        measuring.set()
+        assert may_end.wait(60)
+        return StepTimes(FLAT)
+
+    monkeypatch.setattr(pace, "measure_steps", slow)
+    given = opened()
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(plan_of, given)
+        assert measuring.wait(60)
+        assert plan_of(given, budget_seconds=1.0).rows == 4
+        may_end.set()
+        assert first.result().rows == 16
+    assert plan_of(given, budget_seconds=1.0).rows == 16
+
+
+def test_a_measurement_that_fails_is_no_reason_not_to_pick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fail(*_: object, **__: object) -> StepTimes:
+        calls.append(1)
+        raise DeviceMemoryError("cuda", None, "out of memory")
+
+    monkeypatch.setattr(pace, "measure_steps", fail)
+    given = opened()
+    assert plan_of(given).rows == plan_of(given).rows == 4
+    assert len(calls) == 1
+    assert not (cache / "pace").exists()
+
+
+def test_where_memory_is_short_nothing_is_measured_that_would_stay(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = measured(FLAT)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelSession, "fitting_rows", lambda *_, **__: 8)
+        assert plan_of(opened()).rows == 4
+    assert not calls
+    assert plan_of(opened()).rows == 16
+
+
+def test_the_head_that_comes_first_does_not_decide_for_others(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]]
+) -> None:
+    calls = measured(FLAT)
+    bare = dataclasses.replace(opened(), head=None)
+    assert plan_of(bare).rows == plan_of(opened()).rows == 16
+    assert len(calls) == 1
+
+
+def test_a_long_prompt_is_read_by_as_many_rows_as_were_asked_for(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(FLAT)
+    selector = Selector(MODEL)
+    assert selector.pick(QUESTION, n="auto", max_new_tokens=4).rows == 16
+    monkeypatch.setattr("swift_edge.picking.LONG_PROMPT", 8)
+    assert selector.pick(QUESTION, n="auto", max_new_tokens=4).rows == 4
+
+
+def test_what_it_took_to_measure_is_told_as_loading(cache: Path) -> None:
+    selector = Selector(STORIES)
+    selector.pick("Once", n=1, max_new_tokens=1)
+    assert selector.pick("Once", n=4, max_new_tokens=1).timings.load_s == 0
+    assert selector.pick("Once", n="auto", max_new_tokens=1).timings.load_s > 0
+    assert selector.pick("Once", n="auto", max_new_tokens=1).timings.load_s == 0
+
+
 def test_plans_whose_rows_are_told_are_left_as_they_are(
     cache: Path, measured: Callable[[dict[int, float]], list[int]]
 ) -> None:
     calls = measured(FLAT)
-    for plan in ({"n": 8}, {"n": 8, "prune": {16: 4}}, {"n": 8, "budget_tokens": 100}):
+    for plan in ({"n": 8}, {"n": 8, "prune": {16: 4}}, {"n": 8, "prune": "auto", "budget_tokens": 100}):
         paced = plan_of(opened(), **plan)  # type: ignore[arg-type]
         assert (paced.rows, paced.free_rows) == (8, 0)
+    # Many that begin together spend what there is on candidates that are never written to their ends.
+    assert plan_of(opened(), budget_tokens=100).rows == 4
     assert not calls
-    assert plan_of(opened(), budget_tokens=6).rows == 6
 
 
 def test_where_rows_cost_nothing_all_begin_together_and_none_is_dropped_for_being_weak(

@@ -123,6 +123,17 @@ def test_rows_that_cost_nothing_are_not_dropped_but_the_weakest_of_those_that_co
     assert set(Play(paced, lengths, scores, ["1", "1", "2", "3"]).run().dropped) == dropped
 
 
+def test_the_weakest_are_dropped_first_whatever_count_they_are_at() -> None:
+    """Of rows at 16 and at 32 tokens, those at 16 stayed, however weak they were."""
+    steering = Steering(replace(plan(6, prune="auto"), free_rows=5))
+    scores = [4.0, 4.0, -8.0, 4.0, 4.0, 2.0]
+    # Log-odds at 16 tokens are half of the score; at 32 the whole of it: behind by 6.0 and by 2.0.
+    orders = steering.after_step(
+        {0: 16, 1: 16, 2: 16, 3: 32, 4: 32, 5: 32}, {}, scores.__getitem__, lambda index: [index], elapsed_s=0.0
+    )
+    assert set(orders.drop) == {2}
+
+
 def test_a_row_that_costs_nothing_is_dropped_where_a_candidate_waits_for_it() -> None:
     paced = replace(plan("auto", max_n=5), free_rows=4)
     play = Play(paced, [40] * 5, [2.0, -1.5, -1.0, -3.0, 2.0], ["1", "2", "3", "4", "5"])
