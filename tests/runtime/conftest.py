@@ -15,6 +15,7 @@ import pytest
 
 from swift_edge.bundle import open_bundle
 from swift_edge.cli import main
+from swift_edge.device_cache import Device
 from swift_edge.head import Head
 from swift_edge.opening import OpenedModel
 from swift_edge.session import ModelSession
@@ -51,6 +52,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Outcome(leaving.value.code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def device() -> Device:
+    """onnxruntime's CPU, taken for a device."""
+    return Device("cpu")
+
+
+@pytest.fixture
+def rows_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every session that is opened keep its rows where the graph wants them, although that is the CPU."""
+    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,17 +37,6 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 90, "seed": 4}
 
 
 @pytest.fixture(scope="module")
-def device() -> Device:
-    return Device("cpu")
-
-
-@pytest.fixture
-def rows_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every session that is opened keep its rows where the graph wants them, although that is the CPU."""
-    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
-
-
-@pytest.fixture(scope="module")
 def elsewhere() -> ModelSession:
     """The session of `stories`, with its rows on a device."""
     with pytest.MonkeyPatch.context() as patch:

@@ -35,16 +35,6 @@ def head_of(layers: tuple[int, ...], *, gate: bool, norm: Norm, statistics: bool
     )
 
 
-@pytest.fixture(scope="module")
-def device() -> Device:
-    return Device("cpu")
-
-
-@pytest.fixture
-def rows_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("norm", ["none", "rms"])
 @pytest.mark.parametrize(
