@@ -7,16 +7,21 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swift_edge import Selector, pace
 from swift_edge.decision import Decision
 from swift_edge.errors import DeviceMemoryError
+from swift_edge.kv_cache import KVCache
 from swift_edge.opening import OpenedModel
+from swift_edge.sampling import SamplingOptions
+from swift_edge.scoring import Ranking
 from swift_edge.session import ModelSession
 from swift_edge.steering import Plan
-from swift_edge.step_times import StepTimes
+from swift_edge.step_memory import StepOutput
+from swift_edge.step_times import StepTimes, timed_steps
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -38,11 +43,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], li
     calls: list[int] = []
 
     def call(seconds: dict[int, float]) -> list[int]:
-        def times(*_: object, **__: object) -> StepTimes:
+        def times(*_: object, **__: object) -> dict[int, list[list[float]]]:
             calls.append(len(calls))
-            return StepTimes(seconds)
+            # One hiccup in each round.
+            return {rows: [[9 * taken, taken], [taken, 9 * taken]] for rows, taken in seconds.items()}
 
-        monkeypatch.setattr(pace, "measure_steps", times)
+        monkeypatch.setattr(pace, "timed_steps", times)
         return calls
 
     return call
@@ -64,6 +70,7 @@ def opened(path: Path = MODEL, threads: int = 1) -> OpenedModel:
         (STEEP, 4),
         # Any number from 4 to 16 in rounds of 4, 8 and 16: 37 x 2.5, 21 x 4.0 and 13 x 7.0, all near one another.
         ({1: 1.0, 4: 2.5, 8: 4.0, 16: 7.0}, 4),
+        ({1: 1.0, 4: 2.0, 8: 2.7, 16: 5.0}, 4),
         ({1: 1.0, 4: 2.0, 8: 2.5, 16: 5.0}, 8),
     ],
 )
@@ -84,6 +91,25 @@ def test_rows_that_are_free() -> None:
     assert StepTimes({1: 1.0, 4: 1.1, 8: 1.2}).free_rows == 4
 
 
+def test_every_step_that_is_timed_runs_the_graph_and_the_prompt_is_read_once(
+    stories: ModelSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step was timed as well, which feeds nothing where no head reads: the shortest of all."""
+    decoded, prefilled = [], []
+    decode, prefill = ModelSession.decode, ModelSession.prefill
+
+    def watched(self: ModelSession, cache: KVCache, *arguments: Any, **options: Any) -> StepOutput:
+        decoded.append(cache.rows)
+        return decode(self, cache, *arguments, **options)
+
+    monkeypatch.setattr(ModelSession, "decode", watched)
+    monkeypatch.setattr(ModelSession, "prefill", lambda self, *a, **b: prefilled.append(1) or prefill(self, *a, **b))
+    timed = timed_steps(stories, Ranking(None, "mean_logprob"), SamplingOptions(), (4, 1), new_tokens=3, rounds=2)
+    assert {rows: [len(steps) for steps in rounds] for rows, rounds in timed.items()} == {1: [3, 3], 4: [3, 3]}
+    assert sorted(decoded) == [1] * 6 + [4] * 6
+    assert len(prefilled) == 1
+
+
 def test_what_was_measured_once_is_known_to_the_next_start(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(STORIES)
     plan = plan_of(first)
@@ -92,7 +118,7 @@ def test_what_was_measured_once_is_known_to_the_next_start(cache: Path, monkeypa
     document = json.loads(record.read_bytes())
     assert list(document["seconds"]) == ["1", "4", "8", "16"]
     assert all(seconds > 0 for seconds in document["seconds"].values())
-    monkeypatch.setattr(pace, "measure_steps", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(pace, "timed_steps", lambda *_, **__: pytest.fail("measured again"))
     assert plan_of(first) == plan_of(opened(STORIES)) == plan
     assert str(STORIES) not in record.read_text()
 
@@ -167,12 +193,12 @@ def test_a_pick_that_has_a_time_to_keep_does_not_wait_for_another_thread(
 ) -> None:
     measuring, may_end = threading.Event(), threading.Event()
 
-    def slow(*_: object, **__: object) -> StepTimes:
+    def slow(*_: object, **__: object) -> dict[int, list[list[float]]]:
         measuring.set()
         assert may_end.wait(60)
-        return StepTimes(FLAT)
+        return {rows: [[taken]] for rows, taken in FLAT.items()}
 
-    monkeypatch.setattr(pace, "measure_steps", slow)
+    monkeypatch.setattr(pace, "timed_steps", slow)
     given = opened()
     with ThreadPoolExecutor(1) as beside:
         first = beside.submit(plan_of, given)
@@ -186,11 +212,11 @@ def test_a_pick_that_has_a_time_to_keep_does_not_wait_for_another_thread(
 def test_a_measurement_that_fails_is_no_reason_not_to_pick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def fail(*_: object, **__: object) -> StepTimes:
+    def fail(*_: object, **__: object) -> None:
         calls.append(1)
         raise DeviceMemoryError("cuda", None, "out of memory")
 
-    monkeypatch.setattr(pace, "measure_steps", fail)
+    monkeypatch.setattr(pace, "timed_steps", fail)
     given = opened()
     assert plan_of(given).rows == plan_of(given).rows == 4
     assert len(calls) == 1
