@@ -109,7 +109,7 @@ class Selector:
         function from the candidates' texts to one score each. With `min_confidence` the selection says whether the
         pick is less likely to be right than that.
 
-        With `n="auto"` four candidates are begun, or as many as get it done soonest on this machine, and more, up to
+        With `n="auto"` four candidates are begun, or as many as take hardly longer on this machine, and more, up to
         `max_n` (16), until an answer is as likely as `min_confidence`; without that, until what more of them could
         change is not worth their tokens. `prune` drops rows while they are written: `auto` those that the head
         calibrated on prefixes finds much less likely than the best, a schedule such as `{16: 8, 32: 4}` all but the

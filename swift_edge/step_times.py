@@ -5,7 +5,6 @@ the loop and the clock. Does not know candidates or heads.
 """
 
 import itertools
-import math
 import random
 import statistics
 import time
@@ -25,8 +24,9 @@ ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 PROMPT_TOKENS: Final = 48
 NEW_TOKENS: Final = 24
 ROUNDS: Final = 5
-LEAST_SAVING: Final = 0.25
-"""Share of the time that more rows have to save: with eight instead of four, picks write a quarter more tokens."""
+CLOSE: Final = 1.25
+"""Times as long as a step of the fewest rows that a step of more may take: twice as many rows then save a quarter of a
+pick's time, and write a quarter more tokens."""
 FREE: Final = 1.1
 """Times as long as a step of one row that a step may take whose rows cost nothing."""
 
@@ -57,18 +57,11 @@ class StepTimes:
         return float(times @ np.array(list(steps.values()), np.float64))
 
     def rows_that_pay(self, fewest: int, most: int) -> int:
-        """Rows beside each other of a pick that may need any number of candidates from `fewest` to `most`.
-
-        Where candidates are begun `rows` at a time, c of them take ceil(c / rows) times as long as one step after
-        another of so many rows. The fewest rows that are close to the quickest, c being as likely as another; of the
-        numbers that were measured, and the two that are given.
-        """
-        limit = min(most, max(self.seconds))
-        sizes = [rows for rows in sorted({fewest, *self.seconds, most}) if fewest <= rows <= limit]
-        needed = range(fewest, most + 1)
-        costs = {rows: self.of({rows: 1}) * sum(math.ceil(count / rows) for count in needed) for rows in sizes}
-        worth = min(costs.values(), default=0.0) / (1 - LEAST_SAVING)
-        return next((rows for rows in sizes if costs[rows] <= worth), fewest)
+        """The most rows beside each other whose step takes hardly longer than one of the `fewest`; `most` at most."""
+        known = range(fewest, min(most, max(self.seconds)) + 1)
+        sizes = [rows for rows in sorted({*self.seconds, most}) if rows in known]
+        limit = CLOSE * self.of({fewest: 1})
+        return max(itertools.takewhile(lambda rows: self.of({rows: 1}) <= limit, sizes), default=fewest)
 
 
 def measure_steps(
