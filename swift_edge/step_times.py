@@ -36,7 +36,7 @@ class StepTimes:
     """How long a decode step takes by its rows."""
 
     seconds: Mapping[int, float]
-    """Medians by number of rows, ascending."""
+    """Seconds of a step by number of rows, ascending."""
 
     @property
     def knee(self) -> float:
