@@ -5,13 +5,14 @@ import json
 import random
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_store import write
 
 from swift_edge.bundle import open_bundle
 from swift_edge.cli import main
@@ -19,6 +20,7 @@ from swift_edge.device_cache import Device
 from swift_edge.head import Head
 from swift_edge.opening import OpenedModel
 from swift_edge.session import ModelSession
+from swift_edge.training import shards
 from swift_edge.training.collect import open_model
 from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
 
@@ -216,3 +218,18 @@ def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tales") / "tales.jsonl"
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in OPENINGS), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def quick_disk() -> Iterator[None]:
+    """What tests of stores kill is a process, not a machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A complete `small_store`."""
+    write(tmp_path / "whole")
+    return tmp_path / "whole"

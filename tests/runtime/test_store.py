@@ -1,12 +1,8 @@
-"""The store on disk: what goes in comes out, interruptions leave no trace, and damage is named."""
+"""The store on disk: what goes in comes out, and interruptions leave no trace."""
 
-import builtins
-import errno
 import itertools
-import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,97 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_store import INFO, SMALL, change_lines, content, finish, rows_of, write
 
-from swift_edge.errors import DiskSpaceError, StoreError
+from swift_edge.errors import StoreError
 from swift_edge.training import shards
-from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
+from swift_edge.training.store import Store, StoreWriter
 from swift_edge.training.store_format import read_info
 
-INFO = StoreInfo(
-    base_model="tiny",
-    fingerprint="ab",
-    precision="fp32",
-    bundle="models/tiny",
-    feature="hidden",
-    layers=(1, 3),
-    width=4,
-    eos_ids=(2,),
-    problems=7,
-    n=3,
-    seed=0,
-    sampling={"temperature": 1.0, "stop": []},
-    max_new_tokens=8,
-    raw=False,
-    task="number",
-    tokens_per_candidate=None,
-    data_sha256="cd",
-    version="0",
-)
-SMALL = 3000  # bytes of a shard: about two problems
-
-
-def rows_of(problem: int, info: StoreInfo = INFO) -> list[CandidateRows]:
-    """Candidates that depend on the problem alone; the last token of every other one was not fed."""
-    generator = np.random.default_rng(problem)
-    found = []
-    for index in range(info.n or 2 + problem % 2):
-        tokens = int(generator.integers(1, 9))
-        fed = tokens - (index % 2 and tokens > 1)
-        candidate = StoredCandidate(
-            problem=problem,
-            index=index,
-            correct=bool(generator.integers(2)),
-            answer=None if index else "caf\u00e9\u2028",
-            text=f"text {problem}\n{index}\r\u2028",
-            token_ids=tuple(generator.integers(0, 300, tokens).tolist()),
-            tokens=fed,
-            n_tokens=tokens,
-            finish_reason="stop",
-            unscored_tokens=tokens - fed,
-            logprob=float(generator.normal()),
-            mean_logprob=float(generator.normal()),
-            self_certainty=math.inf if index == 1 else 0.5,
-            entropy=0.1,
-            scores={"plain": 0.25},
-        )
-        states = generator.normal(size=(fed, info.slices, info.width)).astype(np.float16)
-        statistics = generator.normal(size=(fed, 3)).astype(np.float32)
-        found.append(CandidateRows(candidate, states, statistics, np.arange(fed)))
-    return found
-
-
-def write(path: Path, info: StoreInfo = INFO, until: int | None = None, shard_bytes: int = SMALL) -> None:
-    with StoreWriter(path, info, shard_bytes=shard_bytes) as writer:
-        for problem in range(writer.done, info.problems if until is None else until):
-            writer.add(problem, rows_of(problem, info))
-
-
-def add_all(writer: StoreWriter) -> None:
-    for problem in range(writer.done, writer.info.problems):
-        writer.add(problem, rows_of(problem, writer.info))
-
-
-def finish(writer: StoreWriter) -> None:
-    add_all(writer)
-    writer.close()
-
-
-def content(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in path.iterdir()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_disk() -> Iterator[None]:
-    """What these tests kill is a process, not a machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards.os, "fsync", lambda _: None)
-        yield
-
-
-@pytest.fixture
-def whole(tmp_path: Path) -> Path:
-    write(tmp_path / "whole")
-    return tmp_path / "whole"
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def test_what_went_in_comes_out(whole: Path) -> None:
@@ -284,167 +197,8 @@ def test_force_starts_over_but_not_over_other_files(whole: Path, tmp_path: Path)
             StoreWriter(whole, other, force=force)
 
 
-def states_with(value: float) -> list[CandidateRows]:
-    rows = rows_of(0)
-    states = rows[1].states.astype(np.float32)
-    states[-1, 1, 2] = value
-    return [rows[0], replace(rows[1], states=states), rows[2]]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 70000.0])
-def test_features_that_float16_does_not_hold_are_refused_and_the_rest_stays(tmp_path: Path, value: float) -> None:
-    expected = r"hidden state 3 of candidate 1 of problem 0.*--layers"
-    with StoreWriter(tmp_path, INFO) as writer, pytest.raises(StoreError, match=expected):
-        writer.add(0, states_with(value))
-    with StoreWriter(tmp_path, INFO) as writer:
-        writer.add(0, states_with(65504.0))
-        assert writer.done == 1
-
-
-def test_a_token_that_cannot_come_is_refused_as_a_feature(tmp_path: Path) -> None:
-    rows = rows_of(0)
-    rows[2].statistics[0, 0] = -math.inf
-    with StoreWriter(tmp_path, INFO) as writer, pytest.raises(StoreError, match="logprob of candidate 2 of problem 0"):
-        writer.add(0, rows)
-    # Self-certainty is infinite wherever a model rules tokens out, and no head reads it.
-    rows = rows_of(0)
-    rows[2].statistics[0, 2] = math.inf
-    with StoreWriter(tmp_path, INFO) as writer:
-        writer.add(0, rows)
-
-
-def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
-    rows = rows_of(0)
-    with StoreWriter(tmp_path, INFO) as writer:
-        with pytest.raises(StoreError, match="shapes"):
-            writer.add(0, [replace(rows[0], states=rows[0].states[:, :1])])
-        with pytest.raises(StoreError, match="expected problem 0 of 7"):
-            writer.add(1, rows_of(1))
-        with pytest.raises(StoreError, match="with at least one"):
-            writer.add(0, [])
-
-
-@pytest.mark.parametrize("name", ["states.npy", "statistics.npy", "tokens.npy", "positions.npy"])
-@pytest.mark.parametrize("spoil", ["truncate", "remove", "replace", "text"])
-def test_a_damaged_array_is_named(whole: Path, name: str, spoil: str) -> None:
-    file = whole / f"shard-00001.{name}"
-    data = file.read_bytes()
-    if spoil == "truncate":
-        file.write_bytes(data[:-1])
-    elif spoil == "remove":
-        file.unlink()
-    elif spoil == "replace":
-        np.save(file, np.zeros(3, np.float64))
-    else:
-        file.write_bytes(b"not an array")
-    with pytest.raises(StoreError, match=f"shard-00001.{name}"):
-        Store.open(whole)
-
-
-def lines(path: Path, change: Any) -> None:
-    file = path / "shard-00001.jsonl"
-    documents = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
-    change(documents)
-    file.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda rows: rows[1].pop("correct"), "line 2 .*correct is missing"),
-        (lambda rows: rows[0].update(correct=1), "line 1 .*correct is 1, expected true or false"),
-        (lambda rows: rows[0].update(tokens=True), "tokens is True, expected an integer"),
-        (lambda rows: rows[0].update(token_ids=[1, "2"]), "expected integers"),
-        (lambda rows: rows[0].update(scores={"head": "good"}), "scores"),
-        (lambda rows: rows[0].update(text=5), "text is 5, expected a string"),
-        (lambda rows: rows.__setitem__(0, [1]), "not an object"),
-        (lambda rows: rows.pop(0), "line 1 holds candidate 1"),
-        (lambda rows: rows.pop(1), "line 2 holds candidate 2.*expected candidate 1"),
-        (lambda rows: rows.clear(), "no lines"),
-        (lambda rows: rows[0].update(tokens=rows[0]["tokens"] + 1), "states.npy"),
-    ],
-)
-def test_damaged_lines_are_named(whole: Path, change: Any, reason: str) -> None:
-    lines(whole, change)
-    with pytest.raises(StoreError, match=f"shard-00001.*{reason}"):
-        Store.open(whole)
-
-
-def test_no_store_and_damaged_settings_are_named(whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "absent", tmp_path / "empty"):
-        with pytest.raises(StoreError, match=r"holds no store.json.*swift-edge collect"):
-            Store.open(path)
-    text = (whole / "store.json").read_text(encoding="utf-8")
-    for spoiled, reason in (
-        (text[:-9], "not JSON"),
-        ("[]", "not an object"),
-        (text.replace('"seed": 0', '"seed": "0"'), "seed is '0', expected an integer"),
-        (text.replace('"hidden"', '"states"'), "feature"),
-        (text.replace('"n": 3,', ""), "n is missing"),
-        (text.replace('"format_version": 1', '"format_version": 2'), "pip install --upgrade swift-edge"),
-    ):
-        (whole / "store.json").write_text(spoiled, encoding="utf-8")
-        with pytest.raises(StoreError, match=reason):
-            Store.open(whole)
-
-
-class _FullFile:
-    """A file on a disk that takes so many bytes."""
-
-    def __init__(self, file: Any, room: list[int]) -> None:
-        self._file = file
-        self._room = room
-
-    def write(self, data: Any) -> int:
-        self._room[0] -= memoryview(data).nbytes
-        if self._room[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return int(self._file.write(data))
-
-    def __enter__(self) -> "_FullFile":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-@pytest.mark.parametrize("room", [100, 900, 2000, 3500])
-def test_a_full_disk_is_said_and_what_is_complete_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
-) -> None:
-    write(tmp_path / "whole")
-    (tmp_path / "parts").mkdir()
-    left = [room]
-    opening = builtins.open
-
-    def full(file: Any, *arguments: Any, **options: Any) -> Any:
-        opened = opening(file, *arguments, **options)
-        return _FullFile(opened, left) if "shard-" in str(file) else opened
-
-    monkeypatch.setattr(builtins, "open", full)
-    with StoreWriter(tmp_path / "parts", INFO, shard_bytes=SMALL) as writer:
-        with pytest.raises(DiskSpaceError, match="writing the store"):
-            add_all(writer)
-        left[0] = 10**6
-        with pytest.raises(StoreError, match="open the store again"):
-            writer.add(writer.done, rows_of(writer.done))
-    monkeypatch.undo()
-    write(tmp_path / "parts")
-    assert content(tmp_path / "parts") == content(tmp_path / "whole")
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(StoreError, match="cannot be written"):
-        StoreWriter(tmp_path / "file" / "store", INFO)
-
-
 def test_many_candidates_share_their_token_ids(whole: Path) -> None:
-    lines(whole, lambda rows: [row.update(token_ids=[1000] * row["n_tokens"]) for row in rows])
+    change_lines(whole, lambda rows: [row.update(token_ids=[1000] * row["n_tokens"]) for row in rows])
     candidates = Store.open(whole).shards[1].candidates
     assert len(candidates) > 1
     assert len({id(token_id) for candidate in candidates for token_id in candidate.token_ids}) == 1

@@ -1,0 +1,169 @@
+"""Stores that are refused or damaged: features that do not fit, files that do not read, and a full disk."""
+
+import builtins
+import errno
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_store import INFO, SMALL, add_all, change_lines, content, rows_of, write
+
+from swift_edge.errors import DiskSpaceError, StoreError
+from swift_edge.training.store import CandidateRows, Store, StoreWriter
+
+pytestmark = pytest.mark.usefixtures("quick_disk")
+
+
+def states_with(value: float) -> list[CandidateRows]:
+    rows = rows_of(0)
+    states = rows[1].states.astype(np.float32)
+    states[-1, 1, 2] = value
+    return [rows[0], replace(rows[1], states=states), rows[2]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 70000.0])
+def test_features_that_float16_does_not_hold_are_refused_and_the_rest_stays(tmp_path: Path, value: float) -> None:
+    expected = r"hidden state 3 of candidate 1 of problem 0.*--layers"
+    with StoreWriter(tmp_path, INFO) as writer, pytest.raises(StoreError, match=expected):
+        writer.add(0, states_with(value))
+    with StoreWriter(tmp_path, INFO) as writer:
+        writer.add(0, states_with(65504.0))
+        assert writer.done == 1
+
+
+def test_a_token_that_cannot_come_is_refused_as_a_feature(tmp_path: Path) -> None:
+    rows = rows_of(0)
+    rows[2].statistics[0, 0] = -math.inf
+    with StoreWriter(tmp_path, INFO) as writer, pytest.raises(StoreError, match="logprob of candidate 2 of problem 0"):
+        writer.add(0, rows)
+    # Self-certainty is infinite wherever a model rules tokens out, and no head reads it.
+    rows = rows_of(0)
+    rows[2].statistics[0, 2] = math.inf
+    with StoreWriter(tmp_path, INFO) as writer:
+        writer.add(0, rows)
+
+
+def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
+    rows = rows_of(0)
+    with StoreWriter(tmp_path, INFO) as writer:
+        with pytest.raises(StoreError, match="shapes"):
+            writer.add(0, [replace(rows[0], states=rows[0].states[:, :1])])
+        with pytest.raises(StoreError, match="expected problem 0 of 7"):
+            writer.add(1, rows_of(1))
+        with pytest.raises(StoreError, match="with at least one"):
+            writer.add(0, [])
+
+
+@pytest.mark.parametrize("name", ["states.npy", "statistics.npy", "tokens.npy", "positions.npy"])
+@pytest.mark.parametrize("spoil", ["truncate", "remove", "replace", "text"])
+def test_a_damaged_array_is_named(whole: Path, name: str, spoil: str) -> None:
+    file = whole / f"shard-00001.{name}"
+    data = file.read_bytes()
+    if spoil == "truncate":
+        file.write_bytes(data[:-1])
+    elif spoil == "remove":
+        file.unlink()
+    elif spoil == "replace":
+        np.save(file, np.zeros(3, np.float64))
+    else:
+        file.write_bytes(b"not an array")
+    with pytest.raises(StoreError, match=f"shard-00001.{name}"):
+        Store.open(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rows: rows[1].pop("correct"), "line 2 .*correct is missing"),
+        (lambda rows: rows[0].update(correct=1), "line 1 .*correct is 1, expected true or false"),
+        (lambda rows: rows[0].update(tokens=True), "tokens is True, expected an integer"),
+        (lambda rows: rows[0].update(token_ids=[1, "2"]), "expected integers"),
+        (lambda rows: rows[0].update(scores={"head": "good"}), "scores"),
+        (lambda rows: rows[0].update(text=5), "text is 5, expected a string"),
+        (lambda rows: rows.__setitem__(0, [1]), "not an object"),
+        (lambda rows: rows.pop(0), "line 1 holds candidate 1"),
+        (lambda rows: rows.pop(1), "line 2 holds candidate 2.*expected candidate 1"),
+        (lambda rows: rows.clear(), "no lines"),
+        (lambda rows: rows[0].update(tokens=rows[0]["tokens"] + 1), "states.npy"),
+    ],
+)
+def test_damaged_lines_are_named(whole: Path, change: Any, reason: str) -> None:
+    change_lines(whole, change)
+    with pytest.raises(StoreError, match=f"shard-00001.*{reason}"):
+        Store.open(whole)
+
+
+def test_no_store_and_damaged_settings_are_named(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "absent", tmp_path / "empty"):
+        with pytest.raises(StoreError, match=r"holds no store.json.*swift-edge collect"):
+            Store.open(path)
+    text = (whole / "store.json").read_text(encoding="utf-8")
+    for spoiled, reason in (
+        (text[:-9], "not JSON"),
+        ("[]", "not an object"),
+        (text.replace('"seed": 0', '"seed": "0"'), "seed is '0', expected an integer"),
+        (text.replace('"hidden"', '"states"'), "feature"),
+        (text.replace('"n": 3,', ""), "n is missing"),
+        (text.replace('"format_version": 1', '"format_version": 2'), "pip install --upgrade swift-edge"),
+    ):
+        (whole / "store.json").write_text(spoiled, encoding="utf-8")
+        with pytest.raises(StoreError, match=reason):
+            Store.open(whole)
+
+
+class _FullFile:
+    """A file on a disk that takes so many bytes."""
+
+    def __init__(self, file: Any, room: list[int]) -> None:
+        self._file = file
+        self._room = room
+
+    def write(self, data: Any) -> int:
+        self._room[0] -= memoryview(data).nbytes
+        if self._room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return int(self._file.write(data))
+
+    def __enter__(self) -> "_FullFile":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room", [100, 900, 2000, 3500])
+def test_a_full_disk_is_said_and_what_is_complete_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    write(tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    left = [room]
+    opening = builtins.open
+
+    def full(file: Any, *arguments: Any, **options: Any) -> Any:
+        opened = opening(file, *arguments, **options)
+        return _FullFile(opened, left) if "shard-" in str(file) else opened
+
+    monkeypatch.setattr(builtins, "open", full)
+    with StoreWriter(tmp_path / "parts", INFO, shard_bytes=SMALL) as writer:
+        with pytest.raises(DiskSpaceError, match="writing the store"):
+            add_all(writer)
+        left[0] = 10**6
+        with pytest.raises(StoreError, match="open the store again"):
+            writer.add(writer.done, rows_of(writer.done))
+    monkeypatch.undo()
+    write(tmp_path / "parts")
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(StoreError, match="cannot be written"):
+        StoreWriter(tmp_path / "file" / "store", INFO)
