@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 
 from swift_edge.bundle import Bundle
-from swift_edge.errors import ExportError, ParityError
+from swift_edge.errors import ExportError, ParityError, one_line
 from swift_edge.session import ModelSession
 
 FP32_TOLERANCE = 1e-4
@@ -128,10 +128,9 @@ def record_reference(
     try:
         return (_record_rows if own_samples else _record_random_rows)(model, context_length, seed)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise ExportError(
-            f"{type(model).__name__} does not run in torch ({type(error).__name__}: {reason}); expected a checkpoint "
-            "that transformers can generate with: check its weights and config"
+            f"{type(model).__name__} does not run in torch ({type(error).__name__}: {one_line(error)}); expected a "
+            "checkpoint that transformers can generate with: check its weights and config"
         ) from error
     finally:
         model.generation_config = recommended

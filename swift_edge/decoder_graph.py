@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.device_cache import Device, device_failure, rows_device
+from swift_edge.device_cache import Device, memory_failure, rows_device
 from swift_edge.device_sampling import LogitReader
-from swift_edge.errors import BundleError, DeviceMemoryError
+from swift_edge.errors import BundleError, one_line
 from swift_edge.manifest import Bundle
 from swift_edge.providers import input_device, open_graph
 
@@ -124,14 +124,13 @@ class DecoderGraph:
         try:
             yield
         except Exception as error:  # onnxruntime's own kinds have no base class that it exports
-            failure = device_failure("cpu" if self.device is None else self.device.name, error)
-            if isinstance(failure, DeviceMemoryError):
-                raise failure from error
-            reason = " ".join(str(error).split())[:300]
-            raise BundleError(
+            reason = one_line(error)
+            failure = (
                 f"onnxruntime could not run {self.model_path}: {reason}; "
                 "inspect the folder, or export the model with swift-edge export"
-            ) from error
+            )
+            device = "cpu" if self.device is None else self.device.name
+            raise (memory_failure(device, reason) or BundleError(failure)) from error
 
 
 def _check_names(bundle: Bundle, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError
+from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError, one_line
 from swift_edge.kv_cache import KVCache
 from swift_edge.providers import DEVICES, onnxruntime_module, open_small_graph
 from swift_edge.small_graphs import graph, node
@@ -117,7 +117,9 @@ class Device:
                 bind(binding.bind_output, name, array, words=name in words)
             session.run_with_iobinding(binding)
         except Exception as error:
-            raise device_failure(self.name, error) from error
+            reason = one_line(error)
+            failure = f"onnxruntime could not run a graph on {self.name}: {reason}; leave providers out"
+            raise (memory_failure(self.name, reason) or DeviceError(failure)) from error
 
     def zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> DeviceArray:
         """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
@@ -157,11 +159,10 @@ def rows_device(wanted: str, providers: Sequence[str]) -> Device | None:
     return Device(wanted) if wanted in DEVICES and wanted != "cpu" else None
 
 
-def device_failure(device: str, error: Exception) -> DeviceMemoryError | DeviceError:
-    """What onnxruntime's failure to run a graph on a device means: it says in words alone that memory ran out."""
-    reason = " ".join(str(error).split())[:300]
+def memory_failure(device: str, reason: str) -> DeviceMemoryError | None:
+    """The error for a run that failed for the `reason`, if memory ran out: onnxruntime says so in words alone."""
     if _OUT_OF_MEMORY.search(reason) is None:
-        return DeviceError(f"onnxruntime could not run a graph on {device}: {reason}; leave providers out")
+        return None
     size = _SIZE.search(reason)
     return DeviceMemoryError(device, None if size is None else int(size[1]), reason)
 

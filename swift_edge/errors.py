@@ -42,6 +42,11 @@ GIB = 1024**3
 MIB = 1024**2
 
 
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line of 300 characters at most."""
+    return " ".join(str(error).split())[:300]
+
+
 def size_text(size: int) -> str:
     """Write a number of bytes for people: `size_text(3 * 2**30)` is `"3.00 GiB"`."""
     if size >= GIB:

@@ -5,7 +5,7 @@ Checks each option and each combination once, before anything is computed. Does 
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -93,7 +93,7 @@ class OpenedModel:
     warnings: tuple[str, ...]
     """What the caller should know, one line each."""
     pace: Pace
-    """How long its steps take here."""
+    """How long its steps take here, and what plans make of it."""
     prefixes: PrefixCache | None = None
     """Beginnings of prompts that need not be read again; None where none are kept."""
 
@@ -169,7 +169,7 @@ class OpenedModel:
         _check_whole("seed", options.seed, 0, 2**64 - 1)
         if not all(isinstance(text, str) and text for text in options.stop):
             raise InvalidOptionError(f"stop is {list(options.stop)}; expected strings of at least one character")
-        default = self._default_sampling()
+        default = self.bundle.manifest.sampling
         sampling = SamplingOptions(
             temperature=default.temperature if options.temperature is None else options.temperature,
             top_p=default.top_p if options.top_p is None else options.top_p,
@@ -201,17 +201,6 @@ class OpenedModel:
                 "expected n=1, or a temperature above 0"
             )
         return sampling, ranking, plan
-
-    def paced(self, plan: Plan) -> Plan:
-        """The plan as it goes best on this machine, which is measured if it has to be.
-
-        With the bundle's own sampling: whatever a first pick asks for, later ones are paced alike.
-        """
-        return self.pace.applied(plan, self._default_sampling())
-
-    def _default_sampling(self) -> SamplingOptions:
-        """How tokens are drawn where nothing is said."""
-        return SamplingOptions(**asdict(self.bundle.manifest.sampling))
 
 
 def open_parts(

@@ -27,7 +27,7 @@ from swift_edge.step_times import PROMPT_TOKENS, StepTimes, timed_steps
 
 RECORD_VERSION: Final = 1
 ROWS: Final = (1, 4, 8, 16)
-"""Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
+"""Numbers of rows that are measured: they take two seconds at half a billion parameters on two cores."""
 NEW_TOKENS: Final = 3
 ROUNDS: Final = 2
 LONG_PROMPT: Final = 1024
@@ -38,7 +38,7 @@ class Pace:
     """How long the steps of an opened bundle take; shared by threads.
 
     >>> pace = Pace(bundle, session)
-    >>> plan = pace.applied(plan, sampling)
+    >>> plan = pace.applied(plan)
     """
 
     def __init__(self, bundle: Bundle, session: ModelSession) -> None:
@@ -50,22 +50,22 @@ class Pace:
         self.is_settled = False
         """Whether it is known how long steps take, or that it is not to be known."""
 
-    def applied(self, plan: Plan, sampling: SamplingOptions) -> Plan:
+    def applied(self, plan: Plan) -> Plan:
         """The plan with as many rows beside each other as pay here, and without dropping rows that cost nothing.
 
-        A plan that tells its rows, or that has tokens to save, is left as it is. Measures, drawing by `sampling`, if
-        nothing is known yet, unless the pick has a time to keep.
+        A plan that tells its rows, or that has tokens to save, is left as it is. Measures if nothing is known yet,
+        unless the pick has a time to keep.
         """
         prunes = plan.pruning is not None and plan.pruning.keep is None
         if not (plan.adaptive or prunes) or plan.budget_tokens is not None:
             return plan
-        times = self._known(sampling, may_measure=plan.budget_s is None)
+        times = self._known(may_measure=plan.budget_s is None)
         if times is None:
             return plan
         rows = times.rows_that_pay(plan.rows, plan.most) if plan.adaptive else plan.rows
         return replace(plan, rows=rows, free_rows=times.free_rows if prunes else 0, long_prompt_rows=plan.rows)
 
-    def _known(self, sampling: SamplingOptions, *, may_measure: bool) -> StepTimes | None:
+    def _known(self, *, may_measure: bool) -> StepTimes | None:
         """What was measured, now or earlier; None where nothing was, or where it cannot be kept."""
         # A pick that has a time to keep does not wait for the measurement of another thread either.
         if not self._lock.acquire(blocking=may_measure):
@@ -75,7 +75,7 @@ class Pace:
                 record, key = self._record()
                 self._times = _read(record.read(), key)
                 if self._times is None and record.is_kept and may_measure:
-                    self._measure(sampling, record, key)
+                    self._measure(record, key)
                 self.is_settled = may_measure or self._times is not None
             return self._times
         finally:
@@ -94,7 +94,7 @@ class Pace:
         subject = (platform.node(), str(self._bundle.path.resolve()), str(session.threads), *session.providers)
         return CacheRecord("pace", "\n".join(subject)), key
 
-    def _measure(self, sampling: SamplingOptions, record: CacheRecord, key: Mapping[str, Any]) -> None:
+    def _measure(self, record: CacheRecord, key: Mapping[str, Any]) -> None:
         """Time a few steps and keep the times; where memory does not hold so many rows, a later start may."""
         session = self._session
         # What cannot be measured or kept now must not decide what is picked now, nor be a reason not to pick.
@@ -102,9 +102,9 @@ class Pace:
             available = available_memory()
             if session.fitting_rows(ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < ROWS[-1]:
                 return
-            # A head is left out: it adds little to a step, and whichever came first would decide for all.
+            # A head and filters are left out: they add little to a step, and what came first would decide for all.
             ranking = Ranking(None, "mean_logprob")
-            timed = timed_steps(session, ranking, sampling, ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+            timed = timed_steps(session, ranking, SamplingOptions(), ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
             # The shortest: whatever else the machine is at makes steps longer, those of many rows most of all.
             record.write({**key, "seconds": {str(rows): min(map(min, found)) for rows, found in timed.items()}})
             # As it was written: another process may have done so meanwhile.

@@ -25,9 +25,9 @@ DEVICES: Final = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"
 """Devices whose memory can be bound by its address, and the provider that computes there."""
 # enable_cuda_graph is left out: it replays one run with the same shapes at the same addresses, but rows leave, and
 # buffers grow; and the number of tokens that attention reads from the host would stay what it was when the run was
-# recorded. The arena takes what is asked for: rounded up to powers of two, the activations
-# of a long prompt would leave less room for keys and values. Without TF32, which keeps three digits, a float32 product
-# is one: heads are multiplied in it.
+# recorded. The arena takes what is asked for: rounded up to powers of two, the activations of a long prompt would leave
+# less room for keys and values. Without TF32, which keeps three digits, a float32 product is one: heads are multiplied
+# in it.
 _OPTIONS: Final = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}}
 
 

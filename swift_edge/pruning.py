@@ -68,18 +68,18 @@ class Pruning:
 
     def dropped(
         self, tokens: int, arrived: Mapping[int, tuple[int, ...]], worth: Mapping[int, float], *, answered: bool
-    ) -> dict[int, str]:
-        """Candidates to drop of those that have just `arrived` at a token count, each with the reason.
+    ) -> dict[int, tuple[float, str]]:
+        """Candidates to drop of those that have just `arrived` at a token count: how far behind, and the reason.
 
         `arrived` holds their token ids by candidate; `worth` is that of all that came so far or ended before, of them
         too. `answered` says whether an answer can be seen.
         """
-        ordered = sorted(worth, key=lambda index: (-comparable(worth[index]), index))
-        best = comparable(worth[ordered[0]])
-        found: dict[int, str] = {}
+        ordered = sorted(worth, key=lambda index: (-_comparable(worth[index]), index))
+        best = _comparable(worth[ordered[0]])
+        found: dict[int, tuple[float, str]] = {}
         kept_texts: set[tuple[int, ...]] = set()
         for place, index in enumerate(ordered):
-            behind = best - comparable(worth[index])
+            behind = best - _comparable(worth[index])
             if self.keep is not None:
                 reason = f"at {tokens} tokens {place} others had a greater score, {self.keep[tokens]} stay"
                 weak = place >= self.keep[tokens]
@@ -88,12 +88,11 @@ class Pruning:
                 weak = behind > LARGEST_GAP
             text = arrived.get(index, (index,))
             if weak and index in arrived and (answered or len(kept_texts) >= LEAST_TEXTS):
-                found[index] = reason
+                found[index] = behind, reason
             else:
                 kept_texts.add(text)
         return found
 
 
-def comparable(number: float) -> float:
-    """A score by which candidates are ordered: one that is no number is the weakest."""
+def _comparable(number: float) -> float:
     return -math.inf if math.isnan(number) else number

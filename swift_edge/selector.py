@@ -306,7 +306,7 @@ class Selector:
         """Check options against the bundle."""
         opened = self._open()
         sampling, ranking, plan = opened.verify(options)
-        plan = opened.paced(plan)
+        plan = opened.pace.applied(plan)
         return Work(opened, options, sampling, ranking, plan, self._path, opened.bundle.manifest.tokens.eos_ids)
 
     def _events(self, prompt: Prompt, options: Options, *, watched: bool) -> Iterator[Event]:

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias, TypeGuard
 from swift_edge.decision import Decision
 from swift_edge.errors import InvalidOptionError
 from swift_edge.option_checks import is_whole
-from swift_edge.pruning import Pruning, comparable
+from swift_edge.pruning import Pruning
 from swift_edge.selection import answer_sums
 from swift_edge.stopping import FIRST_CANDIDATES, LEAST_GAIN, LEAST_LEAD, confidence_at, gain, lead, likeliest
 
@@ -173,9 +173,9 @@ class Steering:
         self, live: Mapping[int, int], score_of: Callable[[int], float], ids_of: Callable[[int], Sequence[int]]
     ) -> dict[int, str]:
         """What the rule drops of the candidates that have come to one of its token counts."""
-        pruning, found, behind = self._plan.pruning, dict[int, str](), dict[int, float]()
+        pruning, found = self._plan.pruning, dict[int, tuple[float, str]]()
         if pruning is None:
-            return found
+            return {}
         answered = any(each.answer is not None for each in self._completed.values())
         for count in sorted(set(live.values()) & pruning.token_counts):
             arrived = {index: tuple(ids_of(index)) for index, tokens in live.items() if tokens == count}
@@ -186,15 +186,11 @@ class Steering:
                 for index, each in self._completed.items()
                 if index not in worth
             }
-            dropped = pruning.dropped(count, arrived, worth | ended, answered=answered)
-            best = max(map(comparable, (worth | ended).values()))
-            behind |= {index: best - comparable(worth[index]) for index in dropped}
-            found |= dropped
-        if self.begun < self._plan.most:
-            return found
-        paying = max(0, len(live) - self._plan.free_rows)
-        weakest = sorted(found, key=behind.__getitem__, reverse=True)
-        return {index: found[index] for index in weakest[:paying]}
+            found |= pruning.dropped(count, arrived, worth | ended, answered=answered)
+        waits = self.begun < self._plan.most
+        paying = len(live) if waits else max(0, len(live) - self._plan.free_rows)
+        weakest = sorted(found, key=found.__getitem__, reverse=True)[:paying]
+        return {index: reason for index, (_, reason) in found.items() if index in weakest}
 
     def _stops(self, left: Mapping[int, int], elapsed_s: float) -> StopReason | None:
         """Why the pick ends now, if it does."""

@@ -169,7 +169,7 @@ def _economy(
         name,
         by_size,
         times,
-        opened.paced,
+        opened.pace.applied,
         seed=trial.writing.seed,
         resamples=trial.resamples,
     )

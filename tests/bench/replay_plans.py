@@ -17,7 +17,6 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -111,7 +110,7 @@ def main() -> None:
     decision = Decision.of(load_head(arguments.head), strategy="calibrated", task=arguments.task)
     opened = OpenedModel.open(arguments.bundle, None, None, None)
     head = random_head(opened.bundle.manifest)
-    paced = replace(opened, head=head).paced
+    paced = opened.pace.applied
     plans = {name: paced(plan_of(decision, arguments.n, asked)) for name, asked in ({"all": {}} | PLANS).items()}
     shape = Shape(arguments.n, arguments.prompt_tokens, 1)
     sampling = work_of(opened, arguments.bundle, shape, arguments.temperature, arguments.top_p).sampling

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from swift_edge import Selection, Selector
 from swift_edge.bundle import open_bundle
-from swift_edge.device_cache import Device, DeviceArray, DeviceCache, device_failure, rows_device
+from swift_edge.device_cache import Device, DeviceArray, DeviceCache, memory_failure, rows_device
 from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError
 from swift_edge.head import Head
 from swift_edge.kv_cache import BLOCK_TOKENS, KVCache
@@ -186,11 +186,11 @@ def test_a_run_that_fails_on_a_device_is_told_in_one_line(device: Device) -> Non
     ],
 )
 def test_memory_that_ran_out_is_known_by_what_onnxruntime_says(reason: str, needed: int | None) -> None:
-    failure = device_failure("cuda", RuntimeError(reason))
+    failure = memory_failure("cuda", reason)
     assert isinstance(failure, DeviceMemoryError)
     assert failure.needed == needed
     assert str(failure).startswith("1.00 GiB of cuda memory" if needed else "more of cuda memory")
-    assert not isinstance(device_failure("cuda", RuntimeError("CUDA failure 700: illegal access")), DeviceMemoryError)
+    assert memory_failure("cuda", "CUDA failure 700: illegal access") is None
 
 
 def test_the_graph_decides_where_rows_are_kept() -> None:

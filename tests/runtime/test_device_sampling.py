@@ -138,8 +138,7 @@ def test_a_flat_tail_that_is_not_given_counts() -> None:
     assert sample_most_likely(logits[:256], ids, 200_000, options, rng, None, log_scaled) is None
 
 
-def test_logits_stay_only_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
+def test_logits_stay_only_where_they_are_asked_to(rows_on_device: None) -> None:
     session = ModelSession(open_bundle(STORIES), threads=1)
     cache = session.new_cache(1, 9)
     session.prefill(cache, [5, 6, 7])
@@ -165,12 +164,12 @@ def test_logits_stay_only_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_picks_are_those_of_whole_rows(
-    options: dict[str, Any], rows_whole: bool, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], rows_whole: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     prompts = ["Once upon a time", "The dog", "One day"]
     options = {"n": 4, "max_new_tokens": 60, "in_order": True, **options}
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
-    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
+    request.getfixturevalue("rows_on_device")
     monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 5)
     fetched, looked = [], []
     whole, most_likely = DeviceLogits.whole, DeviceLogits.most_likely
@@ -203,13 +202,15 @@ def test_a_row_that_is_fetched_whole_is_named_by_its_own_number(
         next(loop.steps())
 
 
-def test_prompts_follow_picks_whose_last_rows_were_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_follow_picks_whose_last_rows_were_dropped(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """The logits of the rows that left lie on the device still, and are those of no row."""
     prompts = ["Once upon a time", "The dog", "One day"]
     options: dict[str, Any] = {"n": 3, "max_new_tokens": 40, "top_p": 0.9, "budget_tokens": 30, "in_order": True}
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     assert all(picked.stopped_because == "budget_tokens" for picked in expected)
-    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
+    request.getfixturevalue("rows_on_device")
     monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 3)
     found = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     tokens = [[[each.token_ids for each in picked.candidates] for picked in picks] for picks in (expected, found)]

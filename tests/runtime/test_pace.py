@@ -56,7 +56,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], li
 
 def plan_of(opened: OpenedModel, n: int | str = "auto", **given: object) -> Plan:
     asked = {"max_n": None, "prune": None, "budget_tokens": None, "budget_seconds": None, **given}
-    return opened.paced(Plan.of(n, decision=Decision.of(opened.head), **asked))  # type: ignore[arg-type]
+    return opened.pace.applied(Plan.of(n, decision=Decision.of(opened.head), **asked))  # type: ignore[arg-type]
 
 
 def opened(path: Path = MODEL, threads: int = 1) -> OpenedModel:
