@@ -27,7 +27,7 @@ from swift_edge.step_times import PROMPT_TOKENS, StepTimes, timed_steps
 
 RECORD_VERSION: Final = 1
 ROWS: Final = (1, 4, 8, 16)
-"""Numbers of rows that are measured: they take two seconds at half a billion parameters on two cores."""
+"""Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
 NEW_TOKENS: Final = 3
 ROUNDS: Final = 2
 LONG_PROMPT: Final = 1024
