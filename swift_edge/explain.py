@@ -12,12 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from swift_edge.bundle.tokenizer import Tokenizer
+from swift_edge.engine.model import Prompt
 from swift_edge.errors import InvalidOptionError
-from swift_edge.files import write_whole
-from swift_edge.head import RunningScore
-from swift_edge.opening import Prompt
 from swift_edge.results import Candidate, Selection
-from swift_edge.tokenizer import Tokenizer
+from swift_edge.scoring.head import RunningScore
+from swift_edge.system.files import write_whole
 
 STEPS: Final = 4
 """Shades of reward on either side of zero."""

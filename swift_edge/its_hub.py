@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeAlias
 
+from swift_edge.engine.model import Prompt
 from swift_edge.errors import InvalidOptionError, PromptError
-from swift_edge.extras import import_extra
-from swift_edge.opening import Prompt
 from swift_edge.results import Selection
 from swift_edge.selector import Selector
+from swift_edge.system.extras import import_extra
 
 hub: Any = import_extra("its_hub.api", "swift_edge.its_hub", "its-hub")
 

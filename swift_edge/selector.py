@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from swift_edge.bundle import Bundle
-from swift_edge.decision import Decision, ExternalScorer, Extractor
+from swift_edge.bundle.folder import Bundle
+from swift_edge.engine.model import OpenedModel, Options, Prompt
+from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import InvalidOptionError
-from swift_edge.head import Head
-from swift_edge.opening import OpenedModel, Options, Prompt
-from swift_edge.picking import Request, Work, pick_each, select
-from swift_edge.reading import CHUNK_TOKENS, read_answer
 from swift_edge.results import Event, Picked, Selection
-from swift_edge.scoring import GrowingCandidate
-from swift_edge.stopwatch import Stopwatch
+from swift_edge.scoring.candidate import GrowingCandidate
+from swift_edge.scoring.head import Head
+from swift_edge.scoring.reading import CHUNK_TOKENS, read_answer
+from swift_edge.selection.decision import Decision, ExternalScorer, Extractor
+from swift_edge.selection.pick import Request, Work, pick_each, select
 
 
 class Selector:

@@ -60,8 +60,8 @@ def bench(
 
     Nothing else should run meanwhile. Candidates have fixed lengths, whatever the model would say.
     """
-    from swift_edge.benchmark import Shape
-    from swift_edge.benchmark import bench as run
+    from swift_edge.evaluation.benchmark import Shape
+    from swift_edge.evaluation.benchmark import bench as run
 
     shapes = [Shape(n, prompt, new) for prompt, new, n in itertools.product(prompt_tokens, new_tokens, sizes)]
     with ProgressLine() as line:

@@ -14,7 +14,7 @@ from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.cli.text import text_from
 
 if TYPE_CHECKING:
-    from swift_edge.training.collected import CollectProgress
+    from swift_edge.training.collecting.collected import CollectProgress
 
 NamedPaths = tuple[tuple[str, Path], ...]
 

@@ -139,7 +139,7 @@ def convert_head(
     force: bool,
 ) -> None:
     """Make a head file from FILE, a checkpoint (.pt or .safetensors) of SWIFT's own training code."""
-    from swift_edge.bundle import open_bundle
+    from swift_edge.bundle.folder import open_bundle
 
     out = out if out is not None else file.with_suffix(".npz")
     if out.exists() and not force:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from swift_edge.checks import parse_layers
 from swift_edge.cli.exporting import report
 from swift_edge.errors import HeadFileError, InvalidOptionError, OutputExistsError
-from swift_edge.option_checks import parse_layers
 
 if TYPE_CHECKING:
-    from swift_edge.head import Head
-    from swift_edge.training.store import StoreInfo
+    from swift_edge.scoring.head import Head
+    from swift_edge.training.store.writer import StoreInfo
 
 UNITS = {"": 0, "b": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 """Units of memory as powers of two."""
@@ -144,9 +144,9 @@ def fit(
     """
     require_place(out, force)
 
-    from swift_edge.head import save_head
-    from swift_edge.training.fit import FitInterrupted, FitOptions, fit_head
-    from swift_edge.training.store import Store
+    from swift_edge.scoring.head import save_head
+    from swift_edge.training.fitting.fit import FitInterrupted, FitOptions, fit_head
+    from swift_edge.training.store.writer import Store
 
     opened = [Store.open(path) for path in stores]
     chosen = {
@@ -198,9 +198,9 @@ def recalibrate(head: Path, store: Path, out: Path, seed: int, memory_bytes: int
     """
     require_place(out, force)
 
-    from swift_edge.head import load_head, save_head
-    from swift_edge.training.recalibrate import recalibrate as calibrated
-    from swift_edge.training.store import Store
+    from swift_edge.scoring.head import load_head, save_head
+    from swift_edge.training.fitting.recalibrate import recalibrate as calibrated
+    from swift_edge.training.store.writer import Store
 
     fitted = calibrated(load_head(head), Store.open(store), seed=seed, memory_bytes=memory_bytes, report=report)
     save_head(out, fitted)

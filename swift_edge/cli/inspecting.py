@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from swift_edge.manifest import Bundle
+    from swift_edge.bundle.manifest import Bundle
 
 
 @click.command(short_help="Show what a bundle says about itself.")
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with everything.")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Check the files of a bundle and show what it says about itself, its head and the parity of its export."""
-    from swift_edge.bundle import open_bundle
+    from swift_edge.bundle.folder import open_bundle
 
     opened = open_bundle(bundle)
     click.echo(json.dumps(as_document(opened)) if as_json else as_table(opened))
@@ -41,7 +41,7 @@ def head_document(path: Path | None) -> dict[str, Any] | None:
     """Everything about a head but its weights; None where there is none."""
     if path is None:
         return None
-    from swift_edge.head import load_head
+    from swift_edge.scoring.head import load_head
 
     head = load_head(path)
     return {

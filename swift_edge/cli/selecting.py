@@ -209,8 +209,8 @@ def check_page(page: Path | None) -> None:
 def explain(page: Path | None, question: str, selection: "Selection", selector: "Selector") -> None:
     """Write the page that shows what the pick was made from, if one was asked for."""
     if page is not None:
+        from swift_edge.bundle.tokenizer import Tokenizer
         from swift_edge.explain import explain_page, write_page
-        from swift_edge.tokenizer import Tokenizer
 
         write_page(page, explain_page(question, selection, Tokenizer(selector.bundle)))
 

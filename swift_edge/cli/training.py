@@ -15,7 +15,7 @@ from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.cli.text import text_from
 
 if TYPE_CHECKING:
-    from swift_edge.training.collected import CollectProgress
+    from swift_edge.training.collecting.collected import CollectProgress
 
 WRITING_OPTIONS = (
     "n",
@@ -97,11 +97,11 @@ def collect(
     _check_combination(context, data, responses, task)
     stops = [text_from(text, "--stop") for text in stop]
 
-    from swift_edge.option_checks import parse_layers
-    from swift_edge.training.collect import collect as write
-    from swift_edge.training.collect import collect_responses, open_model
-    from swift_edge.training.given import read_responses
-    from swift_edge.training.problems import read_problems
+    from swift_edge.checks import parse_layers
+    from swift_edge.training.collecting.collect import collect as write
+    from swift_edge.training.collecting.collect import collect_responses, open_model
+    from swift_edge.training.collecting.problems import read_problems
+    from swift_edge.training.collecting.responses import read_responses
 
     given = None if responses is None else read_responses(responses).first(limit)
     problems = None if data is None else read_problems(data).first(limit)

@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from swift_edge.answers import answer_task
-from swift_edge.bundle import open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import InvalidOptionError, StoreError, SwiftEdgeError
 from swift_edge.evaluation.bootstrap import estimate, resampled_means
 from swift_edge.evaluation.expectation import Floats, expected_best, expected_vote, subsets_of
@@ -25,15 +26,14 @@ from swift_edge.evaluation.measure import plain_figure, ratio_estimate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import problem_aurocs
 from swift_edge.evaluation.trial import Trial
-from swift_edge.extras import import_extra
-from swift_edge.head import LEAST_GATE_SUM, Head
-from swift_edge.signals import TokenStatistics
-from swift_edge.training.collect import open_model
-from swift_edge.training.fit import FitOptions, fit_head
-from swift_edge.training.objectives import LOSSES
-from swift_edge.training.problems import read_problems
-from swift_edge.training.recalibrate import recalibrate
-from swift_edge.training.store import STATISTICS, Shard, Store
+from swift_edge.scoring.head import LEAST_GATE_SUM, Head
+from swift_edge.system.extras import import_extra
+from swift_edge.training.collecting.collect import open_model
+from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.objectives import LOSSES
+from swift_edge.training.fitting.recalibrate import recalibrate
+from swift_edge.training.store.writer import STATISTICS, Shard, Store
 
 LAST_LAYERS: Final = (1, 2, 4)
 """Numbers of last hidden states that are tried."""

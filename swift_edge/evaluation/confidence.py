@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.calibration import AnswerCalibration, calibration_error
 from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampled_means
 from swift_edge.evaluation.sampled import HeadScores, Sampled
-from swift_edge.selection import answer_sums
+from swift_edge.scoring.calibration import AnswerCalibration, calibration_error
+from swift_edge.selection.ranking import answer_sums
 
 ABSTAINED: Final = 0.2
 """Share of the picks, the least sure ones, that abstaining leaves out."""

@@ -15,15 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.calibration import calibration_error
-from swift_edge.decision import Decision
 from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampled_means
 from swift_edge.evaluation.measure import plain_figure
 from swift_edge.evaluation.replay import replay
 from swift_edge.evaluation.selectors import ORACLE
-from swift_edge.steering import Plan
-from swift_edge.step_times import StepTimes
-from swift_edge.training.store import StoredCandidate
+from swift_edge.scoring.calibration import calibration_error
+from swift_edge.selection.adaptive.steering import Plan
+from swift_edge.selection.adaptive.step_times import StepTimes
+from swift_edge.selection.decision import Decision
+from swift_edge.training.store.writer import StoredCandidate
 
 ORDERS: Final = 4
 """Orders of a problem's candidates in which its picks are replayed: as written, and drawn ones."""

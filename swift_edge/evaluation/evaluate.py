@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from swift_edge.answers import answer_task
-from swift_edge.calibration import PREFIX_TOKENS
-from swift_edge.decision import Decision
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.errors import InvalidOptionError, StoreError
 from swift_edge.evaluation.ablations import Ablations
 from swift_edge.evaluation.bootstrap import RESAMPLES, Floats
@@ -31,16 +31,16 @@ from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import RESERVED, expected_by_size
 from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Trial, Writing
-from swift_edge.files import write_whole
-from swift_edge.head import Head, load_head
-from swift_edge.opening import OpenedModel
-from swift_edge.sampling import SamplingOptions
-from swift_edge.step_times import ROWS, measure_steps
-from swift_edge.training.collect import open_model
-from swift_edge.training.collected import CollectProgress
-from swift_edge.training.problems import read_problems
-from swift_edge.training.store import STORE_NAME, TIMINGS_NAME, Store
-from swift_edge.training.store_format import read_info
+from swift_edge.scoring.calibration import PREFIX_TOKENS
+from swift_edge.scoring.head import Head, load_head
+from swift_edge.selection.adaptive.step_times import ROWS, measure_steps
+from swift_edge.selection.decision import Decision
+from swift_edge.system.files import write_whole
+from swift_edge.training.collecting.collect import open_model
+from swift_edge.training.collecting.collected import CollectProgress
+from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.store.format import read_info
+from swift_edge.training.store.writer import STORE_NAME, TIMINGS_NAME, Store
 
 DEFAULT_HEAD: Final = "default"
 """Name of the bundle's own head."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.errors import DataError
-from swift_edge.training.problems import read_rows
+from swift_edge.training.collecting.problems import read_rows
 
 _FIELDS = ("problem", "index", "score")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from swift_edge.evaluation.selectors import BASELINES, ORACLE, PASS_AT_1
-from swift_edge.extras import import_extra
-from swift_edge.files import write_whole
+from swift_edge.system.extras import import_extra
+from swift_edge.system.files import write_whole
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY, INK = "#8A8A8A", "#222222"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_edge import __version__
-from swift_edge.machine import default_threads
+from swift_edge.system.machine import default_threads
 
 
 def file_sha256(path: Path) -> str:

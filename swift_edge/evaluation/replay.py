@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from swift_edge.calibration import PREFIX_TOKENS
 from swift_edge.results import Candidate
-from swift_edge.steering import Completed, Plan, Steering
-from swift_edge.training.store import StoredCandidate
+from swift_edge.scoring.calibration import PREFIX_TOKENS
+from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
+from swift_edge.training.store.writer import StoredCandidate
 
 
 @dataclass(frozen=True, slots=True)

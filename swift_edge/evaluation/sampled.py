@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import AnswerTask
-from swift_edge.calibration import AnswerCalibration, Calibration, sigmoid
 from swift_edge.errors import StoreError
-from swift_edge.head import Head
-from swift_edge.training.store import Store, StoredCandidate
+from swift_edge.scoring.calibration import AnswerCalibration, Calibration, sigmoid
+from swift_edge.scoring.head import Head
+from swift_edge.training.store.writer import Store, StoredCandidate
 
 Floats = NDArray[np.float64]
 

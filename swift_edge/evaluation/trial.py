@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from swift_edge.engine.model import OpenedModel
 from swift_edge.evaluation.measure import main_size
-from swift_edge.head import Head
-from swift_edge.opening import OpenedModel
-from swift_edge.training.collect import collect
-from swift_edge.training.collected import CollectProgress
-from swift_edge.training.problems import Problems
-from swift_edge.training.store import Store
+from swift_edge.scoring.head import Head
+from swift_edge.training.collecting.collect import collect
+from swift_edge.training.collecting.collected import CollectProgress
+from swift_edge.training.collecting.problems import Problems
+from swift_edge.training.store.writer import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from swift_edge import Selection, Selector, __version__
-from swift_edge.machine import default_threads
-from swift_edge.training.problems import read_problems
+from swift_edge.system.machine import default_threads
+from swift_edge.training.collecting.problems import read_problems
 
 
 def timed(

@@ -20,16 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from swift_edge import Selection, __version__, picking
-from swift_edge.benchmark import Shape, median_with_interval, random_head, work_of
-from swift_edge.decode import DecodeLoop, Prefilled
-from swift_edge.machine import default_threads
-from swift_edge.opening import OpenedModel
-from swift_edge.picking import Request, Work, pick_each
+from swift_edge import Selection, __version__
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.rows import DecodeLoop, Prefilled
+from swift_edge.engine.signals import TokenStatistics
+from swift_edge.engine.step_memory import Ids
+from swift_edge.evaluation.benchmark import Shape, median_with_interval, random_head, work_of
 from swift_edge.results import Picked
-from swift_edge.signals import TokenStatistics
-from swift_edge.step_memory import Ids
-from swift_edge.training.problems import read_problems
+from swift_edge.selection import pick as picking
+from swift_edge.selection.pick import Request, Work, pick_each
+from swift_edge.system.machine import default_threads
+from swift_edge.training.collecting.problems import read_problems
 
 SHORTEST, MEDIAN_SHARE, SPREAD = 8, 1 / 3, 0.6
 """Drawn lengths, as in `peers/compare.py`: least tokens, median as a share of the most, deviation of the logarithm."""

@@ -21,17 +21,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from swift_edge import __version__
-from swift_edge.benchmark import Shape, median_with_interval, random_head, work_of
-from swift_edge.calibration import PREFIX_TOKENS
-from swift_edge.decision import Decision
-from swift_edge.decode import DecodeLoop, Prefilled, statistics_of
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.rows import DecodeLoop, Prefilled, statistics_of
+from swift_edge.engine.sampling import SamplingOptions
+from swift_edge.engine.session import ModelSession
+from swift_edge.evaluation.benchmark import Shape, median_with_interval, random_head, work_of
 from swift_edge.evaluation.economy import PLANS, plan_of
-from swift_edge.head import Head, load_head
-from swift_edge.opening import OpenedModel
-from swift_edge.sampling import SamplingOptions
-from swift_edge.session import ModelSession
-from swift_edge.steering import Completed, Plan, Steering
-from swift_edge.training.store import Store, StoredCandidate
+from swift_edge.scoring.calibration import PREFIX_TOKENS
+from swift_edge.scoring.head import Head, load_head
+from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
+from swift_edge.selection.decision import Decision
+from swift_edge.training.store.writer import Store, StoredCandidate
 
 HEAD = "default"
 """What `eval` calls the head of the bundle itself."""

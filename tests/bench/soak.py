@@ -17,7 +17,7 @@ import random
 import threading
 
 from swift_edge import Selector, SwiftEdgeError, __version__
-from swift_edge.machine import default_threads, process_memory
+from swift_edge.system.machine import default_threads, process_memory
 
 WORDS = ("once", "upon", "a", "time", "the", "dog", "saw", "his", "mom", "and", "said", "no", "to", "Lily", "in", "bed")
 

@@ -13,11 +13,11 @@ import torch
 from families import REQUIRED, save_checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from swift_edge.bundle import Bundle, open_bundle
+from swift_edge.bundle.folder import Bundle, open_bundle
 from swift_edge_export import publish
 from swift_edge_export.checkpoint import fingerprint
-from swift_edge_export.graph import GraphShape
 from swift_edge_export.publish import export_bundle
+from swift_edge_export.tracing.graph import GraphShape
 
 pytest.register_assert_rewrite("graph_builder")  # so that what it finds is told as in a test
 

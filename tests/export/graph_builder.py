@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from swift_edge_export.cleanup import clean
+from swift_edge_export.rewriting.cleanup import clean
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

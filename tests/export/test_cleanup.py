@@ -14,7 +14,7 @@ from graph_builder import ROUNDING, ROWS, STEPS, WIDTH, GraphBuilder, Shape, cle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge_export.cleanup import clean
+from swift_edge_export.rewriting.cleanup import clean
 
 FUSED = {
     "SimplifiedLayerNormalization": "SkipSimplifiedLayerNormalization",

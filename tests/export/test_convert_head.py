@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from swift_edge.bundle.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError, MissingExtraError
-from swift_edge.head import load_head, score_tokens
-from swift_edge.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.scoring.head import load_head, score_tokens
 from swift_edge_export.convert_head import convert_head
 
 WIDTH, LAYERS, VOCABULARY = 16, 3, 50  # d, L, v

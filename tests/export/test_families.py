@@ -12,8 +12,8 @@ from families import REQUIRED, VOCABULARY, save_checkpoint
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from swift_edge.bundle import open_bundle
-from swift_edge.session import ModelSession
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.session import ModelSession
 from swift_edge_export.publish import export_bundle
 
 # Longer than every attention window of the families, so that a lost window shows.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from swift_edge_export.graph import KeysAndValuesAsGiven
+from swift_edge_export.tracing.graph import KeysAndValuesAsGiven
 
 
 class SinceTransformers524(nn.Module):

@@ -11,14 +11,17 @@ import onnxruntime
 import pytest
 from families import REQUIRED, save_checkpoint
 
-from swift_edge.bundle import open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle.manifest import Precision
+from swift_edge.engine.providers import kv_cache_obstacle
+from swift_edge.engine.session import ModelSession
 from swift_edge.errors import ExportError, InvalidOptionError, ParityError, UnsupportedModelError
-from swift_edge.head import Head, save_head
-from swift_edge.manifest import Precision
-from swift_edge.providers import kv_cache_obstacle
-from swift_edge.session import ModelSession
-from swift_edge_export import kv_quantize, publish, room, streaming, trace
+from swift_edge.scoring.head import Head, save_head
+from swift_edge_export import preflight as room
+from swift_edge_export import publish, streaming
+from swift_edge_export.packing import kv_quantize
 from swift_edge_export.publish import export_bundle
+from swift_edge_export.tracing import dynamo as trace
 
 pytestmark = [
     pytest.mark.usefixtures("quick_trace"),

@@ -15,10 +15,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
 from swift_edge.errors import UnsupportedModelError
-from swift_edge_export.attention_config import check_config, exact_context_length, expected_windows
-from swift_edge_export.lowering import ATTENTION_NAME, lowered
 from swift_edge_export.publish import export_bundle
-from swift_edge_export.self_check import EagerEmitter
+from swift_edge_export.tracing.attention_config import check_config, exact_context_length, expected_windows
+from swift_edge_export.tracing.lowering import ATTENTION_NAME, lowered
+from swift_edge_export.tracing.self_check import EagerEmitter
 
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -15,10 +15,10 @@ from onnx_ir.tensor_adapters import TorchTensor
 from transformers import PreTrainedModel
 
 from swift_edge.errors import MissingExtraError, UnsupportedModelError
-from swift_edge_export.cleanup import clean
-from swift_edge_export.graph import GraphShape, dynamic_axes
-from swift_edge_export.optimum_door import trace_with_optimum
 from swift_edge_export.publish import export_bundle
+from swift_edge_export.rewriting.cleanup import clean
+from swift_edge_export.tracing.graph import GraphShape, dynamic_axes
+from swift_edge_export.tracing.optimum import trace_with_optimum
 
 # Relative to the largest value of the tensor; measured 4e-7 to 1.2e-6.
 TOLERANCE = 1e-5

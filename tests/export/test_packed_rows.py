@@ -11,8 +11,8 @@ from families import save_checkpoint
 from numpy.typing import NDArray
 
 from swift_edge import Selector
-from swift_edge.bundle import open_bundle
-from swift_edge.session import ModelSession
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.session import ModelSession
 from swift_edge_export.publish import export_bundle
 
 VOCABULARY = 96

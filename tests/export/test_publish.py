@@ -19,7 +19,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from swift_edge.bundle import HEAD_NAME, open_bundle
+from swift_edge.bundle.folder import HEAD_NAME, open_bundle
+from swift_edge.engine.session import ModelSession
 from swift_edge.errors import (
     DiskSpaceError,
     HeadFileError,
@@ -30,11 +31,12 @@ from swift_edge.errors import (
     ParityError,
     SwiftEdgeError,
 )
-from swift_edge.head import Head, save_head
-from swift_edge.session import ModelSession
-from swift_edge_export import parity, publish, quantize, room
+from swift_edge.scoring.head import Head, save_head
+from swift_edge_export import parity, publish
+from swift_edge_export import preflight as room
+from swift_edge_export.packing import quantize
 from swift_edge_export.publish import export_bundle
-from swift_edge_export.trace import trace
+from swift_edge_export.tracing.dynamo import trace
 
 pytestmark = pytest.mark.usefixtures("quick_trace")
 

@@ -17,8 +17,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime  # type: ignore[import-untyped]
 
 from swift_edge.errors import ExportError, InvalidOptionError
-from swift_edge_export import quantize as quantize_module
-from swift_edge_export.quantize import Quantization, block_size_for, quantize
+from swift_edge_export.packing import quantize as quantize_module
+from swift_edge_export.packing.quantize import Quantization, block_size_for, quantize
 
 Array = npt.NDArray[Any]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from swift_edge.errors import MemoryLimitError
-from swift_edge_export import room
+from swift_edge_export import preflight as room
 from swift_edge_export.checkpoint import Checkpoint, read_checkpoint
 
 GB = 10**9

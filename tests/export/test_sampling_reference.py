@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from swift_edge.sampling import SamplingOptions, kept_tokens
+from swift_edge.engine.sampling import SamplingOptions, kept_tokens
 
 
 def theirs(logits: NDArray[np.float32], options: SamplingOptions, seen: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 from swift_edge.errors import UnsupportedModelError
-from swift_edge_export.graph import GraphShape
-from swift_edge_export.self_check import rotary_can_be_lowered
+from swift_edge_export.tracing.graph import GraphShape
+from swift_edge_export.tracing.self_check import rotary_can_be_lowered
 
 
 def graph_shape(model: PreTrainedModel) -> GraphShape:

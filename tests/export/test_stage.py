@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from swift_edge_export import stage
-from swift_edge_export.stage import stage as timed
+from swift_edge_export import progress as stage
+from swift_edge_export.progress import stage as timed
 
 PATIENCE = 60.0  # seconds; a busy machine may be late
 

@@ -12,10 +12,12 @@ from families import REQUIRED, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from swift_edge.errors import ExportError
-from swift_edge_export import room, streaming, trace
+from swift_edge_export import preflight as room
+from swift_edge_export import streaming
 from swift_edge_export.checkpoint import fingerprint, load_model, read_checkpoint
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
+from swift_edge_export.tracing import dynamo as trace
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from swift_edge.head import Head, score_tokens
-from swift_edge.training.descent import Limits, Objective, Standard, Weights, descend
-from swift_edge.training.examples import Examples, check_stores, read_candidates, read_examples, survey
-from swift_edge.training.objectives import LOSSES, Loss, cut
-from swift_edge.training.rows import Inputs
-from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
+from swift_edge.scoring.head import Head, score_tokens
+from swift_edge.training.fitting.descent import Limits, Objective, Standard, Weights, descend
+from swift_edge.training.fitting.examples import Examples, check_stores, read_candidates, read_examples, survey
+from swift_edge.training.fitting.inputs import Inputs
+from swift_edge.training.fitting.objectives import LOSSES, Loss, cut
+from swift_edge.training.store.writer import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
 
 # The environment of the other exporter comes without it.
 minimize = pytest.importorskip("scipy.optimize").minimize
@@ -259,6 +259,6 @@ def test_the_numpy_head_scores_as_the_published_one(setting: Setting, store: Sto
 
 
 def _statistics(logprob: NDArray[np.float64], entropy: NDArray[np.float64]) -> object:
-    from swift_edge.signals import TokenStatistics
+    from swift_edge.engine.signals import TokenStatistics
 
     return TokenStatistics(logprob, entropy)

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import parser
 
-from swift_edge_export.torchscript_graph import normalise
+from swift_edge_export.tracing.torchscript_graph import normalise
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 ROWS = np.arange(2 * 3 * 12, dtype=np.float32).reshape(2, 3, 12)

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from small_store import write
 
-from swift_edge.bundle import open_bundle
+from swift_edge.bundle.folder import open_bundle
 from swift_edge.cli import main
-from swift_edge.device_cache import Device
-from swift_edge.head import Head
-from swift_edge.opening import OpenedModel
-from swift_edge.session import ModelSession
-from swift_edge.training import shards
-from swift_edge.training.collect import open_model
-from swift_edge.training.store import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
+from swift_edge.engine.device.memory import Device
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.session import ModelSession
+from swift_edge.scoring.head import Head
+from swift_edge.training.collecting.collect import open_model
+from swift_edge.training.store import shards
+from swift_edge.training.store.writer import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -65,7 +65,7 @@ def device() -> Device:
 @pytest.fixture
 def rows_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every session that is opened keep its rows where the graph wants them, although that is the CPU."""
-    monkeypatch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
+    monkeypatch.setattr("swift_edge.engine.graph.rows_device", lambda wanted, _: Device(wanted))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from swift_edge.training.store import CandidateRows, StoredCandidate, StoreInfo, StoreWriter
+from swift_edge.training.store.writer import CandidateRows, StoredCandidate, StoreInfo, StoreWriter
 
 INFO = StoreInfo(
     base_model="tiny",

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from swift_edge.calibration import AnswerCalibration, fit_answer_calibration
 from swift_edge.errors import InvalidOptionError, TrainingError
+from swift_edge.scoring.calibration import AnswerCalibration, fit_answer_calibration
 
 SUMS = st.lists(st.floats(1e-9, 1e9), max_size=8)
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge import batching
-from swift_edge.batching import ContinuousBatch
-from swift_edge.decode import DecodeLoop, Prefilled
-from swift_edge.sampling import SamplingOptions
-from swift_edge.session import ModelSession
-from swift_edge.step_memory import StepOutput
+from swift_edge.engine import scheduler as batching
+from swift_edge.engine.rows import DecodeLoop, Prefilled
+from swift_edge.engine.sampling import SamplingOptions
+from swift_edge.engine.scheduler import ContinuousBatch
+from swift_edge.engine.session import ModelSession
+from swift_edge.engine.step_memory import StepOutput
 
 SAMPLING = SamplingOptions(temperature=1.0, top_p=0.95)
 EOS = {426, 432, 398}  # full stop, comma, and another: candidates end at many different steps

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge import errors
-from swift_edge.bundle import (
+from swift_edge.bundle.folder import (
     Architecture,
     DefaultSampling,
     FileRecord,

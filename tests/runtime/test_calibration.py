@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge import Selector
-from swift_edge.calibration import Calibration, calibration_error, fit_calibration
 from swift_edge.errors import InvalidOptionError, TrainingError
-from swift_edge.head import Head
+from swift_edge.scoring.calibration import Calibration, calibration_error, fit_calibration
+from swift_edge.scoring.head import Head
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 PLAIN = Calibration(slope=1.5, intercept=-0.5, base_rate=0.4, error=0.02, candidates=80, problems=10)

@@ -11,9 +11,9 @@ import pytest
 
 from swift_edge.cli.fitting import fit, layers_of, memory_size
 from swift_edge.errors import InvalidOptionError
-from swift_edge.head import load_head
-from swift_edge.training.fit import FitOptions
-from swift_edge.training.store import Store
+from swift_edge.scoring.head import load_head
+from swift_edge.training.fitting.fit import FitOptions
+from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 QUICK = ("--weight-decay", "0.03", "--max-iterations", "12")
@@ -177,7 +177,7 @@ def test_an_interruption_before_anything_is_found_leaves_nothing(
     def interrupted(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swift_edge.training.descent._Watch.see", interrupted)
+    monkeypatch.setattr("swift_edge.training.fitting.descent._Watch.see", interrupted)
     outcome = run("fit", store, "--out", tmp_path / "head.npz")
     assert outcome.status == 130
     assert outcome.err.splitlines()[-2:] == [

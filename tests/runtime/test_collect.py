@@ -10,18 +10,19 @@ import pytest
 
 from swift_edge import Selector
 from swift_edge.answers import answer_task
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.signals import TokenStatistics, token_statistics
 from swift_edge.errors import (
     HeadMismatchError,
     StoreError,
 )
-from swift_edge.head import Head, score_tokens
-from swift_edge.opening import OpenedModel
-from swift_edge.signals import TokenStatistics, token_statistics
-from swift_edge.training import generating, store
-from swift_edge.training.collect import collect
-from swift_edge.training.collected import CollectProgress
-from swift_edge.training.problems import read_problems
-from swift_edge.training.store import Store
+from swift_edge.scoring.head import Head, score_tokens
+from swift_edge.training.collecting import generating
+from swift_edge.training.collecting.collect import collect
+from swift_edge.training.collecting.collected import CollectProgress
+from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.store import writer as store
+from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

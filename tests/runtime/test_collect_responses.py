@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from swift_edge import Selector
+from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import DataError, DiskSpaceError, InvalidOptionError, StoreError
-from swift_edge.head import Head
-from swift_edge.machine import shutil
-from swift_edge.opening import OpenedModel
-from swift_edge.training.collect import collect, collect_responses, open_model
-from swift_edge.training.collected import CollectProgress
-from swift_edge.training.store import Store
+from swift_edge.scoring.head import Head
+from swift_edge.system.machine import shutil
+from swift_edge.training.collecting.collect import collect, collect_responses, open_model
+from swift_edge.training.collecting.collected import CollectProgress
+from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

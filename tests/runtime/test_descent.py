@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from swift_edge.training import descent
-from swift_edge.training.descent import Limits, Objective, Standard, descend
-from swift_edge.training.examples import (
+from swift_edge.training.fitting import descent
+from swift_edge.training.fitting.descent import Limits, Objective, Standard, descend
+from swift_edge.training.fitting.examples import (
     Candidates,
     Examples,
 )
-from swift_edge.training.rows import ArrayRows
+from swift_edge.training.fitting.inputs import ArrayRows
 
 
 def examples_of(seed: int = 0, problems: int = 12) -> Examples:

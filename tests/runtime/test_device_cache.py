@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge import Selection, Selector
-from swift_edge.bundle import open_bundle
-from swift_edge.device_cache import Device, DeviceArray, DeviceCache, memory_failure, rows_device
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.device.memory import Device, DeviceArray, DeviceCache, memory_failure, rows_device
+from swift_edge.engine.device.small_graphs import graph, node
+from swift_edge.engine.kv_cache import BLOCK_TOKENS, KVCache
+from swift_edge.engine.session import ModelSession
 from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError
-from swift_edge.head import Head
-from swift_edge.kv_cache import BLOCK_TOKENS, KVCache
-from swift_edge.session import ModelSession
-from swift_edge.small_graphs import graph, node
+from swift_edge.scoring.head import Head
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 SHAPE = (2, 2, 4)  # layers, heads, head dim
@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 90, "seed": 4}
 def elsewhere() -> ModelSession:
     """The session of `stories`, with its rows on a device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("swift_edge.decoder_graph.rows_device", lambda wanted, _: Device(wanted))
+        patch.setattr("swift_edge.engine.graph.rows_device", lambda wanted, _: Device(wanted))
         return ModelSession(open_bundle(STORIES), threads=1)
 
 
@@ -306,7 +306,7 @@ def test_picks_are_the_same(shared: Selector, at_home: Selector) -> None:
 def test_picks_for_many_prompts_in_one_batch_are_the_same(
     shared: Selector, at_home: Selector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 5)
+    monkeypatch.setattr("swift_edge.selection.pick.MOST_ROWS", 5)
     options = {**OPTIONS, "n": 3, "stop": ["."], "in_order": True}
     one, other = (list(selector.pick_many(PROMPTS, **options)) for selector in (at_home, shared))
     for mine, theirs in zip(other, one, strict=True):

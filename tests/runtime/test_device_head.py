@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from swift_edge import Selector
-from swift_edge.bundle import open_bundle
-from swift_edge.device_cache import Device
-from swift_edge.device_head import StateReader
-from swift_edge.head import Head, Norm
-from swift_edge.scoring import Ranking
-from swift_edge.session import MOST_READERS, ModelSession
-from swift_edge.signals import TokenStatistics
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.device.memory import Device
+from swift_edge.engine.device.states import StateReader
+from swift_edge.engine.session import MOST_READERS, ModelSession
+from swift_edge.engine.signals import TokenStatistics
+from swift_edge.scoring.candidate import Ranking
+from swift_edge.scoring.head import Head, Norm
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 WIDTH = 24

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge import Selector
-from swift_edge.bundle import open_bundle
-from swift_edge.decode import DecodeLoop, Prefilled
-from swift_edge.device_cache import Device, DeviceArray
-from swift_edge.device_sampling import MOST_LIKELY, DeviceLogits, LogitReader
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.device.logits import MOST_LIKELY, DeviceLogits, LogitReader
+from swift_edge.engine.device.memory import Device, DeviceArray
+from swift_edge.engine.rows import DecodeLoop, Prefilled
+from swift_edge.engine.sampling import SamplingOptions, sample, sample_most_likely
+from swift_edge.engine.session import ModelSession
+from swift_edge.engine.signals import summarize
 from swift_edge.errors import LogitsError
-from swift_edge.sampling import SamplingOptions, sample, sample_most_likely
-from swift_edge.session import ModelSession
-from swift_edge.signals import summarize
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 Laid = Callable[[NDArray[Any]], tuple[LogitReader, DeviceArray]]
@@ -170,7 +170,7 @@ def test_picks_are_those_of_whole_rows(
     options = {"n": 4, "max_new_tokens": 60, "in_order": True, **options}
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     request.getfixturevalue("rows_on_device")
-    monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 5)
+    monkeypatch.setattr("swift_edge.selection.pick.MOST_ROWS", 5)
     fetched, looked = [], []
     whole, most_likely = DeviceLogits.whole, DeviceLogits.most_likely
     monkeypatch.setattr(DeviceLogits, "whole", lambda self, rows: fetched.append(rows) or whole(self, rows))
@@ -211,7 +211,7 @@ def test_prompts_follow_picks_whose_last_rows_were_dropped(
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     assert all(picked.stopped_because == "budget_tokens" for picked in expected)
     request.getfixturevalue("rows_on_device")
-    monkeypatch.setattr("swift_edge.picking.MOST_ROWS", 3)
+    monkeypatch.setattr("swift_edge.selection.pick.MOST_ROWS", 3)
     found = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     tokens = [[[each.token_ids for each in picked.candidates] for picked in picks] for picks in (expected, found)]
     assert tokens[1] == tokens[0]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from swift_edge.answers import answer_task
-from swift_edge.bundle import open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import DataError, HeadMismatchError, InvalidOptionError, MissingExtraError, StoreError
 from swift_edge.evaluation import ablations as ablations_module
 from swift_edge.evaluation.ablations import Ablations, Variant, options_of, stored_scores, variants
@@ -18,11 +19,10 @@ from swift_edge.evaluation.evaluate import evaluate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Writing
-from swift_edge.head import Head, save_head, score_tokens
-from swift_edge.signals import TokenStatistics
-from swift_edge.training.collect import collect
-from swift_edge.training.fit import FitOptions
-from swift_edge.training.store import Store
+from swift_edge.scoring.head import Head, save_head, score_tokens
+from swift_edge.training.collecting.collect import collect
+from swift_edge.training.fitting.fit import FitOptions
+from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"
@@ -204,7 +204,7 @@ class TestEvaluate:
         self, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         results = run(problems, tmp_path)
-        monkeypatch.setattr("swift_edge.training.collect.generate", None)  # cannot be called
+        monkeypatch.setattr("swift_edge.training.collecting.collect.generate", None)  # cannot be called
         again = run(problems, tmp_path, sizes=(4, 2))
         assert again["accuracy"]["oracle"]["4"] == results["accuracy"]["oracle"]["4"]
         with pytest.raises(StoreError, match="--force"):

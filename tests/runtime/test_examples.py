@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.errors import StoreError
-from swift_edge.training.examples import (
+from swift_edge.training.fitting.examples import (
     Candidates,
     Examples,
     check_stores,
@@ -19,8 +19,8 @@ from swift_edge.training.examples import (
     split_problems,
     survey,
 )
-from swift_edge.training.rows import ArrayRows, Inputs, Runs, TokenRows
-from swift_edge.training.store import Store
+from swift_edge.training.fitting.inputs import ArrayRows, Inputs, Runs, TokenRows
+from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 

@@ -22,7 +22,7 @@ from swift_edge.evaluation.expectation import (
     pick_chances,
     subsets_of,
 )
-from swift_edge.selection import combine_by_rank, combine_by_scaling, rank, vote
+from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, vote
 
 # Few distinct numbers, so that there are ties; and what a score may be that is no number.
 numbers = st.sampled_from([0.0, 1.0, 2.0, 3.5, -1.0, 7.25, math.inf, -math.inf, math.nan])

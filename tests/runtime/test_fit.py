@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from swift_edge.calibration import Calibration
+from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import InvalidOptionError, MissingExtraError, StoreError
-from swift_edge.head import Head, load_head, save_head, score_tokens
-from swift_edge.ranking_quality import within_problem_auroc
-from swift_edge.signals import TokenStatistics
-from swift_edge.training import descent
-from swift_edge.training.descent import Objective, descend
-from swift_edge.training.examples import (
+from swift_edge.scoring.calibration import Calibration
+from swift_edge.scoring.head import Head, load_head, save_head, score_tokens
+from swift_edge.scoring.quality import within_problem_auroc
+from swift_edge.training.fitting import descent
+from swift_edge.training.fitting.descent import Objective, descend
+from swift_edge.training.fitting.examples import (
     check_stores,
     read_candidates,
     read_examples,
     split_problems,
     survey,
 )
-from swift_edge.training.fit import FitOptions, fit_head
-from swift_edge.training.objectives import LOSSES, Loss, contrasts
-from swift_edge.training.rows import Inputs, starts_of
-from swift_edge.training.store import Store
+from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.inputs import Inputs, starts_of
+from swift_edge.training.fitting.objectives import LOSSES, Loss, contrasts
+from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 QUICK = FitOptions(weight_decay=0.03, max_iterations=40, patience=10)
@@ -200,7 +200,7 @@ def test_memory_changes_nothing_but_rounding(
     make_store: MakeStore, memory_bytes: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(problems=60, n=6, width=60, shard_bytes=100_000)
-    monkeypatch.setattr("swift_edge.training.examples._LARGEST_BLOCK", 2**14)
+    monkeypatch.setattr("swift_edge.training.fitting.examples._LARGEST_BLOCK", 2**14)
     chosen = replace(QUICK, weight_decay=1.0, max_iterations=6, **options)
     plenty, little = fit_head(store, chosen), fit_head(store, replace(chosen, memory_bytes=memory_bytes))
     scale = np.abs(plenty.weight).max()
@@ -268,7 +268,7 @@ def test_the_gated_fit_starts_from_logistic_regression(store: Store, monkeypatch
         calls.append((train, arguments[1].copy(), found.vector))
         return found
 
-    monkeypatch.setattr("swift_edge.training.search.descend", watched)
+    monkeypatch.setattr("swift_edge.training.fitting.search.descend", watched)
     fit_head(store, replace(QUICK, loss="infonca"))
     (convex, nothing, row), (whole, begin, _) = calls
     assert (convex.loss, convex.gate, convex.pieces) == ("bce", False, None)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from swift_edge.errors import InvalidOptionError, StoreError, TrainingError
-from swift_edge.training.fit import FitOptions, fit_head
-from swift_edge.training.store import Store
+from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 QUICK = FitOptions(weight_decay=0.03, max_iterations=40, patience=10)

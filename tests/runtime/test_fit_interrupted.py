@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import swift_edge
-from swift_edge.head import Head, load_head, save_head
-from swift_edge.training.fit import FitInterrupted, FitOptions, fit_head
-from swift_edge.training.store import Store
+from swift_edge.scoring.head import Head, load_head, save_head
+from swift_edge.training.fitting.fit import FitInterrupted, FitOptions, fit_head
+from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 ENDLESS = FitOptions(weight_decay=0.03, max_iterations=1000, patience=1000)

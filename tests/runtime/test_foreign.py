@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swift_edge import errors
-from swift_edge.bundle import Architecture, Bundle, DefaultSampling, Graph, HiddenStates, Tokens, open_bundle
+from swift_edge.bundle.folder import Architecture, Bundle, DefaultSampling, Graph, HiddenStates, Tokens, open_bundle
 
 LLAMA = {
     "model_type": "llama",

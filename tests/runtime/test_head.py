@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from swift_edge.bundle.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
-from swift_edge.head import Head, Norm, RunningScore, check_head, load_head, save_head, score_tokens
-from swift_edge.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
-from swift_edge.signals import TokenStatistics
+from swift_edge.scoring.head import Head, Norm, RunningScore, check_head, load_head, save_head, score_tokens
 
 
 def make_head(

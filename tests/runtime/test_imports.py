@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import swift_edge
-from swift_edge.bundle import open_bundle
-from swift_edge.session import ModelSession
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.session import ModelSession
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from swift_edge import machine
 from swift_edge.errors import DiskSpaceError, MemoryLimitError
+from swift_edge.system import machine
 
 MEMINFO = "MemTotal:       8000000 kB\nMemFree:        1000 kB\nMemAvailable:    4000 kB\n"
 

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swift_edge.calibration import calibration_error as distinct_calibration_error
 from swift_edge.errors import DataError, InvalidOptionError
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.reliability import calibration_error, reliability
 from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
-from swift_edge.ranking_quality import within_problem_auroc
-from swift_edge.selection import combine_by_rank, combine_by_scaling, rank, vote
+from swift_edge.scoring.calibration import calibration_error as distinct_calibration_error
+from swift_edge.scoring.quality import within_problem_auroc
+from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, vote
 
 
 def sampled(seed: int = 0, problems: int = 30, n: int = 6, **changes: Any) -> Sampled:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge.errors import InvalidOptionError
-from swift_edge.head import score_tokens
-from swift_edge.training.descent import Objective, Standard, Weights
-from swift_edge.training.examples import Candidates, Examples
-from swift_edge.training.objectives import (
+from swift_edge.scoring.head import score_tokens
+from swift_edge.training.fitting.descent import Objective, Standard, Weights
+from swift_edge.training.fitting.examples import Candidates, Examples
+from swift_edge.training.fitting.inputs import ArrayRows
+from swift_edge.training.fitting.objectives import (
     LOSSES,
     Loss,
     contrasts,
@@ -23,7 +24,6 @@ from swift_edge.training.objectives import (
     prefix_gradients,
     prefix_scores,
 )
-from swift_edge.training.rows import ArrayRows
 
 # Candidates per problem, with their labels: mixed ones, one all correct, one all wrong, one alone.
 LABELS = ((1, 0, 0), (1, 1), (0, 1, 1, 0), (0, 0, 0), (1,), (0, 1))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swift_edge.checks import parse_layers
 from swift_edge.errors import InvalidOptionError
-from swift_edge.option_checks import parse_layers
 
 
 @given(layers=st.integers(1, 90), data=st.data())

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from swift_edge import Selector, pace
-from swift_edge.decision import Decision
+from swift_edge import Selector
+from swift_edge.engine.kv_cache import KVCache
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.sampling import SamplingOptions
+from swift_edge.engine.session import ModelSession
+from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import DeviceMemoryError
-from swift_edge.kv_cache import KVCache
-from swift_edge.opening import OpenedModel
-from swift_edge.sampling import SamplingOptions
-from swift_edge.scoring import Ranking
-from swift_edge.session import ModelSession
-from swift_edge.steering import Plan
-from swift_edge.step_memory import StepOutput
-from swift_edge.step_times import StepTimes, timed_steps
+from swift_edge.scoring.candidate import Ranking
+from swift_edge.selection.adaptive import pace
+from swift_edge.selection.adaptive.steering import Plan
+from swift_edge.selection.adaptive.step_times import StepTimes, timed_steps
+from swift_edge.selection.decision import Decision
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -248,7 +249,7 @@ def test_a_long_prompt_is_read_by_as_many_rows_as_were_asked_for(
     measured(FLAT)
     selector = Selector(MODEL)
     assert selector.pick(QUESTION, n="auto", max_new_tokens=4).rows == 16
-    monkeypatch.setattr("swift_edge.picking.LONG_PROMPT", 8)
+    monkeypatch.setattr("swift_edge.selection.pick.LONG_PROMPT", 8)
     assert selector.pick(QUESTION, n="auto", max_new_tokens=4).rows == 4
 
 

@@ -63,7 +63,7 @@ def test_only_two_commands_reach_for_the_exporter_by_name() -> None:
             if called.endswith("import_extra"):
                 extras.add(ast.unparse(node.args[0]).strip("'\"").partition(".")[0])
             # What import_extra imports is what its callers name.
-            elif called.endswith(("import_module", "__import__")) and name != "extras.py":
+            elif called.endswith(("import_module", "__import__")) and name != "system/extras.py":
                 named = ast.unparse(node.args[0])
                 if named.strip("'\"").partition(".")[0] in BANNED or not isinstance(node.args[0], ast.Constant):
                     reaching.add(name)
@@ -118,10 +118,10 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_the_wheel_has_every_source_file(wheel_names: list[str]) -> None:
-    for folder, package in (("swift_edge", "swift_edge"), ("export", "swift_edge_export")):
+    for folder, package in ((ROOT, "swift_edge"), (ROOT / "export", "swift_edge_export")):
         sources = {
-            f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
-            for path in (ROOT / folder).rglob("*")
+            path.relative_to(folder).as_posix()
+            for path in (folder / package).rglob("*")
             if path.is_file() and "__pycache__" not in path.parts
         }
         assert f"{package}/py.typed" in sources

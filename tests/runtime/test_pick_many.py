@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge import Selection, Selector, picking, session
+from swift_edge import Selection, Selector
+from swift_edge.engine import session
 from swift_edge.errors import InvalidOptionError, PromptError
-from swift_edge.head import Head
+from swift_edge.scoring.head import Head
+from swift_edge.selection import pick as picking
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge import Selection, Selector
+from swift_edge.engine.kv_cache import KVCache
+from swift_edge.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
+from swift_edge.engine.session import ModelSession
+from swift_edge.engine.step_memory import Ids, StepOutput
 from swift_edge.errors import InvalidOptionError
-from swift_edge.head import Head
-from swift_edge.kv_cache import KVCache
-from swift_edge.prefix_cache import BLOCK_TOKENS, PrefixCache
-from swift_edge.session import ModelSession
-from swift_edge.step_memory import Ids, StepOutput
+from swift_edge.scoring.head import Head
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 SHARED = "Once upon a time there was a little girl named Lily. She had a red ball and a small dog. " * 8

@@ -60,21 +60,23 @@ def test_the_first_command_picks_the_best_of_eight() -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "export").is_dir(), reason="the sources are not here")
-def test_the_tree_lists_every_file_of_both_packages() -> None:
+def test_the_tree_lists_every_folder_and_every_file_at_the_top() -> None:
     (tree,) = [block for block in blocks("text") if "swift_edge/ " in block]
-    listed, folder = set(), ""
+    listed: set[str] = set()
+    folders: list[str] = []  # one per level of indentation
     for indent, name in re.findall(r"^( *)(\S+)", tree, re.MULTILINE):
-        folder = folder if indent else name
-        listed.add(f"{folder}{name}" if indent else name)
-        assert (ROOT / (f"{folder}{name}" if indent else name)).exists(), name
-    sources = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("swift_edge", "export")
-        for path in (ROOT / package).glob("*.py")
-        if not path.name.startswith("__")
-    }
-    assert {name for name in listed if name.endswith(".py")} == sources
-    assert "swift_edge/cli/" in listed
+        level = len(indent) // 2
+        path = "".join(folders[:level]) + name
+        assert (ROOT / path).exists(), path
+        folders[level:] = [name] if name.endswith("/") else []
+        listed.add(path)
+    for package in (ROOT / "swift_edge", ROOT / "export" / "swift_edge_export"):
+        files = {path for path in package.glob("*.py") if not path.name.startswith("__")}
+        folders_found = {path.parent for path in package.rglob("*.py")}
+        expected = {path.relative_to(ROOT).as_posix() for path in files}
+        expected |= {f"{path.relative_to(ROOT).as_posix()}/" for path in folders_found}
+        root = package.relative_to(ROOT).as_posix()
+        assert {name for name in listed if name.startswith(f"{root}/")} == expected
 
 
 def test_commands_in_the_examples_exist() -> None:

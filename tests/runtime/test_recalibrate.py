@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge.calibration import Calibration
+from swift_edge.bundle.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.errors import HeadMismatchError, InvalidOptionError, StoreError, TrainingError
-from swift_edge.head import Head, check_head, load_head, save_head
-from swift_edge.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
-from swift_edge.training.fit import FitOptions, fit_head
-from swift_edge.training.recalibrate import recalibrate
-from swift_edge.training.store import Store
+from swift_edge.scoring.calibration import Calibration
+from swift_edge.scoring.head import Head, check_head, load_head, save_head
+from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.recalibrate import recalibrate
+from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 LOCAL = {"problems": 120, "seed": 1}

@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.selection import combine_by_rank, combine_by_scaling, rank, vote
+from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, vote
 
 scores_strategy = st.lists(st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, math.nan])), max_size=12)
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from swift_edge import CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
-from swift_edge.bundle import open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle.tokenizer import Tokenizer
+from swift_edge.engine.session import ModelSession
+from swift_edge.engine.signals import token_statistics
 from swift_edge.errors import InvalidOptionError, MemoryLimitError, PromptTooLongError
-from swift_edge.head import Head
 from swift_edge.results import Candidate
-from swift_edge.scoring import PendingTokens
-from swift_edge.session import ModelSession
-from swift_edge.signals import token_statistics
-from swift_edge.tokenizer import Tokenizer
+from swift_edge.scoring.candidate import PendingTokens
+from swift_edge.scoring.head import Head
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swift_edge.engine.signals import check_signal, summarize, token_statistics
 from swift_edge.errors import InvalidOptionError, LogitsError
-from swift_edge.signals import check_signal, summarize, token_statistics
 
 
 @given(

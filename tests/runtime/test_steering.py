@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.answers import answer_task
-from swift_edge.calibration import AnswerCalibration, Calibration, PrefixCalibration
-from swift_edge.decision import Decision
 from swift_edge.errors import InvalidOptionError
-from swift_edge.pruning import Pruning
-from swift_edge.steering import Completed, Plan, Steering
+from swift_edge.scoring.calibration import AnswerCalibration, Calibration, PrefixCalibration
+from swift_edge.selection.adaptive.pruning import Pruning
+from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
+from swift_edge.selection.decision import Decision
 
 CALIBRATION = Calibration(
     1.0,

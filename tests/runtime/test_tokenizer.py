@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from swift_edge import errors
-from swift_edge.bundle import (
+from swift_edge.bundle.folder import (
     Architecture,
     Bundle,
     DefaultSampling,
@@ -22,7 +22,7 @@ from swift_edge.bundle import (
     Precision,
     Tokens,
 )
-from swift_edge.tokenizer import Message, Tokenizer
+from swift_edge.bundle.tokenizer import Message, Tokenizer
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k" / "tokenizer.json"
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from swift_edge import bundle as bundles
-from swift_edge import cache_folder as caches
-from swift_edge import opening, verified
-from swift_edge.bundle import open_bundle, write_bundle
-from swift_edge.cache_folder import cache_folder
+from swift_edge.bundle import folder as bundles
+from swift_edge.bundle import verified
+from swift_edge.bundle.folder import open_bundle, write_bundle
+from swift_edge.engine import model as opening
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.session import ModelSession
 from swift_edge.errors import BundleError, DamagedFileError, TokenizerError
-from swift_edge.opening import OpenedModel
-from swift_edge.session import ModelSession
-from swift_edge.training.collect import open_model
+from swift_edge.system import cache_folder as caches
+from swift_edge.system.cache_folder import cache_folder
+from swift_edge.training.collecting.collect import open_model
 
 SMALL_STEPS = Path(__file__).parents[2] / "models" / "small-steps"
 HASHED = {"model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"}

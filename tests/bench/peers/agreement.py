@@ -27,7 +27,7 @@ from running import Running
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from worker import Request
 
-from swift_edge.machine import default_threads
+from swift_edge.system.machine import default_threads
 
 PROMPT_TOKENS = 96
 LENGTHS = {"greedy": [16, 32, 48], "sampled": [48, 48, 48]}

@@ -33,7 +33,7 @@ from running import Running
 from worker import Request
 
 from swift_edge.evaluation.record import machine_facts
-from swift_edge.machine import default_threads
+from swift_edge.system.machine import default_threads
 
 LEAST_RATING = 0.5
 """Rating of greedy tokens below which a model is taken for broken."""

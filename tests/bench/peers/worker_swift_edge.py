@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from worker import Answer, Generate, Request, arguments_of, serve
 
-from swift_edge.batching import ContinuousBatch
-from swift_edge.benchmark import Shape, random_head, work_of
-from swift_edge.decode import DecodeLoop
-from swift_edge.opening import OpenedModel
-from swift_edge.picking import Request as PickRequest
-from swift_edge.picking import Work, pick_each
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.rows import DecodeLoop
+from swift_edge.engine.scheduler import ContinuousBatch
+from swift_edge.evaluation.benchmark import Shape, random_head, work_of
 from swift_edge.results import Picked
-from swift_edge.scoring import GrowingCandidate, PendingTokens
+from swift_edge.scoring.candidate import GrowingCandidate, PendingTokens
+from swift_edge.selection.pick import Request as PickRequest
+from swift_edge.selection.pick import Work, pick_each
 
 NOTES = (
     "a random head over all hidden states scores every token in the same pass",

@@ -1,0 +1,184 @@
+"""Official SWIFT checkpoints to head files.
+
+Such a checkpoint is a state dict with a weight and a bias and nothing else: what it was trained on comes from the
+bundle it is meant for and, where that leaves two readings, from the caller. Knows the file format; does not know how
+heads are run or trained. Imports torch only to read a `.pt`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.bundle.manifest import Manifest
+from swift_edge.errors import HeadFileError, InvalidOptionError, MissingExtraError
+from swift_edge.scoring.head import Feature, Head, check_head, save_head
+
+GATED_PREFIX = "fused_layer"
+"""Parameters of a head with a gate: weight [2, f], bias [2]."""
+UNGATED_PREFIX = "reward_layer"
+"""Parameters of a head without one: weight [1, f], bias [1]."""
+
+
+def convert_head(
+    source: Path,
+    out: Path,
+    manifest: Manifest | None,
+    *,
+    layers: Sequence[int] | None = None,
+    feature: Feature | None = None,
+    final_norm: bool = False,
+) -> Head:
+    """Write `out`, a head file for the bundle of `manifest`, from the official checkpoint `source` (.pt, .safetensors).
+
+    The gate follows from the names in the file, the rest from its number of inputs f: f = v is a head on logits,
+    f = (L+1)·d one on all layers; for any other multiple of d `layers` must be given. `layers` and `feature` settle
+    what f leaves open. `final_norm` says that the head was trained with the final norm applied to every state.
+
+    Raises `HeadFileError` for a file that is not such a checkpoint, `InvalidOptionError` naming the option that is
+    missing or contradicts the file, `HeadMismatchError` where the bundle does not have the layers, `MissingExtraError`
+    where a package to read the file is absent.
+    """
+    if manifest is None:
+        raise InvalidOptionError(
+            "a SWIFT checkpoint does not say which model it belongs to; name the bundle it is for: --bundle DIR"
+        )
+    if final_norm:
+        raise InvalidOptionError(
+            "a head trained with the final norm on every hidden state cannot be converted: it needs the norm's own "
+            "weights, which a bundle does not hold apart; train a head with swift-edge fit --norm rms instead"
+        )
+    state = read_checkpoint(source)
+    weight, bias, gate = _parameters(state, source)
+    chosen = _layers(weight.shape[1], manifest, layers, feature)
+    head = Head(
+        weight,
+        bias,
+        layers=chosen,
+        gate=gate,
+        feature="hidden" if chosen else "logits",
+        includes_eos=True,  # the reference counts the end-of-turn token
+        fingerprint=manifest.fingerprint,
+        precision=manifest.precision.name,
+        base_model=manifest.base_model,
+        summary={"converted_from": source.name},
+    )
+    check_head(head, manifest)
+    save_head(out, head)
+    return head
+
+
+def read_checkpoint(source: Path) -> dict[str, NDArray[np.float32]]:
+    """Tensors of a `.pt` or `.safetensors` file by name; nothing in the file is executed."""
+    if not source.is_file():
+        raise HeadFileError(f"there is no file {source}; expected a SWIFT checkpoint (.pt or .safetensors)")
+    if source.suffix == ".safetensors":
+        return _read_safetensors(source)
+    if source.suffix in (".pt", ".pth", ".bin"):
+        return _read_torch(source)
+    raise HeadFileError(f"{source} has the ending {source.suffix!r}; expected a SWIFT checkpoint: .pt or .safetensors")
+
+
+def _read_safetensors(source: Path) -> dict[str, NDArray[np.float32]]:
+    try:
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise MissingExtraError(f"reading {source.name}", "safetensors", "export") from error
+    try:
+        return {name: np.asarray(array, np.float32) for name, array in load_file(source).items()}
+    except Exception as error:  # the reader's own errors, unknown types, and whatever damage brings
+        raise _unreadable(source, error) from error
+
+
+def _read_torch(source: Path) -> dict[str, NDArray[np.float32]]:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(f"reading {source.name}", "torch", "export") from error
+    try:
+        state: Any = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # refused pickles, damaged archives: torch raises many kinds
+        raise _unreadable(source, error) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise HeadFileError(f"{source} does not hold a state dict of tensors; expected an official SWIFT checkpoint")
+    return {str(name): value.detach().to(torch.float32).numpy() for name, value in state.items()}
+
+
+def _unreadable(source: Path, error: Exception) -> HeadFileError:
+    lines = str(error).strip().splitlines()
+    return HeadFileError(
+        f"{source} does not read as a checkpoint ({lines[0][:120] if lines else type(error).__name__}); "
+        "expected a state dict of tensors: download it again"
+    )
+
+
+def _parameters(
+    state: dict[str, NDArray[np.float32]], source: Path
+) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
+    """Weight, bias and whether there is a gate."""
+    for prefix, rows in ((GATED_PREFIX, 2), (UNGATED_PREFIX, 1)):
+        if set(state) != {f"{prefix}.weight", f"{prefix}.bias"}:
+            continue
+        weight, bias = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
+        if weight.ndim != 2 or weight.shape[0] != rows or weight.shape[1] == 0 or bias.shape != (rows,):
+            raise HeadFileError(
+                f"{source} has {prefix}.weight {list(weight.shape)} and {prefix}.bias {list(bias.shape)}; "
+                f"expected [{rows}, f] and [{rows}]"
+            )
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise HeadFileError(f"{source} holds NaN or infinite weights; expected finite ones: download it again")
+        return weight, bias, rows == 2
+    found = ", ".join(sorted(state)[:6]) + (", ..." if len(state) > 6 else "") if state else "nothing"
+    raise HeadFileError(
+        f"{source} holds {found}; expected {GATED_PREFIX}.weight and .bias (with a gate) "
+        f"or {UNGATED_PREFIX}.weight and .bias (without)"
+    )
+
+
+def _layers(inputs: int, manifest: Manifest, layers: Sequence[int] | None, feature: Feature | None) -> tuple[int, ...]:
+    """The layers that are read; none for a head on logits."""
+    architecture = manifest.architecture
+    width, last, vocab_size = architecture.hidden_size, architecture.num_layers, architecture.vocab_size
+    model = f"{manifest.base_model or 'the bundle'} (hidden size {width}, {last} layers, vocabulary {vocab_size})"
+    if feature == "logits" or (feature is None and layers is None and inputs == vocab_size and inputs % width):
+        if layers is not None:
+            raise InvalidOptionError("--feature logits reads no hidden states; leave out --layers")
+        if inputs != vocab_size:
+            raise InvalidOptionError(
+                f"the checkpoint has {inputs} inputs, a head on logits of {model} has {vocab_size}; "
+                "use the bundle of the model it was trained on, or --feature hidden"
+            )
+        return ()
+    if inputs % width:
+        raise InvalidOptionError(
+            f"the checkpoint has {inputs} inputs, neither the vocabulary nor a multiple of the hidden size of {model}; "
+            "name the bundle of the model it was trained on: --bundle DIR"
+        )
+    if layers is not None:
+        chosen = tuple(layers)
+        if list(chosen) != sorted(set(chosen)) or not all(0 <= layer <= last for layer in chosen):
+            raise InvalidOptionError(f"--layers is {list(chosen)}; expected ascending numbers from 0 to {last}")
+        if len(chosen) * width != inputs:
+            raise InvalidOptionError(
+                f"--layers names {len(chosen)} layers, but the checkpoint has {inputs} inputs = "
+                f"{inputs // width} x hidden size {width}; name {inputs // width} layers"
+            )
+        return chosen
+    if feature is None and inputs == vocab_size:
+        raise InvalidOptionError(
+            f"the checkpoint has {inputs} inputs, which is the vocabulary and {inputs // width} hidden states of "
+            f"{model}; say which: --feature logits or --feature hidden"
+        )
+    if inputs == (last + 1) * width:
+        return tuple(range(last + 1))
+    if inputs > (last + 1) * width:
+        raise InvalidOptionError(
+            f"the checkpoint has {inputs} inputs = {inputs // width} hidden states, more than {last + 1} of {model}; "
+            "name the bundle of the model it was trained on: --bundle DIR"
+        )
+    raise InvalidOptionError(
+        f"the checkpoint reads {inputs // width} of the {last + 1} hidden states of {model} and does not say which; "
+        f"name them: --layers with {inputs // width} numbers from 0 to {last}"
+    )

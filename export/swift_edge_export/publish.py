@@ -1,0 +1,376 @@
+"""The whole export on one page: read a checkpoint, trace it, pack it, compare it with torch, publish the bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import importlib.metadata
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from swift_edge import __version__
+from swift_edge.bundle.folder import staging_folder, write_bundle
+from swift_edge.bundle.manifest import (
+    HEAD_NAME,
+    MODEL_NAME,
+    TEMPLATE_NAME,
+    TOKENIZER_NAME,
+    Bundle,
+    Graph,
+    HiddenStates,
+    Manifest,
+    Precision,
+)
+from swift_edge.checks import parse_layers
+from swift_edge.engine.providers import kv_cache_obstacle
+from swift_edge.errors import ExportError, InvalidOptionError, ParityError
+from swift_edge.scoring.head import check_head, load_head
+from swift_edge_export import parity
+from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
+from swift_edge_export.packing import kv_quantize, quantize
+from swift_edge_export.preflight import require_room
+from swift_edge_export.progress import stage
+from swift_edge_export.rewriting.cleanup import clean
+from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
+from swift_edge_export.tracing.dynamo import PARAMETERS, trace
+from swift_edge_export.tracing.graph import GraphShape, dynamic_axes
+from swift_edge_export.tracing.self_check import rotary_can_be_lowered
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+EXPORTERS = ("dynamo", "optimum")
+KV_CACHES = ("float", "int8")
+# Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
+INLINE_MODEL_BYTES = 32 * 1024**2
+_RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "onnx-ir",
+    "onnxscript",
+    "optimum",
+    "optimum-onnx",
+    "onnxruntime",
+)
+
+
+def export_bundle(
+    model: str,
+    out: Path,
+    *,
+    precision: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
+    layers: str = "all",
+    head: Path | None = None,
+    kv_cache: Literal["float", "int8"] = "float",
+    exporter: Literal["dynamo", "optimum"] = "dynamo",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    block_size: int | None = None,
+    replace: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Export a causal LM from a folder or hub id to a bundle folder `out`.
+
+    Args:
+        model: folder or hub id of a transformers causal LM.
+        out: the folder to write; nothing is there until the bundle is complete and has passed its parity check.
+        precision: type of the stored weights; int8 and int4 are weight-only, in blocks.
+        layers: which hidden states are outputs: `all`, `last:K`, or indices such as `0,4,8`.
+        head: a head file to put into the bundle.
+        kv_cache: `float` keeps keys and values in the type of the activations, `int8` in a quarter of float32's memory,
+            rounded with scales that are fitted here.
+        exporter: who traces: `dynamo` is torch.onnx.export, `optimum` is optimum's TorchScript exporter.
+        revision: commit, tag or branch on the hub.
+        trust_remote_code: run code that comes with the checkpoint.
+        block_size: weights that share a scale, for int8 and int4; a power of two, by default 128.
+        replace: write over a bundle that is there already.
+        report: called with each line of the report as it is known.
+
+    Raises:
+        SwiftEdgeError: a leaf that says what was found; `out` is as it was before.
+    """
+    if precision not in PRECISIONS or kv_cache not in KV_CACHES or exporter not in EXPORTERS:
+        raise InvalidOptionError(
+            f"precision is {precision!r}, kv_cache {kv_cache!r} and exporter {exporter!r}; expected one of "
+            f"{', '.join(PRECISIONS)}, one of {', '.join(KV_CACHES)} and one of {', '.join(EXPORTERS)}"
+        )
+    if block_size is not None and precision not in quantize.BITS:
+        raise InvalidOptionError(f"block_size is {block_size}, but {precision} has no blocks: leave it out")
+    packing: Literal["int8", "int4"] | None = precision if precision == "int8" or precision == "int4" else None
+    if packing is not None:
+        quantize.check_options(packing, block_size or quantize.BLOCK_SIZE, quantize.ACCURACY_LEVEL)
+    obstacle = kv_cache_obstacle(Precision(precision, kv_cache=_kept(kv_cache)))
+    if obstacle is not None:
+        raise ExportError(f"{obstacle}, or leave out --kv-cache int8")
+    logging: Any = transformers_logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    given_head = load_head(head) if head is not None else None
+    started = time.perf_counter()
+    with staging_folder(out, replace=replace) as staging:
+        with stage("read config and tokenizer", report):
+            checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
+        shape = _graph_shape(checkpoint, layers)
+        streamed = require_room(checkpoint, staging, precision, exporter, report)
+
+        def begin_manifest(identity: str) -> Manifest:
+            manifest = _manifest(checkpoint, shape, identity, exporter, precision)
+            kept = dataclasses.replace(manifest.precision, kv_cache=_kept(kv_cache))
+            published = dataclasses.replace(manifest, precision=kept)
+            for warning in check_head(given_head, published) if given_head is not None else ():
+                report(f"  {warning}")
+            return manifest
+
+        # From here on only the graph holds the weights.
+        if streamed:
+            manifest, reference, graph = _from_files(checkpoint, shape, precision, report, begin_manifest, staging)
+        else:
+            manifest, reference, graph = _from_memory(checkpoint, shape, precision, exporter, report, begin_manifest)
+        with stage("rewrite graph", report):
+            before = len(graph.graph)
+            applied = clean(graph, dynamic_axes)
+            after = len(graph.graph)
+        report(f"  {before} nodes became {after}: " + ", ".join(f"{times} {name}" for name, times in applied.items()))
+        with stage(f"write {precision} weights", report) as note:
+            packed = _write_graph(graph, staging, packing, block_size, note)
+        del graph
+        gc.collect()
+        if packed is not None:
+            stored = Precision(precision, packed.block_size, packed.accuracy_level)
+            manifest = dataclasses.replace(manifest, precision=stored)
+        save_tokenizer(checkpoint, staging)
+        if head is not None:
+            shutil.copyfile(head, staging / HEAD_NAME)
+        figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
+        if kv_cache == "int8":
+            # The graph has shown that it computes what the model does; from here on it is a matter of rounding.
+            with stage("calibrate keys and values", report):
+                kv_quantize.quantize_kv(_staged(staging, manifest, checkpoint))
+            kept = dataclasses.replace(manifest.precision, kv_cache=kv_cache)
+            manifest = dataclasses.replace(manifest, precision=kept)
+            figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
+        if figures.greedy_agreement < parity.CLEAR_AGREEMENT:
+            higher = "a higher --precision or a smaller --block-size"
+            report(
+                f"  warning: the most likely token changed at {1 - figures.greedy_agreement:.0%} of the positions; "
+                + (f"{higher} keeps more" if kv_cache == "float" else f"{higher}, or --kv-cache float, keeps more")
+            )
+        with stage("hash files", report):
+            manifest = write_bundle(staging, dataclasses.replace(manifest, parity=figures.to_dict()))
+    megabytes = sum(file.size for file in manifest.files.values()) / 1e6
+    report(f"{out}: {megabytes:.1f} MB, {time.perf_counter() - started:.1f} s")
+    return manifest
+
+
+_Traced = tuple[Manifest, Sequence[parity.ReferenceRow], ir.Model]
+"""What the torch model gave: whose weights it has, what it computes, and its graph with the weights."""
+
+
+def _from_memory(
+    checkpoint: Checkpoint,
+    shape: GraphShape,
+    precision: str,
+    exporter: str,
+    report: Callable[[str], None],
+    begin_manifest: Callable[[str], Manifest],
+) -> _Traced:
+    """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
+    with stage("load weights", report):
+        model = load_model(checkpoint)
+        identity = fingerprint(sorted(model.named_parameters()))
+    manifest = begin_manifest(identity)
+    with stage("run torch for reference", report):
+        reference = parity.record_reference(model, checkpoint.architecture.context_length)
+    rotary = _check_lowering(model, shape, report)
+    with stage(f"trace with {exporter}", report):
+        if precision == "fp16":
+            _halve(model)
+        graph = _trace(model, shape, exporter, report, rotary)
+    return manifest, reference, graph
+
+
+def _from_files(
+    checkpoint: Checkpoint,
+    shape: GraphShape,
+    precision: str,
+    report: Callable[[str], None],
+    begin_manifest: Callable[[str], Manifest],
+    staging: Path,
+) -> _Traced:
+    """Trace a model of placeholders, and let the graph read the weights from their files one by one.
+
+    That the graph computes what the model does is shown exactly on the first layers; on the whole model it can only be
+    shown at the precision that fits into memory.
+    """
+    whole = StreamedModel(checkpoint)
+    with stage("read weights", report) as note:
+        identity = fingerprint(whole.weights(note))
+    manifest = begin_manifest(identity)
+    count = min(layers_of_every_kind(checkpoint.config), shape.num_layers)
+    few = StreamedModel(checkpoint, layers=count)
+    few_shape = dataclasses.replace(shape, num_layers=count, hidden_layers=tuple(range(count + 1)))
+    with few.reading() as model:
+        rotary = _check_lowering(model, few_shape, report)
+        with stage(f"run {count} layers in torch", report):
+            # One pass over the weights: writing rows of its own, token by token, would take one for each.
+            reference = parity.record_reference(model, shape.context_length, own_samples=False)
+    with stage(f"trace {count} layers", report):
+        graph = _trace(few.model, few_shape, "dynamo", report, rotary)
+        few.attach(graph, PARAMETERS)
+        clean(graph, dynamic_axes)
+    with stage(f"compare {count} layers in fp32", report) as note, tempfile.TemporaryDirectory(dir=staging) as folder:
+        _write_graph(graph, Path(folder), None, None, note)
+        architecture = dataclasses.replace(checkpoint.architecture, num_layers=count)
+        few_manifest = _manifest(checkpoint, few_shape, identity, "dynamo", "fp32")
+        bundle = _staged(Path(folder), dataclasses.replace(few_manifest, architecture=architecture), checkpoint)
+        figures = _compare(bundle, reference)
+    report(f"  largest relative error {figures.worst:.2e}")
+    figures.require("fp32")
+    del few, graph
+    with stage("run torch for reference", report) as note, whole.reading(note) as model:
+        reference = parity.record_reference(model, shape.context_length, own_samples=False)
+    with stage("trace with dynamo", report):
+        if precision == "fp16":
+            whole = StreamedModel(checkpoint, torch.float16)
+        graph = _trace(whole.model, shape, "dynamo", report, rotary)
+        whole.attach(graph, PARAMETERS)
+    return manifest, reference, graph
+
+
+def _check_lowering(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], None]) -> bool:
+    """Whether the rotary embedding can move into the attention node."""
+    with stage("check the lowering", report):
+        rotary = rotary_can_be_lowered(model, shape)
+    if not rotary:
+        report("  rotary embedding left as traced: something stands between it and the attention")
+    return rotary
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    shape: GraphShape,
+    identity: str,
+    exporter: str,
+    precision: Literal["fp32", "fp16", "int8", "int4"],
+) -> Manifest:
+    """What the bundle says about itself, as far as it is known before it is written."""
+    return Manifest(
+        base_model=checkpoint.name,
+        base_revision=checkpoint.revision,
+        fingerprint=identity,
+        architecture=checkpoint.architecture,
+        precision=Precision(precision),
+        hidden_states=HiddenStates(shape.hidden_layers),
+        graph=Graph(kv="in-place"),
+        tokens=checkpoint.tokens,
+        sampling=checkpoint.sampling,
+        files={},
+        exporter={"exporter": exporter, **_versions()},
+        parity={},
+    )
+
+
+def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
+    architecture = checkpoint.architecture
+    return GraphShape(
+        num_layers=architecture.num_layers,
+        kv_heads=architecture.num_key_value_heads,
+        head_dim=architecture.head_dim,
+        hidden_layers=parse_layers(layers, range(architecture.num_layers + 1)),
+        context_length=architecture.context_length,
+    )
+
+
+def _halve(model: PreTrainedModel) -> None:
+    """Turn the weights into float16, but not the rotary frequencies: times a long position their error is radians."""
+    rotary = [module for module in model.modules() if "RotaryEmbedding" in type(module).__name__]
+    frequencies = [(module, name, buffer) for module in rotary for name, buffer in module.named_buffers(recurse=False)]
+    nn.Module.half(model)
+    for module, name, buffer in frequencies:
+        setattr(module, name, buffer)
+
+
+def _trace(
+    model: PreTrainedModel, shape: GraphShape, exporter: str, report: Callable[[str], None], rotary: bool
+) -> ir.Model:
+    def note(line: str) -> None:
+        report(f"  {line}")
+
+    if exporter == "optimum":
+        from swift_edge_export.tracing.optimum import trace_with_optimum  # its extra excludes the default one
+
+        return trace_with_optimum(model, shape, note, rotary=rotary)
+    return trace(model, shape, note, rotary=rotary)
+
+
+def _write_graph(
+    graph: ir.Model,
+    folder: Path,
+    packing: Literal["int8", "int4"] | None,
+    block_size: int | None,
+    note: Callable[[float], None],
+) -> quantize.Quantization | None:
+    path = folder / MODEL_NAME
+    if packing is not None:
+        return quantize.quantize(graph, path, packing, block_size=block_size or quantize.BLOCK_SIZE, note=note)
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    external = None if size <= INLINE_MODEL_BYTES else f"{MODEL_NAME}.data"
+    ir.save(graph, path, external_data=external, callback=lambda _, progress: note(progress.index / progress.total))
+    return None
+
+
+def _kept(kv_cache: str) -> Literal["int8"] | None:
+    """The manifest's word for an option."""
+    return "int8" if kv_cache == "int8" else None
+
+
+def _judge(bundle: Bundle, reference: Sequence[parity.ReferenceRow], report: Callable[[str], None]) -> parity.Parity:
+    """Compare, report the figures, and refuse a graph that is not good enough for its precision."""
+    precision = bundle.manifest.precision
+    with stage("compare with torch", report):
+        figures = _compare(bundle, reference)
+    for line in figures.table():
+        report(f"  {line}")
+    figures.require(
+        precision.label, "use a higher --precision" if precision.kv_cache is None else "leave out --kv-cache int8"
+    )
+    return figures
+
+
+def _compare(bundle: Bundle, reference: Sequence[parity.ReferenceRow]) -> parity.Parity:
+    """Compare, and refuse a graph that onnxruntime does not open or run."""
+    try:
+        return parity.compare(bundle, reference)
+    except Exception as error:
+        # What onnxruntime said, without the session's words around it: they name a folder that is about to go.
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ParityError(f"the exported graph does not run: {reason}; try the other --exporter") from error
+
+
+def _staged(staging: Path, manifest: Manifest, checkpoint: Checkpoint) -> Bundle:
+    """The bundle as it will be, opened before its files are listed."""
+    return Bundle(
+        path=staging,
+        manifest=manifest,
+        model_path=staging / MODEL_NAME,
+        tokenizer_path=staging / TOKENIZER_NAME,
+        chat_template=checkpoint.chat_template if (staging / TEMPLATE_NAME).exists() else None,
+        head_path=None,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"swift-edge": __version__}
+    for package in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

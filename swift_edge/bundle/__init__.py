@@ -1,0 +1,1 @@
+"""A bundle: a folder with everything that running a model takes. Read, checked and written."""

@@ -1,0 +1,304 @@
+"""The bundle as a folder: opened and checked file by file, or written beside its place and moved there in one step.
+
+Knows names, sizes and hashes of files. Does not know what is in the graph, the tokenizer or the head.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace as replace_fields
+from pathlib import Path
+
+from swift_edge.bundle import foreign
+from swift_edge.bundle.manifest import (
+    FORMAT_VERSION,
+    HEAD_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    TEMPLATE_NAME,
+    TOKENIZER_NAME,
+    Architecture,
+    Bundle,
+    DefaultSampling,
+    FileRecord,
+    Graph,
+    HiddenStates,
+    Manifest,
+    Precision,
+    Tokens,
+    file_inside,
+    read_text,
+)
+from swift_edge.errors import (
+    MIB,
+    BundleError,
+    DamagedFileError,
+    DiskSpaceError,
+    ManifestError,
+    MissingFileError,
+    OutputExistsError,
+    SwiftEdgeError,
+    UnknownFolderError,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "HEAD_NAME",
+    "MANIFEST_NAME",
+    "MODEL_NAME",
+    "TEMPLATE_NAME",
+    "TOKENIZER_NAME",
+    "Architecture",
+    "Bundle",
+    "DefaultSampling",
+    "FileRecord",
+    "Graph",
+    "HiddenStates",
+    "Manifest",
+    "Precision",
+    "Tokens",
+    "check_hashes",
+    "file_inside",
+    "open_bundle",
+    "publish",
+    "read_manifest",
+    "staging_folder",
+    "write_bundle",
+]
+
+
+def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
+    """Open a folder and check its files against its manifest: presence and size, then SHA-256 unless `hashes` is off.
+
+    A folder without a manifest opens too if optimum or onnxruntime-genai wrote it; such a folder has no sizes and
+    hashes to check. Raises a leaf of `BundleError` that names the file, what was found and what was expected.
+    """
+    folder = Path(path)
+    with _refusals(folder):
+        bundle = _open_bundle(folder)
+    if hashes:
+        check_hashes(bundle, bundle.manifest.fixed_files)
+    return bundle
+
+
+def check_hashes(bundle: Bundle, names: Iterable[str]) -> None:
+    """Read files of a bundle and compare their SHA-256 with the manifest's; raises `DamagedFileError`."""
+    with _refusals(bundle.path):
+        for name in names:
+            expected = bundle.manifest.files[name].sha256
+            digest = _sha256(bundle.path / name)
+            if digest != expected:
+                raise DamagedFileError(bundle.path / name, "SHA-256", digest[:12] + "...", expected[:12] + "...")
+
+
+@contextlib.contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """Tell what the system refuses as an error of the bundle."""
+    try:
+        yield
+    except SwiftEdgeError:
+        raise
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename or folder} cannot be read ({error.strerror}); expected a bundle that this user may read: "
+            "check the rights of the folder and its files"
+        ) from error
+
+
+def _open_bundle(folder: Path) -> Bundle:
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise UnknownFolderError(
+            f"{folder} {found}; expected a bundle folder, as swift-edge export MODEL --out DIR makes"
+        )
+    if not (folder / MANIFEST_NAME).is_file():
+        bundle = foreign.recognise(folder)
+        if bundle is None:
+            raise UnknownFolderError(_unknown_folder(folder))
+        _check_links(folder)
+        return bundle
+    _check_links(folder)
+    manifest = read_manifest(folder)
+    for name in (MODEL_NAME, TOKENIZER_NAME):
+        if name not in manifest.files:
+            raise ManifestError(
+                f"{folder / MANIFEST_NAME} does not list {name!r}, which every bundle has; export the bundle again"
+            )
+    # Sizes of all files before the first hash: a copy that broke off is found at once.
+    for name in manifest.fixed_files:
+        file, expected = file_inside(folder, name), manifest.files[name].size
+        if not file.is_file():
+            raise MissingFileError(folder, name)
+        size = file.stat().st_size
+        if size != expected:
+            raise DamagedFileError(file, "size", str(size), str(expected))
+    head = folder / HEAD_NAME
+    return Bundle(
+        path=folder,
+        manifest=manifest,
+        model_path=folder / MODEL_NAME,
+        tokenizer_path=folder / TOKENIZER_NAME,
+        # A template that the manifest does not list was put there later: it would change every prompt unnoticed.
+        chat_template=read_text(folder / TEMPLATE_NAME) if TEMPLATE_NAME in manifest.files else None,
+        # A head may well be added later, and says itself which model it is for.
+        head_path=head if head.is_file() else None,
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `swift_edge.json` of a folder, without a look at the other files."""
+    path = folder / MANIFEST_NAME
+    return Manifest.from_json(read_text(path), path)
+
+
+def write_bundle(folder: Path, manifest: Manifest) -> Manifest:
+    """Record every file of `folder` in the manifest, write it as the last file, and return it."""
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name != MANIFEST_NAME:
+            files[name] = FileRecord(sha256=_sha256(file_inside(folder, name)), size=file.stat().st_size)
+    manifest = replace_fields(manifest, files=files)
+    partial = folder / (MANIFEST_NAME + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(manifest.to_json())
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, folder / MANIFEST_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+    return manifest
+
+
+@contextlib.contextmanager
+def staging_folder(out: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Give a new folder beside `out`; on success it becomes `out` in one step, on any exception it goes.
+
+    `out` must not exist or be empty (`OutputExistsError`); with `replace` it may be a bundle of swift-edge, which
+    stays as it is until the new one is complete. A disk that fills up on the way is a `DiskSpaceError`.
+    """
+    target = Path(out).resolve()  # a link to a folder: its target is replaced, not the link
+    _check_replaceable(target, replace)
+    made: list[Path] = []
+    staging: Path | None = None
+    try:
+        try:
+            _make_parents(target.parent, made)
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+        except OSError as error:
+            raise BundleError(
+                f"no folder can be made in {target.parent} ({error.strerror}); expected a place to write to: "
+                "name another one with --out"
+            ) from error
+        yield staging
+        publish(staging, target, replace=replace)
+    except BaseException as error:
+        full = _disk_full(error, target.parent)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if full is not None:
+            raise full from error
+        raise
+
+
+def publish(staging: Path, out: Path, *, replace: bool = False) -> None:
+    """Move a complete staging folder of the same disk to `out`, under the conditions of `staging_folder`."""
+    if not (staging / MANIFEST_NAME).is_file():
+        raise BundleError(f"{staging} has no {MANIFEST_NAME}; expected a complete bundle: call write_bundle first")
+    _check_replaceable(out, replace)
+    # mkdtemp makes a folder for its owner alone; the bundle gets the rights that any new folder has.
+    mask = os.umask(0)
+    os.umask(mask)
+    staging.chmod(0o777 & ~mask)
+    if not out.is_dir():
+        os.replace(staging, out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".old", dir=out.parent))
+    try:
+        os.replace(out, old / "bundle")
+        try:
+            os.replace(staging, out)
+        except BaseException:
+            os.replace(old / "bundle", out)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse links that lead out, in files that no manifest lists too: the graph may name them as external data."""
+    for parent, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = Path(parent, name)
+            if path.is_symlink():
+                file_inside(folder, path.relative_to(folder).as_posix())
+
+
+def _unknown_folder(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+    message = f"{folder} holds {found}; expected {MANIFEST_NAME}, or a folder that optimum or onnxruntime-genai wrote"
+    if "config.json" in names and any(name.endswith((".safetensors", ".bin")) for name in names):
+        message += f"; this looks like a transformers model, run: swift-edge export {folder} --out DIR"
+    else:
+        message += "; swift-edge export MODEL --out DIR makes a bundle"
+    return message
+
+
+def _check_replaceable(out: Path, replace: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise OutputExistsError(f"{out} exists and is not a folder; expected a new folder: name another one with --out")
+    if not any(out.iterdir()):
+        return
+    if not (out / MANIFEST_NAME).is_file():
+        raise OutputExistsError(f"{out} exists and is not empty; expected a new folder: name another one with --out")
+    if not replace:
+        raise OutputExistsError(
+            f"{out} already holds a bundle; expected a new folder: name another --out, or replace it with --force"
+        )
+    # Files that someone added, such as a head that took a night to train, would go with the old bundle.
+    known = {MANIFEST_NAME, *read_manifest(out).files}
+    added = sorted({file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir()} - known)
+    if added:
+        raise OutputExistsError(
+            f"{out} holds {added[0]!r}, which its manifest does not list; move it away first, "
+            "or name another folder with --out"
+        )
+
+
+def _make_parents(folder: Path, made: list[Path]) -> None:
+    """Make a folder and its parents, and note in `made` those that are new, the innermost first."""
+    if not folder.exists():
+        _make_parents(folder.parent, made)
+        folder.mkdir()
+        made.insert(0, folder)
+
+
+def _disk_full(error: BaseException, folder: Path) -> DiskSpaceError | None:
+    """The error to show if it was the disk that ended the work."""
+    if isinstance(error, SwiftEdgeError) or not isinstance(error, Exception):
+        return None
+    # NumPy says it in words, without the code.
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    known = isinstance(error, OSError) and (error.errno in codes or "free space" in str(error))
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return None
+    # Libraries that write in C may raise anything; what they left behind still fills the disk.
+    return DiskSpaceError("writing the bundle", folder, None, free) if known or free < MIB else None

@@ -1,0 +1,390 @@
+"""Text to token ids and back: the tokenizer, the chat template, and text that grows token by token.
+
+Knows strings, messages and ids. Does not know the graph, and takes no part in choosing tokens.
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from swift_edge.bundle.manifest import Bundle
+from swift_edge.errors import EmptyPromptError, PromptError, TemplateError, TokenizerError
+
+if TYPE_CHECKING:
+    import jinja2
+    import jinja2.sandbox
+    import tokenizers
+
+Message = Mapping[str, str]
+"""A chat message: `{"role": "user", "content": "What is 2 + 2?"}`."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# What a template gets that insists on today's date: a prompt must not change from one day to the next.
+FIXED_DATE = datetime.datetime(2024, 7, 26)
+
+# Digits first: most tokenizers keep them apart from letters, so that they do not merge with what follows.
+_ANCHORS = ("1", "0", "a", "A", ".")
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer:
+    """The tokenizer of a bundle; its file is read when it is first needed.
+
+    >>> tokenizer = Tokenizer(open_bundle("models/stories260k"))
+    >>> tokenizer.encode_prompt("Once upon a time")
+    [1, 403, 407, 261, 378]
+    >>> tokenizer.decode([1, 403, 407, 261, 378])
+    'Once upon a time'
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Keep the bundle; nothing is read yet."""
+        self._bundle = bundle
+
+    def load(self) -> None:
+        """Read the file now, while there is other work to wait for. Raises `TokenizerError`."""
+        self._backend  # noqa: B018
+
+    def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
+        """Turn a prompt into token ids [p], ready for generation.
+
+        Special tokens that are spelled out in the prompt become those tokens, in messages too: filter text that is not
+        yours. Messages go through the chat template. So does a text, as one user message, if the bundle has a template;
+        otherwise, or with `raw`, it is encoded as it stands, with the special tokens that the tokenizer adds.
+        Raises `EmptyPromptError`, `TemplateError`, `TokenizerError`, or `PromptError` for malformed messages and for
+        text that is not valid Unicode.
+        """
+        if isinstance(prompt, str):
+            _check_text(prompt, "the prompt")
+            if not (prompt if raw else prompt.strip()):
+                raise EmptyPromptError("the prompt is empty; expected some text to answer")
+            if raw or self._bundle.chat_template is None:
+                ids = self._encode(prompt, add_special_tokens=True)
+            else:
+                ids = self._encode(self.render([{"role": "user", "content": prompt}]), add_special_tokens=False)
+        else:
+            if raw:
+                raise PromptError("raw is set, but the prompt is a list of messages; expected one text, or raw=False")
+            _checked(prompt)
+            ids = self._encode(self.render(prompt), add_special_tokens=False)
+        if not ids:
+            raise EmptyPromptError("the prompt gives no token at all; expected some text to answer")
+        return ids
+
+    def encode_response(self, text: str) -> list[int]:
+        """Turn a given answer into token ids [t] as they follow a prompt, without special tokens; may be empty.
+
+        `decode_response` of the ids gives the text back where the tokenizer loses nothing.
+        """
+        _check_text(text, "the answer")
+        for anchor, ids in self._anchors:
+            whole = self._encode(anchor + text, add_special_tokens=False)
+            if whole[: len(ids)] == ids:  # else the anchor and the text have merged
+                return whole[len(ids) :]
+        return self._encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text; special tokens, and ids without a token, leave nothing."""
+        return self._backend.decode(
+            [token for token in map(int, ids) if self._is_text(token)], skip_special_tokens=False
+        )
+
+    def decode_response(self, ids: Iterable[int]) -> str:
+        """Turn the ids of a response into text as it follows a prompt: a space before its first word stays."""
+        anchor = self._anchors[0][1] if self._anchors else []
+        return self.decode([*anchor, *ids])[len(self.decode(anchor)) :]
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a response; may be empty."""
+        return self._bundle.manifest.tokens.eos_ids
+
+    @functools.cached_property
+    def end_of_turn(self) -> int | None:
+        """The EOS id that ends an answer: the one that the chat template writes, else the first; None without any.
+
+        A model may have several, and the tokenizer's own is not always the one that its answers end with.
+        """
+        eos_ids = self.eos_ids
+        if self._bundle.chat_template is not None and len(eos_ids) > 1:
+            turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "1"}]
+            with contextlib.suppress(TemplateError, TokenizerError):  # a template may refuse answers: no hint then
+                ids = self._encode(self._write(turns, add_generation_prompt=False), add_special_tokens=False)
+                written = [token for token in ids if token in eos_ids]
+                if written:
+                    return written[-1]
+        return eos_ids[0] if eos_ids else None
+
+    def stream(self) -> "TextStream":
+        """Start a text that grows token by token."""
+        return TextStream(self)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Write messages as the text that the model was trained on, up to where its answer starts."""
+        if self._bundle.chat_template is None:
+            raise TemplateError(
+                f"{self._bundle.path} has no chat template, but the prompt is a list of messages; expected one text"
+            )
+        return self._write(_checked(messages), add_generation_prompt=True)
+
+    def _write(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        values = {
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            # Templates tell these from undefined names.
+            "tools": None,
+            "documents": None,
+            **self._special_tokens,
+        }
+        text = self._rendered(values)
+        _check_text(text, "the text that the chat template made")
+        return text
+
+    def _rendered(self, values: Mapping[str, Any]) -> str:
+        import jinja2
+
+        try:
+            try:
+                return self._template.render(values)
+            except jinja2.UndefinedError as error:
+                # Left undefined at first, because templates that ask for it politely have a date of their own.
+                if "strftime_now" not in str(error):
+                    raise
+                return self._template.render(values, strftime_now=FIXED_DATE.strftime)
+        except _RefusalError as error:
+            raise TemplateError(f"the chat template refuses the messages: {error}; change the messages") from None
+        except TemplateError:
+            raise
+        # A template is a program from elsewhere and may fail in any way.
+        except Exception as error:
+            raise TemplateError(
+                f"the chat template of {self._bundle.path} failed ({type(error).__name__}: {error}); "
+                "change the messages, or repair the template and export the bundle again"
+            ) from error
+
+    @functools.cached_property
+    def _template(self) -> "jinja2.Template":
+        import jinja2
+
+        assert self._bundle.chat_template is not None
+        try:
+            return _environment().from_string(self._bundle.chat_template)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(
+                f"the chat template of {self._bundle.path} does not parse (line {error.lineno}: {error.message}); "
+                "repair it and export the bundle again"
+            ) from error
+
+    @functools.cached_property
+    def _special_tokens(self) -> dict[str, str]:
+        tokens = self._bundle.manifest.tokens
+        ids = {
+            "bos_token": tokens.bos_id,
+            "eos_token": tokens.eos_ids[0] if tokens.eos_ids else None,
+            "pad_token": tokens.pad_id,
+        }
+        texts = {name: self._backend.id_to_token(token) for name, token in ids.items() if token is not None}
+        return {name: text for name, text in texts.items() if text is not None}
+
+    @functools.cached_property
+    def _backend(self) -> "tokenizers.Tokenizer":
+        import tokenizers
+
+        path, manifest = self._bundle.tokenizer_path, self._bundle.manifest
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        # The library raises plain exceptions.
+        except Exception as error:
+            raise TokenizerError(
+                f"{path} does not read as a tokenizer ({error}); copy tokenizer.json of {manifest.base_model!r} again"
+            ) from error
+        # Settings of a training run that some files carry along: they would cut prompts off without a word.
+        backend.no_truncation()
+        backend.no_padding()
+        # Tokens that were added later may well lie beyond the logits (Gemma 3 has one); ids are checked one by one.
+        size, vocab_size = backend.get_vocab_size(with_added_tokens=False), manifest.architecture.vocab_size
+        if size > vocab_size:
+            raise TokenizerError(
+                f"{path} has {size} tokens, but the model's vocabulary has {vocab_size}; "
+                f"copy tokenizer.json of {manifest.base_model!r} again"
+            )
+        return backend
+
+    @functools.cached_property
+    def _anchors(self) -> list[tuple[str, list[int]]]:
+        """Short texts with their ids, to stand where the prompt would.
+
+        Many tokenizers put a space before the first word of a text and take it off again when they decode. A response
+        is not the first word of anything: with something before it, its own spaces are encoded and decoded as they are.
+        """
+        anchors = []
+        for text in _ANCHORS:
+            ids = self._encode(text, add_special_tokens=False)
+            if ids and self.decode(ids) == text:
+                anchors.append((text, ids))
+        return anchors
+
+    @functools.cached_property
+    def _skipped(self) -> frozenset[int]:
+        """Ids that leave no text.
+
+        Special tokens written as plain letters or digits are kept: some tokenizers name an ordinary token, such as
+        the digit 0, as their unknown token, and that makes it special.
+        """
+        added = self._backend.get_added_tokens_decoder()
+        marks = {token for token, entry in added.items() if entry.special and not entry.content.isalnum()}
+        return frozenset(marks.union(self._bundle.manifest.tokens.eos_ids))
+
+    @functools.cached_property
+    def _byte_tokens(self) -> frozenset[int]:
+        """Ids of single bytes, where the decoder puts runs of them together."""
+        found = {byte: self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+        letter = found[ord("A")]
+        if letter is None or self._backend.decode([letter], skip_special_tokens=False) != "A":
+            return frozenset()
+        return frozenset(token for token in found.values() if token is not None)
+
+    def _is_text(self, token: int) -> bool:
+        return token not in self._skipped and self._backend.id_to_token(token) is not None
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        vocab_size = self._bundle.manifest.architecture.vocab_size
+        beyond = next((token for token in ids if token >= vocab_size), None)
+        if beyond is not None:
+            raise TokenizerError(
+                f"{self._bundle.tokenizer_path} gives {self._backend.id_to_token(beyond)!r} the id {beyond}, but the "
+                f"model's vocabulary has {vocab_size} tokens; leave that token out of the text, "
+                f"or copy tokenizer.json of {self._bundle.manifest.base_model!r} again"
+            )
+        return list(ids)
+
+
+class TextStream:
+    """A response that grows token by token: all pieces, `finish()` included, joined are `decode_response` of all ids.
+
+    A piece never ends within a UTF-8 character; what is not complete yet comes with a later piece.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Start with no token but what stands for the prompt."""
+        self._tokenizer = tokenizer
+        # Only the tokens of the last piece are decoded again, as context for the next one: decoders treat the first
+        # token of a sequence in their own way, and do so here in both texts that are compared.
+        self._ids: list[int] = list(tokenizer._anchors[0][1]) if tokenizer._anchors else []
+        self._context = tokenizer.decode(self._ids)
+        self._context_length = len(self._ids)
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """Everything that was given out so far."""
+        return "".join(self._pieces)
+
+    def push(self, token: int) -> str:
+        """Add a token and give out the text that is certain now, often one word, sometimes nothing."""
+        token = int(token)
+        if not self._tokenizer._is_text(token):
+            return ""
+        self._ids.append(token)
+        # A run of byte tokens is valid or invalid as a whole, so the next byte may change what the run means so far.
+        if token in self._tokenizer._byte_tokens:
+            return ""
+        return self._advance(final=False)
+
+    def finish(self) -> str:
+        """Give out what was held back, with a replacement character for a UTF-8 character that broke off."""
+        return self._advance(final=True)
+
+    def _advance(self, *, final: bool) -> str:
+        text = self._tokenizer.decode(self._ids)
+        if len(text) <= len(self._context) or (text.endswith(_REPLACEMENT) and not final):
+            return ""
+        piece = text[len(self._context) :]
+        self._ids = self._ids[self._context_length :]
+        self._context_length = len(self._ids)
+        self._context = self._tokenizer.decode(self._ids)
+        self._pieces.append(piece)
+        return piece
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{what} has half a character (U+{ord(text[error.start]):04X}) at position {error.start}; "
+            "expected valid Unicode: read the input as UTF-8"
+        ) from None
+
+
+def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Copy messages into plain dictionaries, or say which one is malformed."""
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes | bytearray):
+        raise PromptError(f"the prompt is of type {type(messages).__name__}; expected a text or a list of messages")
+    if not messages:
+        raise EmptyPromptError("the prompt has no messages; expected at least one")
+    checked = []
+    for index, message in enumerate(messages):
+        where = f"message {index} of the prompt"
+        if not isinstance(message, Mapping):
+            raise PromptError(f"{where} is of type {type(message).__name__}; expected a mapping with role and content")
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                shown = f"of type {type(message[key]).__name__}" if key in message else "missing"
+                raise PromptError(f"{where}: {key} is {shown}; expected a string")
+        if message["role"] not in ROLES:
+            raise PromptError(f"{where} has the role {message['role']!r}; expected one of {', '.join(ROLES)}")
+        _check_text(message["content"], where)
+        checked.append(dict(message))
+    if not any(message["content"].strip() for message in checked):
+        raise EmptyPromptError("all messages of the prompt are empty; expected some text to answer")
+    return checked
+
+
+class _RefusalError(Exception):
+    """A template called raise_exception."""
+
+
+def _environment() -> "jinja2.sandbox.ImmutableSandboxedEnvironment":
+    import jinja2
+    import jinja2.ext
+    import jinja2.nodes
+    import jinja2.parser
+    import jinja2.sandbox
+
+    class GenerationBlocks(jinja2.ext.Extension):
+        """Take `{% generation %}` blocks, which mark answers for training, as if the marks were not there."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: "jinja2.parser.Parser") -> list["jinja2.nodes.Node"]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlocks]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _RefusalError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own filter escapes for HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,0 +1,208 @@
+"""Keys and values in the memory of the device that computes, where steps read and write them without crossing the bus.
+
+Rows are copied, moved and grown by a graph of three nodes on the same device. Knows onnxruntime's memory and the rows
+of a cache. Does not know the model, or which candidate a row belongs to.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from swift_edge.engine.device.small_graphs import graph, node
+from swift_edge.engine.kv_cache import KVCache
+from swift_edge.engine.providers import DEVICES, onnxruntime_module, open_small_graph
+from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError, one_line
+
+# The first `tokens` tokens of one row, or of as many rows as there are to write, and zeros behind them. Numbers are
+# only moved: whatever their type, they go as words of 32 bits, for which every provider has these operators.
+_COPY: Final = graph(
+    [
+        node("Slice", ["source", "none", "tokens", "token_axis"], ["held"]),
+        node("Expand", ["held", "rows"], ["repeated"]),
+        node("Pad", ["repeated", "padding"], ["target"]),
+    ],
+    inputs={
+        "source": np.float32,
+        "none": np.int64,
+        "tokens": np.int64,
+        "token_axis": np.int64,
+        "rows": np.int64,
+        "padding": np.int64,
+    },
+    outputs={"target": np.float32},
+)
+
+_OUT_OF_MEMORY: Final = re.compile(r"out of memory|failed to allocate|bad_alloc|alloc_failed", re.IGNORECASE)
+_SIZE: Final = re.compile(r"buffer of size (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArray:
+    """Some rows of an array on a device; `array[first:last]` are fewer of them, in the same memory."""
+
+    device: str
+    """As onnxruntime names it: `cuda`, or `cpu`."""
+    address: int
+    """Where the first row begins."""
+    shape: tuple[int, ...]
+    """Rows first; everything is contiguous."""
+    dtype: np.dtype[Any]
+    """Type of the numbers."""
+    memory: Any
+    """The `OrtValue` that the rows lie in, which lives as long as any array does that looks at it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these rows."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice) -> "DeviceArray":
+        """The rows of a slice without steps."""
+        first, last, _ = rows.indices(self.shape[0])
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (max(0, last - first), *self.shape[1:])
+        return DeviceArray(self.device, self.address + first * row_bytes, shape, self.dtype, self.memory)
+
+
+class Device:
+    """The memory of one device, and the session that moves rows within it; shared by caches and threads."""
+
+    def __init__(self, name: str) -> None:
+        """Open the session on the device that onnxruntime calls `cuda` or `cpu`, the first of its kind."""
+        self.name = name
+        self._ort = onnxruntime_module()
+        self._session = self.open(_COPY)
+
+    def open(self, model: bytes) -> Any:
+        """Open a small graph to run on this device."""
+        return open_small_graph(model, self.name)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
+        """An array of whatever there is; raises `DeviceMemoryError` if the device has no room for it."""
+        kind = np.dtype(dtype)
+        try:
+            memory = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, kind.type, self.name, 0)
+        except Exception as error:  # onnxruntime's own kinds have no base class that it exports
+            raise DeviceMemoryError(self.name, math.prod(shape) * kind.itemsize, str(error)) from error
+        return DeviceArray(self.name, memory.data_ptr(), shape, kind, memory)
+
+    def placed(self, array: "NDArray[Any]") -> DeviceArray:
+        """A copy of an array, on the device; raises `DeviceMemoryError` if there is no room for it."""
+        found = self.empty(array.shape, array.dtype)
+        found.memory.update_inplace(array)
+        return found
+
+    def run(
+        self,
+        session: Any,
+        fed: "Mapping[str, DeviceArray | NDArray[Any]]",
+        found: "Mapping[str, DeviceArray | NDArray[Any]]",
+        *,
+        words: Collection[str] = (),
+    ) -> None:
+        """Run a small graph on what is `fed`, into what is to be `found`; `words` are taken as `bind` says.
+
+        Raises `DeviceMemoryError` if the device has no room for it, `DeviceError` for any other failure.
+        """
+        binding = session.io_binding()
+        try:
+            for name, array in fed.items():
+                bind(binding.bind_input, name, array, words=name in words)
+            for name, array in found.items():
+                bind(binding.bind_output, name, array, words=name in words)
+            session.run_with_iobinding(binding)
+        except Exception as error:
+            reason = one_line(error)
+            failure = f"onnxruntime could not run a graph on {self.name}: {reason}; leave providers out"
+            raise (memory_failure(self.name, reason) or DeviceError(failure)) from error
+
+    def zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> DeviceArray:
+        """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
+        found = self.empty(shape, dtype)
+        if found.nbytes:
+            # What the device had there may be NaN, and a kernel that weighs it by zero would spread it.
+            self.copy(np.zeros((1, shape[1], 1, shape[3]), found.dtype), found, 1)
+        return found
+
+    def copy(self, source: "DeviceArray | NDArray[Any]", target: DeviceArray, tokens: int) -> None:
+        """Copy the first `tokens` tokens of rows `[n, h, c, k]`, or of a single row into every row of `target`.
+
+        What lies behind them there becomes zero. The k numbers of a token have to come to whole words of 32 bits.
+        """
+        rows, _, capacity, _ = target.shape
+        sizes = {
+            "none": np.zeros(1, np.int64),
+            "tokens": np.array([tokens]),
+            "token_axis": np.array([2]),
+            "rows": np.array([rows, 1, 1, 1]),
+            "padding": np.array([0, 0, 0, 0, 0, 0, capacity - tokens, 0]),
+        }
+        self.run(self._session, {"source": source, **sizes}, {"target": target}, words=("source", "target"))
+
+
+def rows_device(wanted: str, providers: Sequence[str]) -> Device | None:
+    """The device on which to keep rows that a graph wants at `wanted`; None where they belong into NumPy's memory.
+
+    It is the graph that is asked, not the providers that it was opened with: those may leave attention to the CPU.
+    Raises `ProviderError` where CUDA does.
+    """
+    if wanted == "cpu" and DEVICES["cuda"] in providers:
+        raise ProviderError(
+            f"{DEVICES['cuda']} leaves this bundle's attention to the CPU: keys and values would cross the bus at "
+            "every step; it takes float16: export the model with --precision fp16, or leave providers out"
+        )
+    return Device(wanted) if wanted in DEVICES and wanted != "cpu" else None
+
+
+def memory_failure(device: str, reason: str) -> DeviceMemoryError | None:
+    """The error for a run that failed for the `reason`, if memory ran out: onnxruntime says so in words alone."""
+    if _OUT_OF_MEMORY.search(reason) is None:
+        return None
+    size = _SIZE.search(reason)
+    return DeviceMemoryError(device, None if size is None else int(size[1]), reason)
+
+
+class DeviceCache(KVCache):
+    """A `KVCache` whose keys and values are `DeviceArray`s."""
+
+    def __init__(
+        self,
+        device: Device,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        rows: int,
+        tokens: int,
+        limit: int,
+    ) -> None:
+        """Make room on `device` for `rows` rows of `tokens` tokens; no row is live yet."""
+        self._device = device
+        super().__init__(num_layers, num_heads, head_dim, dtype, rows, tokens, limit)
+
+    def _buffer(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> Any:
+        return self._device.zeros(shape, dtype)
+
+    def _copy(self, source: Any, target: Any, tokens: int) -> None:
+        if tokens and target.shape[0]:
+            self._device.copy(source, target, tokens)
+
+
+def bind(to: Any, name: str, array: "DeviceArray | NDArray[Any]", *, words: bool = False) -> None:
+    """Bind a tensor to the memory of an array, which has to be contiguous and to outlive the binding.
+
+    `to` is `bind_input` or `bind_output` of an `onnxruntime.IOBinding`. With `words` the numbers of the last axis are
+    taken as float32, whatever they are.
+    """
+    shape, kind = array.shape, array.dtype
+    if words:
+        shape, kind = (*shape[:-1], shape[-1] * kind.itemsize // 4), np.dtype(np.float32)
+    if isinstance(array, DeviceArray):
+        to(name, array.device, 0, kind.type, shape, array.address)
+    else:
+        to(name, "cpu", 0, kind.type, shape, array.ctypes.data)

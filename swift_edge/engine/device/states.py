@@ -1,0 +1,79 @@
+"""The part of a head that reads hidden states, on the device where they lie: of each token g numbers come back.
+
+Knows weights, and states in a device's memory. Does not know what the numbers are for.
+
+    g rows of weights   l layers   d numbers of a state   m tokens
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.engine.device.memory import Device, DeviceArray
+from swift_edge.engine.device.small_graphs import FLOAT, graph, node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateWeights:
+    """What hidden states are multiplied with."""
+
+    layers: tuple[int, ...]
+    """Hidden states that are read, in this order."""
+    weight: NDArray[np.float32]  # [g, l, d]
+    """Weights of each state."""
+    rms_epsilon: float | None
+    """Added to the mean square of a state before it is divided by its root; None where states are taken as they are."""
+
+    def same_as(self, other: "StateWeights") -> bool:
+        """Whether these are the very same numbers in memory, read alike."""
+        mine, theirs = self.weight, other.weight
+        alike = (self.layers, self.rms_epsilon, mine.shape) == (other.layers, other.rms_epsilon, theirs.shape)
+        return alike and mine.ctypes.data == theirs.ctypes.data
+
+
+class StateReader:
+    """Multiplies hidden states that lie on a device with weights that were put there once; shared by threads."""
+
+    def __init__(self, device: Device, dtype: np.dtype[Any], weights: StateWeights) -> None:
+        """Open a graph for float32 or float16 states, and put the weights onto the device."""
+        self.weights = weights
+        self._device = device
+        outputs, layers, width = weights.weight.shape
+        self._weight = device.placed(np.ascontiguousarray(weights.weight.reshape(outputs, layers * width).T))
+        self._names = [f"states.{layer}" for layer in weights.layers]
+        self._inputs = {"shape": np.array([-1, layers * width])}
+        nodes = [
+            node("Concat", self._names, ["together"], {"axis": 1}),  # [m, l, d]
+            node("Cast", ["together"], ["states"], {"to": FLOAT}),
+        ]
+        taken = "states"
+        if weights.rms_epsilon is not None:
+            self._inputs["epsilon"] = np.array([weights.rms_epsilon], np.float32)
+            nodes += [
+                node("Mul", ["states", "states"], ["squares"]),
+                node("ReduceMean", ["squares"], ["mean"], {"axes": [2]}),
+                node("Add", ["mean", "epsilon"], ["positive"]),
+                node("Sqrt", ["positive"], ["length"]),
+                node("Div", ["states", "length"], ["units"]),
+            ]
+            taken = "units"
+        nodes += [
+            node("Reshape", [taken, "shape"], ["inputs"]),  # [m, l * d]
+            node("MatMul", ["inputs", "weight"], ["products"]),
+        ]
+        kinds = dict.fromkeys(self._names, dtype.type) | {"weight": np.float32}
+        kinds |= {name: array.dtype.type for name, array in self._inputs.items()}
+        self._session = device.open(graph(nodes, kinds, {"products": np.float32}))
+
+    def products(self, states: Sequence[DeviceArray]) -> NDArray[np.float32]:
+        """Products of the weights with the states `[m, 1, d]` of each layer, summed over the layers: float32 `[g, m]`.
+
+        Raises what `Device.run` does.
+        """
+        found = np.empty((states[0].shape[0], len(self.weights.weight)), np.float32)  # [m, g]
+        fed = dict(zip(self._names, states, strict=True)) | self._inputs | {"weight": self._weight}
+        self._device.run(self._session, fed, {"products": found})
+        return np.ascontiguousarray(found.T)

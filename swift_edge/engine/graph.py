@@ -1,0 +1,163 @@
+"""A bundle's decoder graph, opened: what it takes and gives, and where it wants that to be.
+
+Knows the graph's tensor names, types and devices. Does not know what is fed, or to which row it belongs.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from swift_edge.bundle.manifest import Bundle
+from swift_edge.engine.device.logits import LogitReader
+from swift_edge.engine.device.memory import Device, memory_failure, rows_device
+from swift_edge.engine.providers import input_device, open_graph
+from swift_edge.errors import BundleError, one_line
+
+_FLOATS: Final[Mapping[str, np.dtype[Any]]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+_KV_DTYPES: Final[Mapping[str | None, Mapping[str, np.dtype[Any]]]] = {
+    None: _FLOATS,
+    "int8": {"tensor(int8)": np.dtype(np.int8)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderGraph:
+    """A graph with keys and values as inputs and outputs, opened once; shared by threads."""
+
+    model_path: Path
+    """The file it was opened from."""
+    inference_session: Any
+    """The `onnxruntime.InferenceSession` that runs it."""
+    providers: tuple[str, ...]
+    """The execution providers that it really got, as onnxruntime names them."""
+    layers: tuple[int, ...]
+    """Those whose hidden states it gives, in ascending order."""
+    num_layers: int
+    """Layers with keys and values."""
+    vocab_size: int
+    """Logits of a position."""
+    hidden_size: int
+    """Numbers of a hidden state."""
+    kv_shape: tuple[int, int]
+    """Heads, and numbers of a head, of the keys of a token and of its values."""
+    kv_dtype: np.dtype[Any]
+    """Type of keys and values: float32, float16 or int8."""
+    logits_dtype: np.dtype[Any]
+    """Type of the logits: float32 or float16."""
+    hidden_dtype: np.dtype[Any]
+    """Type of the hidden states: float32 or float16."""
+    in_place: bool
+    """Whether new tokens are written behind the old ones, in the same memory; else both are given in new arrays."""
+    even_rows: bool
+    """Whether a step should run an even number of rows."""
+    picks_logits: bool
+    """Whether it is told at which positions logits are wanted; else it gives them at every one."""
+    wants_positions: bool
+    """Whether it is told the tokens' positions; else it counts them itself."""
+    device: Device | None
+    """Where it wants keys and values; None where that is NumPy's memory, or where they are not written in place."""
+    logit_reader: LogitReader | None
+    """What reads logits that stay on that device."""
+    rebinds_kv: bool
+    """Whether keys and values have to be bound anew for every run."""
+    rebinds_fed: bool
+    """Whether the other inputs have to be."""
+
+    @classmethod
+    def open(cls, bundle: Bundle, providers: Sequence[str] | None, threads: int) -> "DecoderGraph":
+        """Open the graph on `threads` threads; `providers` as `providers.open_graph` takes them.
+
+        Raises `ProviderError` for a provider that the session does not get, or that cannot compute this bundle's
+        attention; `BundleError` for a graph that onnxruntime does not open or whose tensors are not those of a decoder.
+        """
+        manifest = bundle.manifest
+        architecture = manifest.architecture
+        layers = manifest.hidden_states.indices
+        session = open_graph(bundle, providers, threads)
+        got = tuple(session.get_providers())
+        inputs = {value.name: value.type for value in session.get_inputs()}
+        outputs = {value.name: value.type for value in session.get_outputs()}
+        _check_names(bundle, inputs, outputs)
+        kv_dtype = _dtype(inputs, "past_key_values.0.key", bundle, _KV_DTYPES[manifest.precision.kv_cache])
+        logits_dtype = _dtype(outputs, "logits", bundle, _FLOATS)
+        hidden_dtype = _dtype(outputs, f"hidden_states.{layers[0]}" if layers else "logits", bundle, _FLOATS)
+        in_place = manifest.graph.kv == "in-place"
+        kv_device = input_device(session, "past_key_values.0.key")
+        device = rows_device(kv_device, got) if in_place else None
+        return cls(
+            model_path=bundle.model_path,
+            inference_session=session,
+            providers=got,
+            layers=layers,
+            num_layers=architecture.num_layers,
+            vocab_size=architecture.vocab_size,
+            hidden_size=architecture.hidden_size,
+            kv_shape=(architecture.num_key_value_heads, architecture.head_dim),
+            kv_dtype=kv_dtype,
+            logits_dtype=logits_dtype,
+            hidden_dtype=hidden_dtype,
+            in_place=in_place,
+            # onnxruntime's kernels for packed weights take rows in pairs, and give the last one of an odd number
+            # another rounding. A row that stands in for it keeps every candidate's numbers the same whatever decodes
+            # beside it.
+            even_rows=in_place and manifest.precision.name in ("int8", "int4"),
+            picks_logits="logits_positions" in inputs,
+            wants_positions="position_ids" in inputs,
+            device=device,
+            logit_reader=None if device is None else LogitReader(device, logits_dtype),
+            # An input that is not where the graph wants it is copied when it is bound: bound once, it would be read
+            # once.
+            rebinds_kv=device is None and kv_device != "cpu",
+            rebinds_fed=device is not None or {input_device(session, name) for name in inputs} != {"cpu"},
+        )
+
+    @contextlib.contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turn what onnxruntime raises while the graph runs into a `DeviceMemoryError`, or else a `BundleError`."""
+        try:
+            yield
+        except Exception as error:  # onnxruntime's own kinds have no base class that it exports
+            reason = one_line(error)
+            failure = (
+                f"onnxruntime could not run {self.model_path}: {reason}; "
+                "inspect the folder, or export the model with swift-edge export"
+            )
+            device = "cpu" if self.device is None else self.device.name
+            raise (memory_failure(device, reason) or BundleError(failure)) from error
+
+
+def _check_names(bundle: Bundle, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:
+    """Raise `BundleError` if the graph's tensors are not those that a run binds."""
+    manifest = bundle.manifest
+    parts = [(layer, part) for layer in range(manifest.architecture.num_layers) for part in ("key", "value")]
+    known = {"input_ids", "attention_mask", "position_ids", "logits_positions"}
+    past = {f"past_key_values.{layer}.{part}" for layer, part in parts}
+    given = {"logits", *(f"present.{layer}.{part}" for layer, part in parts)}
+    given |= {f"hidden_states.{layer}" for layer in manifest.hidden_states.indices}
+    missing = (({"input_ids", "attention_mask"} | past) - inputs.keys()) | (given - outputs.keys())
+    unknown = inputs.keys() - known - past
+    if missing or unknown:
+        problem = f"lacks {min(missing)}" if missing else f"asks for an unknown input {min(unknown)}"
+        raise BundleError(
+            f"{bundle.model_path} {problem} ({len(missing)} tensors missing, {len(unknown)} unknown); "
+            "expected a decoder graph with past_key_values.N.key/value and present.N.key/value: "
+            "run swift-edge export"
+        )
+
+
+def _dtype(types: Mapping[str, str], name: str, bundle: Bundle, expected: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype of the graph's tensor `name`, which has to be one of those expected."""
+    found = types[name]
+    if found not in expected:
+        raise BundleError(
+            f"{name} of {bundle.model_path} is {found}; expected {' or '.join(expected)}: "
+            "export the model with swift-edge export"
+        )
+    return expected[found]

@@ -1,0 +1,241 @@
+"""A model, opened once: prefill, decode, the caches that both work on, and the memory that a request takes.
+
+Knows token ids and arrays. Does not know text, sampling, the graph's tensor names, which candidate a row belongs to, or
+what the hidden states are for.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from swift_edge.bundle.manifest import Bundle
+from swift_edge.engine.device.memory import DeviceCache
+from swift_edge.engine.device.states import StateReader, StateWeights
+from swift_edge.engine.graph import DecoderGraph
+from swift_edge.engine.kv_cache import ConcatenatedCache, KVCache, cache_tokens
+from swift_edge.engine.step_memory import Floats, Ids, StepMemory, StepOutput
+from swift_edge.errors import InvalidOptionError, PromptTooLongError, size_text
+from swift_edge.system.machine import available_memory, default_threads, require_available
+
+CHUNK_TOKENS = 512
+"""Prompt tokens per run of the graph: long enough to keep the cores busy, short enough to bound the activations."""
+WORKING_BYTES = 64 * 2**20
+"""What onnxruntime itself takes for a step, beside what it reads and writes: measured 30 MiB at 0.5 B parameters."""
+MOST_READERS = 4
+"""Heads whose weights stay on a device."""
+LOGITS_BYTES = 64 * 2**20
+"""Most memory that the logits of one prefill run may take."""
+
+
+class ModelSession:
+    """The graph of a bundle, opened once; prefill and decode share it, and so do threads.
+
+    Every call works on the cache that it is given and on nothing else: threads with caches of their own do not meet.
+    """
+
+    def __init__(self, bundle: Bundle, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
+        """Open the graph; `providers` as onnxruntime names them, or `"cuda"` for short; None is the CPU.
+
+        Raises `ProviderError` if the session does not get a provider that was asked for, `InvalidOptionError` for a
+        number of threads below 1, `BundleError` for a graph that onnxruntime does not open.
+        """
+        if threads is not None and threads < 1:
+            raise InvalidOptionError(f"threads is {threads}; expected at least 1, or None for every core there is")
+        self.threads = threads or default_threads()
+        self.graph = graph = DecoderGraph.open(bundle, providers, self.threads)
+        self.providers: tuple[str, ...] = graph.providers
+        self.layers: tuple[int, ...] = graph.layers
+        self.vocab_size = graph.vocab_size
+        self.hidden_size = graph.hidden_size
+        self.context_length = bundle.manifest.architecture.context_length
+        self.num_layers = graph.num_layers
+        self._state_readers: tuple[StateReader, ...] = ()
+
+    @property
+    def takes_ragged_rows(self) -> bool:
+        """Whether rows of different lengths can be decoded together."""
+        return self.graph.in_place
+
+    @property
+    def keeps_rows_on_device(self) -> bool:
+        """Whether keys and values are on a device other than the CPU, and not in memory that NumPy reads."""
+        return self.graph.device is not None
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token of one row takes in a cache."""
+        heads, head_dim = self.graph.kv_shape
+        return 2 * self.num_layers * heads * head_dim * self.graph.kv_dtype.itemsize
+
+    def new_cache(self, rows: int, tokens: int, limit: int | None = None) -> KVCache:
+        """Make a cache without live rows: room for `rows` rows of `tokens` tokens, growing up to `limit` tokens."""
+        limit = min(limit or self.context_length, self.context_length)
+        token = (self.num_layers, *self.graph.kv_shape, self.graph.kv_dtype)
+        size = (rows, min(tokens, limit), limit)
+        if self.graph.device is not None:
+            return DeviceCache(self.graph.device, *token, *size)
+        return KVCache(*token, *size) if self.graph.in_place else ConcatenatedCache(*token, limit)
+
+    def require_memory(
+        self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1
+    ) -> None:
+        """Raise `MemoryLimitError`, with the numbers, if continuing a prompt on `rows` rows cannot fit into memory."""
+        parts = self.request_bytes(rows, prompt_tokens, new_tokens, layers=layers, tokens_per_run=tokens_per_run)
+        self._require_parts(parts, rows, prompt_tokens, new_tokens, available_memory())
+
+    def fitting_rows(
+        self, rows: int, prompt_tokens: int, new_tokens: int, available: int | None, *, layers: int = 0
+    ) -> int:
+        """The most rows, at most `rows`, on which a prompt can be continued in `available` bytes of memory.
+
+        `available` is what `machine.available_memory` found. Raises `MemoryLimitError`, with the numbers, if not even
+        one row fits.
+        """
+        one = self.request_bytes(1, prompt_tokens, new_tokens, layers=layers)
+        self._require_parts(one, 1, prompt_tokens, new_tokens, available)
+        while rows > 1 and available is not None:
+            needed = sum(self.request_bytes(rows, prompt_tokens, new_tokens, layers=layers)) + WORKING_BYTES
+            if needed <= available:
+                break
+            rows //= 2
+        return rows
+
+    def _require_parts(
+        self, parts: tuple[int, int, int], rows: int, prompt_tokens: int, new_tokens: int, available: int | None
+    ) -> None:
+        """Raise `MemoryLimitError` if what `request_bytes` gave is more than there is."""
+        kv, logits, hidden = parts
+        tokens = min(prompt_tokens + new_tokens, self.context_length)
+        require_available(
+            kv + logits + hidden + WORKING_BYTES,
+            available,
+            f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens (keys and values {size_text(kv)}, "
+            f"logits {size_text(logits)}, hidden states {size_text(hidden)}, onnxruntime {size_text(WORKING_BYTES)})",
+            "ask for fewer candidates or fewer tokens, or free some memory",
+        )
+
+    def request_bytes(
+        self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1
+    ) -> tuple[int, int, int]:
+        """Bytes that continuing a prompt on `rows` rows takes at most: keys and values, logits, hidden states.
+
+        `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time. Only
+        the machine's memory counts: what a device has left for keys and values is not known before it is asked for.
+        """
+        graph = self.graph
+        tokens = min(prompt_tokens + new_tokens, self.context_length)
+        rows = self._rows_per_run(rows)
+        # The prompt's own row lives until it has been copied; concatenating holds every array twice.
+        grown = cache_tokens(prompt_tokens, self.context_length) + rows * cache_tokens(tokens, tokens)
+        kv = 0 if graph.device is not None else grown * self.kv_bytes_per_token * (1 if graph.in_place else 2)
+        # Beside what the graph writes: a float32 copy of each, and what sampling makes of the logits of one row.
+        fed = rows * tokens_per_run
+        logits = fed * self.vocab_size * (graph.logits_dtype.itemsize + 4) + 16 * self.vocab_size
+        if not graph.picks_logits:
+            chunk = min(prompt_tokens, self._chunk_tokens(CHUNK_TOKENS))
+            logits += chunk * self.vocab_size * graph.logits_dtype.itemsize
+        hidden = layers * fed * self.hidden_size * (graph.hidden_dtype.itemsize + 4)
+        return kv, logits, hidden
+
+    def prefill(
+        self,
+        cache: KVCache,
+        token_ids: Sequence[int] | Ids,
+        *,
+        chunk: int = CHUNK_TOKENS,
+        logits: Literal["last", "all", "none"] = "last",
+        layers: tuple[int, ...] = (),
+    ) -> StepOutput:
+        """Append tokens `[s]` to the only row of `cache`, at most `chunk` of them per run of the graph.
+
+        Gives logits `[1, v]` after the last token, `[s, v]` after every one, or none; and the hidden states `[l, s, d]`
+        of `layers`. Raises `PromptTooLongError` if the row would exceed the context. The arrays belong to the caller.
+        """
+        fed = np.asarray(token_ids, np.int64)  # [s]
+        if cache.rows == 0:
+            cache.append_empty()
+        if cache.rows != 1 or not len(fed):
+            raise InvalidOptionError(f"prefill takes one row and at least one token, got {cache.rows} and {len(fed)}")
+        start = cache.longest
+        if start + len(fed) > self.context_length:
+            raise PromptTooLongError(start + len(fed), self.context_length)
+        cache.reserve(1, start + len(fed))
+        every = logits == "all"
+        all_logits = np.empty((len(fed), self.vocab_size), np.float32) if every else None  # [s, v]
+        hidden = np.empty((len(layers), len(fed), self.hidden_size), np.float32) if layers else None  # [l, s, d]
+        last: Floats | None = None  # [1, v]
+        chunk = self._chunk_tokens(chunk)
+        for begin in range(0, len(fed), chunk):
+            part = fed[None, begin : begin + chunk]  # [1, s]
+            end = begin + part.shape[1]
+            # One position even where no logits are wanted: the output layer is not meant to see none at all.
+            wanted = np.arange(part.shape[1]) if every else np.array([part.shape[1] - 1])
+            memory = StepMemory(self.graph, 1, part.shape[1], len(wanted), layers)
+            out = memory.run(cache, part, wanted)
+            if all_logits is not None:
+                all_logits[begin:end] = out.logits
+            last = out.logits
+            if hidden is not None:
+                hidden[:, begin:end] = out.hidden_states
+        if logits == "none":
+            last = None
+        return StepOutput(all_logits if every else last, hidden)
+
+    def decode(
+        self,
+        cache: KVCache,
+        token_ids: Sequence[int] | Ids,
+        *,
+        logits: bool = True,
+        layers: tuple[int, ...] = (),
+        on_device: bool = False,
+        weights: StateWeights | None = None,
+    ) -> StepOutput:
+        """Append one token `[m]` to each of the m live rows of `cache`.
+
+        Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both are views
+        of memory that the next decode of this cache writes to. Where rows are on a device, logits stay there with
+        `on_device`, and hidden states with `weights`: those of their layers, and the products come back instead.
+        Raises what `StepMemory.run` does.
+        """
+        fed = np.asarray(token_ids, np.int64)[:, None]  # [m, 1]
+        rows = cache.rows
+        if not rows or len(fed) != rows:
+            raise InvalidOptionError(f"decode takes one token per row, got {len(fed)} tokens for {rows} rows")
+        if cache.longest >= self.context_length:
+            raise PromptTooLongError(cache.longest + 1, self.context_length)
+        run_rows = self._rows_per_run(rows)
+        cache.reserve(run_rows, cache.longest + 1)
+        memory = cache.step_memory
+        reader = None if weights is None or self.graph.device is None else self._reader_of(weights)
+        key = (layers if reader is None else reader.weights.layers, on_device, reader)
+        if not isinstance(memory, StepMemory) or memory.rows < run_rows or memory.key != key:
+            memory = cache.step_memory = StepMemory(self.graph, run_rows, 1, run_rows, *key)
+        if run_rows > rows:
+            fed = np.concatenate([fed, np.zeros((run_rows - rows, 1), np.int64)])
+        out = memory.run(cache, fed, np.arange(run_rows if logits else 1))
+        states = None if out.hidden_states is None else out.hidden_states[:, :rows]
+        products = None if out.products is None else out.products[:, :rows]
+        kept = None if out.device_logits is None or not logits else out.device_logits[:rows]
+        own_logits = out.logits[:rows] if logits and out.logits is not None else None
+        return StepOutput(own_logits, states, kept, products)
+
+    def _reader_of(self, weights: StateWeights) -> StateReader:
+        """What multiplies with these weights on the device, made once for the heads used last."""
+        readers = self._state_readers
+        found = next((reader for reader in readers if reader.weights.same_as(weights)), None)
+        if found is None:
+            assert self.graph.device is not None
+            found = StateReader(self.graph.device, self.graph.hidden_dtype, weights)
+            self._state_readers = (*readers[1 - MOST_READERS :], found)
+        return found
+
+    def _rows_per_run(self, rows: int) -> int:
+        """Rows that a decode step of `rows` live rows runs."""
+        return rows + rows % 2 if self.graph.even_rows else rows
+
+    def _chunk_tokens(self, chunk: int) -> int:
+        if self.graph.picks_logits:
+            return max(1, chunk)
+        return max(1, min(chunk, LOGITS_BYTES // (self.vocab_size * self.graph.logits_dtype.itemsize)))

@@ -1,0 +1,1 @@
+"""What candidates are worth: heads, running scores, and their calibration."""

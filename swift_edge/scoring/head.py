@@ -1,0 +1,388 @@
+"""The head: hidden states to a gate and a reward per token, and those to one score per candidate.
+
+    (gate logit, reward) = W h + b        gate = sigmoid(gate logit)        score = Σ gate·reward / max(Σ gate, 1e-8)
+
+(SWIFT, arXiv 2505.12225.) With the norm `rms` each state is divided by its root mean square first. Here are the head as
+data, its file, the check against a bundle, and the arithmetic. Knows arrays only: not the model that made them, not
+text. Runs on the calling thread without BLAS, whose threads would fight onnxruntime's, and the result of a row does not
+depend on the rows beside it, bit for bit.
+"""
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.bundle.manifest import Manifest
+from swift_edge.engine.signals import TokenStatistics
+from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
+from swift_edge.scoring.calibration import Calibration
+from swift_edge.system.files import write_whole
+
+HEAD_FORMAT_VERSION: Final = 1
+LEAST_GATE_SUM: Final = 1e-8
+"""The divisor is never smaller, so that a candidate whose gates are all shut has a score."""
+
+RMS_EPSILON: Final = 1e-6
+"""Added to the mean square of a state before its root is taken, as models do in their own norm."""
+
+Feature = Literal["hidden", "logits"]
+TokenStatistic = Literal["logprob", "entropy"]
+Norm = Literal["none", "rms"]
+
+_LARGEST_FILE = 2**28
+"""Bytes; a head of a million inputs has 8 MB, so more is damage or malice."""
+_METADATA: dict[str, tuple[type, ...]] = {
+    "layers": (list,),
+    "token_statistics": (list,),
+    "gate": (bool,),
+    "feature": (str,),
+    "includes_eos": (bool,),
+    "calibration": (dict, type(None)),
+    "fingerprint": (str,),
+    "precision": (str,),
+    "base_model": (str,),
+    "summary": (dict,),
+    "norm": (str,),
+}
+"""Fields of `Head` besides the arrays and their JSON types."""
+_ABSENT = {"norm": "none"}
+"""What fields mean that a file may leave out."""
+_STANDARDISATION = ("input_mean", "input_scale")
+"""Arrays that a file may leave out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """A trained head and what it was trained on; f inputs are l states of d numbers, then the token statistics."""
+
+    weight: NDArray[np.float32]  # [2, f], or [1, f] without a gate
+    """Row 0 makes the gate logit and row 1 the reward; without a gate the only row makes the reward. Read-only."""
+    bias: NDArray[np.float32]  # [2], or [1] without a gate
+    """Added to the products of the rows of `weight`. Read-only."""
+    layers: tuple[int, ...]
+    """Hidden states that are read, ascending (0 embeddings, L last block after the final norm); empty for logits."""
+    token_statistics: tuple[TokenStatistic, ...] = ()
+    """Inputs that follow the states, in this order: log-probability and entropy in nats at temperature 1."""
+    gate: bool = True
+    """Whether tokens are weighted; without, the score is the mean reward."""
+    feature: Feature = "hidden"
+    """What is read per token: the hidden states after it, or the logits after it."""
+    includes_eos: bool = True
+    """Whether the token that ends a response was counted in training."""
+    calibration: Mapping[str, Any] | None = None
+    """How a score becomes a probability of being correct, where that was fitted."""
+    fingerprint: str = ""
+    """Fingerprint of the base model's weights; empty where unknown."""
+    precision: str = ""
+    """Label of the precision of the bundle that made the training states; empty where unknown."""
+    base_model: str = ""
+    """Name of the base model, for messages."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What training reported."""
+    norm: Norm = "none"
+    """What is done to each state of each token before the weights: nothing, or division by its root mean square. That
+    is a model's final RMS norm but for the norm's own weights, which are linear and absorbed in `weight`. A layer norm
+    takes the mean off first: that is linear, too, but it divides by another length, so it is not among the choices."""
+    input_mean: NDArray[np.float32] | None = None  # [f]
+    """Mean of each input over the training tokens, so that another precision can be matched to it; None if unknown."""
+    input_scale: NDArray[np.float32] | None = None  # [f]
+    """Scale by which each input was standardised in training; given exactly if `input_mean` is."""
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit together; raises `InvalidOptionError` where they do not."""
+        rows = 2 if self.gate else 1
+        for name in ("weight", "bias"):
+            array = np.array(getattr(self, name), dtype=np.float32, order="C")
+            _expect(bool(np.isfinite(array).all()), name, "not finite everywhere", "finite numbers")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        layers = tuple(int(layer) for layer in self.layers)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "token_statistics", tuple(self.token_statistics))
+        wide = self.weight.ndim == 2 and self.weight.shape[0] == rows
+        _expect(wide, "weight", f"of shape {list(self.weight.shape)}", f"[{rows}, f] with gate {self.gate}")
+        _expect(self.bias.shape == (rows,), "bias", f"of shape {list(self.bias.shape)}", f"[{rows}]")
+        known = get_args(TokenStatistic)
+        names = self.token_statistics
+        distinct = set(names) <= set(known) and len(set(names)) == len(names)
+        _expect(distinct, "token_statistics", list(names), f"distinct names out of {', '.join(known)}")
+        _expect(self.feature in get_args(Feature), "feature", self.feature, " or ".join(get_args(Feature)))
+        if self.feature == "logits":
+            _expect(not layers, "layers", list(layers), "none, because the feature is logits")
+        else:
+            ascending = bool(layers) and list(layers) == sorted(set(layers)) and layers[0] >= 0
+            _expect(ascending, "layers", list(layers), "ascending numbers from 0 up, at least one")
+        state_inputs = self.weight.shape[1] - len(names)
+        whole = state_inputs > 0 and state_inputs % self._slices == 0
+        _expect(whole, "weight", f"{self.weight.shape[1]} inputs wide", self._width_text("d"))
+        _expect(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
+        on_states = self.norm == "none" or self.feature == "hidden"
+        _expect(on_states, "norm", self.norm, "none, because the feature is logits")
+        self._check_standardisation()
+        if self.calibration is not None:
+            Calibration.from_dict(self.calibration)
+
+    def _check_standardisation(self) -> None:
+        for name in _STANDARDISATION:
+            array = getattr(self, name)
+            if array is None:
+                continue
+            array = np.array(array, dtype=np.float32)
+            inputs = self.weight.shape[1]
+            _expect(array.shape == (inputs,), name, f"of shape {list(array.shape)}", f"[{inputs}], one per input")
+            _expect(bool(np.isfinite(array).all()), name, "not finite everywhere", "finite numbers")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        both = (self.input_mean is None) == (self.input_scale is None)
+        _expect(both, "input_mean", "given" if self.input_scale is None else "absent", "input_mean with input_scale")
+        if self.input_scale is not None:
+            _expect(bool((self.input_scale > 0).all()), "input_scale", "not positive everywhere", "positive numbers")
+
+    @property
+    def state_width(self) -> int:
+        """Width of one slice that is read: the hidden size d, or the vocabulary size v for logits."""
+        return (int(self.weight.shape[1]) - len(self.token_statistics)) // self._slices
+
+    @property
+    def state_weight(self) -> NDArray[np.float32]:
+        """Weights of the slices, `[g, l, d]`, without those of the token statistics: rows as in `weight`."""
+        slices, width = self._slices, self.state_width
+        return self.weight[:, : slices * width].reshape(-1, slices, width)
+
+    @property
+    def _slices(self) -> int:
+        return max(1, len(self.layers))
+
+    def _width_text(self, width: object) -> str:
+        statistics = len(self.token_statistics)
+        return f"{self._slices} x {width}" + (f" + {statistics} token statistics" if statistics else "")
+
+    def probability(self, score: float) -> float | None:
+        """Calibrated P(correct) of a candidate with this score; None without a calibration, and for NaN."""
+        if self.calibration is None:
+            return None
+        return Calibration.from_dict(self.calibration).chance(score)
+
+    def evaluate(
+        self, states: NDArray[Any], statistics: TokenStatistics | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Gates and rewards, float32 [m] each, of m tokens; gates are 1 without a gate.
+
+        `states` is float32 or float16 [l, m, d]: the hidden states of exactly this head's layers, in its order; for
+        the feature logits it is the logits as one slice, [1, m, v]. `statistics` holds at least what `token_statistics`
+        names, [m] each. Raises `HeadMismatchError` for other shapes and for statistics that are not there.
+        """
+        expected = (self._slices, self.state_width)
+        if states.ndim != 3 or (states.shape[0], states.shape[2]) != expected:
+            raise HeadMismatchError(
+                f"the head got states of shape {list(states.shape)}; expected [{expected[0]}, m, {expected[1]}]: "
+                "pass the states of the head's own layers"
+            )
+        width = self.state_width
+        contiguous = np.ascontiguousarray(states, dtype=np.float32)
+        # Without `optimize`, einsum has its own loop over d for each token and slice: no BLAS, no sum that m changes.
+        products = np.einsum("lmd,gld->gml", contiguous, self.state_weight)  # [g, m, l]
+        if self.norm == "rms":
+            # Dividing the products is dividing the states: one number per token and slice.
+            squares = np.einsum("lmd,lmd->ml", contiguous, contiguous)  # [m, l]
+            products /= np.sqrt(squares / np.float32(width) + np.float32(RMS_EPSILON))
+        # The sum over l runs along memory for every m; across rows its order would be another at m = 1.
+        return self.evaluate_products(np.ascontiguousarray(products, dtype=np.float64).sum(axis=2), statistics)
+
+    def evaluate_products(
+        self, products: NDArray[Any], statistics: TokenStatistics | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Gates and rewards as `evaluate` gives them, from the states' products with `state_weight`, `[g, m]`."""
+        tokens = products.shape[1]
+        sums = products + self.bias[:, np.newaxis].astype(np.float64)  # [g, m]
+        for column, name in enumerate(self.token_statistics, start=self._slices * self.state_width):
+            values = getattr(statistics, name, None)  # [m]
+            if values is None or values.shape != (tokens,):
+                raise HeadMismatchError(
+                    f"the head reads the token statistic {name!r}; expected {tokens} values of it: ask "
+                    "token_statistics for what the head names"
+                )
+            sums += self.weight[:, column, np.newaxis].astype(np.float64) * values
+        rewards = sums[-1].astype(np.float32)
+        if not self.gate:
+            return np.ones(tokens, np.float32), rewards
+        # log(1 + exp(-x)) neither overflows nor loses small gates.
+        return np.exp(-np.logaddexp(0.0, -sums[0])).astype(np.float32), rewards
+
+
+class RunningScore:
+    """Score of one candidate as two sums, so that every prefix has one.
+
+    >>> running = RunningScore()
+    >>> running.add(1.0, 2.0); running.add(0.5, -1.0); running.score
+    1.0
+    """
+
+    __slots__ = ("gate_reward_sum", "gate_sum", "tokens")
+
+    def __init__(self) -> None:
+        """Start with no tokens."""
+        self.gate_reward_sum = 0.0
+        self.gate_sum = 0.0
+        self.tokens = 0
+
+    def add(self, gate: float, reward: float) -> None:
+        """Count one more token."""
+        self.add_all((float(gate),), (float(reward),))
+
+    def add_all(self, gates: Sequence[float], rewards: Sequence[float]) -> None:
+        """Count tokens one after the other, floats of Python's own: the same bits as `add` for each."""
+        gate_reward_sum, gate_sum = self.gate_reward_sum, self.gate_sum
+        for gate, reward in zip(gates, rewards, strict=True):
+            gate_reward_sum += gate * reward
+            gate_sum += gate
+        self.gate_reward_sum, self.gate_sum = gate_reward_sum, gate_sum
+        self.tokens += len(gates)
+
+    @property
+    def score(self) -> float:
+        """Gate-weighted mean of the rewards so far; NaN, which ranks last, before the first token."""
+        return self.gate_reward_sum / max(self.gate_sum, LEAST_GATE_SUM) if self.tokens else math.nan
+
+
+def score_tokens(gates: NDArray[np.float32], rewards: NDArray[np.float32]) -> float:
+    """Score of a whole response from its gates and rewards, [t] each; the same bits as adding token by token."""
+    running = RunningScore()
+    running.add_all(gates.tolist(), rewards.tolist())
+    return running.score
+
+
+def check_head(head: Head, manifest: Manifest) -> list[str]:
+    """Check that the head reads what this bundle's model gives.
+
+    Raises `HeadMismatchError` for another model, another width, or layers that the bundle does not have. Returns
+    warnings, a line each, for what cannot be checked and for another precision of the same model.
+    """
+    architecture = manifest.architecture
+    if head.feature == "hidden":
+        quantity, width = "hidden size", architecture.hidden_size
+    else:
+        quantity, width = "vocabulary size", architecture.vocab_size
+    ours, theirs = head.base_model or "a model it does not name", manifest.base_model or "a model it does not name"
+    if head.state_width != width:
+        raise HeadMismatchError(
+            f"the head is {head.weight.shape[1]} inputs wide and was trained on {ours}; expected "
+            f"{head._width_text(width)} for {theirs} ({quantity} {width}): use the head of this model"
+        )
+    if head.fingerprint and manifest.fingerprint and head.fingerprint != manifest.fingerprint:
+        raise HeadMismatchError(
+            f"the head was trained on {ours} (weights {head.fingerprint[:12]}), the bundle holds {theirs} "
+            f"(weights {manifest.fingerprint[:12]}); expected the same weights: use the head of this model"
+        )
+    missing = [layer for layer in head.layers if layer not in manifest.hidden_states.indices]
+    if missing:
+        raise HeadMismatchError(_not_exported(missing, manifest.hidden_states.indices))
+    warnings = []
+    if not head.fingerprint or not manifest.fingerprint:
+        side = "bundle" if head.fingerprint else "head"
+        warnings.append(
+            f"the {side} does not say which weights it belongs to; "
+            f"only the width was checked, make sure that the head was trained on {theirs}"
+        )
+    if head.precision and head.precision != manifest.precision.label:
+        warnings.append(
+            f"the head was trained at precision {head.precision}, the bundle has "
+            f"{manifest.precision.label}; scores may shift: run swift-edge recalibrate"
+        )
+    return warnings
+
+
+def load_head(path: Path | str) -> Head:
+    """Read a head file; anything but a sound one is a `HeadFileError`. Nothing in the file is ever executed."""
+    path = Path(path)
+    if not path.is_file():
+        raise HeadFileError(f"there is no head file at {path}; expected an .npz written by swift-edge")
+    # A damaged archive surfaces as almost any exception of zipfile, zlib, numpy's header parser or json.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _LARGEST_FILE:
+            raise HeadFileError(f"it unpacks to {size} bytes, expected at most {_LARGEST_FILE}")
+        with np.load(path, allow_pickle=False) as arrays:
+            names = ("weight", "bias", "metadata")
+            absent = [name for name in names if name not in arrays]
+            if absent:
+                raise HeadFileError(f"it has no {', '.join(absent)}, expected {', '.join(names)}")
+            found = {name: arrays[name] for name in (*names, *_STANDARDISATION) if name in arrays}
+        metadata = found.pop("metadata")
+        for name, array in found.items():
+            if array.dtype != np.float32:
+                raise HeadFileError(f"its {name} is {array.dtype}, expected float32")
+        return Head(**found, **_read_metadata(json.loads(str(metadata[()]))))
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise HeadFileError(
+            f"{path} does not read as a head: {reason}; expected a file written by save_head or swift-edge convert-head"
+        ) from error
+
+
+def save_head(path: Path | str, head: Head) -> None:
+    """Write a head file whole, or raise `HeadFileError` and leave nothing; the same head gives the same bytes."""
+    path = Path(path)
+    metadata = {"format_version": HEAD_FORMAT_VERSION} | {name: getattr(head, name) for name in _METADATA}
+    text = json.dumps(metadata, default=_plain, allow_nan=False, sort_keys=True)
+    standardisation = {name: array for name in _STANDARDISATION if (array := getattr(head, name)) is not None}
+    archive = io.BytesIO()
+    np.savez(archive, weight=head.weight, bias=head.bias, metadata=np.array(text), **standardisation)
+    try:
+        write_whole(path, archive.getvalue())
+    except OSError as error:
+        raise HeadFileError(
+            f"the head cannot be written to {path} ({error.strerror or error}); expected a folder with room for it"
+        ) from error
+
+
+def _read_metadata(document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise HeadFileError("its metadata is not an object")
+    version = document.get("format_version")
+    if version != HEAD_FORMAT_VERSION:
+        raise HeadFileError(
+            f"it has format version {version}, this swift-edge reads version {HEAD_FORMAT_VERSION} "
+            "(for a later one run: pip install --upgrade swift-edge)"
+        )
+    document = _ABSENT | document
+    for name, kinds in _METADATA.items():
+        if name not in document or not isinstance(document[name], kinds):
+            found = repr(document[name])[:60] if name in document else "missing"
+            raise HeadFileError(f"its {name} is {found}, expected {' or '.join(each.__name__ for each in kinds)}")
+    if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in document["layers"]):
+        raise HeadFileError(f"its layers are {document['layers']!r}, expected integers")
+    if not all(isinstance(name, str) for name in document["token_statistics"]):
+        raise HeadFileError(f"its token_statistics are {document['token_statistics']!r}, expected names")
+    return {name: document[name] for name in _METADATA}
+
+
+def _plain(value: object) -> object:
+    """Mappings and NumPy numbers as JSON knows them."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written to a head file")
+
+
+def _not_exported(missing: Sequence[int], available: Sequence[int]) -> str:
+    there = ",".join(map(str, available)) or "no hidden states"
+    return (
+        f"the head reads hidden states {','.join(map(str, missing))}, the bundle has {there}; "
+        f"export the model again with these layers: swift-edge export MODEL --out DIR --layers all"
+    )
+
+
+def _expect(condition: bool, name: str, found: object, expected: str) -> None:
+    if not condition:
+        raise InvalidOptionError(f"the head's {name} is {found}; expected {expected}")

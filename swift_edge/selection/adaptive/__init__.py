@@ -1,0 +1,1 @@
+"""Decided between two steps: which candidates are dropped, how many begin, and when a pick ends."""

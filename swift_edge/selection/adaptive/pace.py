@@ -1,0 +1,123 @@
+"""The pace of a model on this machine: how its steps grow with their rows, measured once, and what picks make of it.
+
+The measurement is kept in the user's cache folder, so that a seed fixes the outcome the next time, too. Where none may
+be kept nothing is measured, and picks go by nothing but what was asked for. Knows bundles, plans and step times.
+Does not know how a step is timed.
+"""
+
+import contextlib
+import math
+import os
+import platform
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from swift_edge.bundle.folder import Bundle
+from swift_edge.engine.providers import onnxruntime_module
+from swift_edge.engine.sampling import SamplingOptions
+from swift_edge.engine.session import ModelSession
+from swift_edge.errors import SwiftEdgeError
+from swift_edge.scoring.candidate import Ranking
+from swift_edge.selection.adaptive.steering import Plan
+from swift_edge.selection.adaptive.step_times import PROMPT_TOKENS, StepTimes, timed_steps
+from swift_edge.system.cache_folder import CacheRecord
+from swift_edge.system.machine import available_memory
+
+RECORD_VERSION: Final = 1
+ROWS: Final = (1, 4, 8, 16)
+"""Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
+NEW_TOKENS: Final = 3
+ROUNDS: Final = 2
+LONG_PROMPT: Final = 1024
+"""Prompt tokens beyond which what was measured with short prompts says little: attention takes its time and memory."""
+
+
+class Pace:
+    """How long the steps of an opened bundle take; shared by threads.
+
+    >>> pace = Pace(bundle, session)
+    >>> plan = pace.applied(plan)
+    """
+
+    def __init__(self, bundle: Bundle, session: ModelSession) -> None:
+        """Remember what to measure."""
+        self._bundle = bundle
+        self._session = session
+        self._lock = threading.Lock()
+        self._times: StepTimes | None = None
+        self.is_settled = False
+        """Whether it is known how long steps take, or that it is not to be known."""
+
+    def applied(self, plan: Plan) -> Plan:
+        """The plan with as many rows beside each other as pay here, and without dropping rows that cost nothing.
+
+        A plan that tells its rows, or that has tokens to save, is left as it is. Measures if nothing is known yet,
+        unless the pick has a time to keep.
+        """
+        prunes = plan.pruning is not None and plan.pruning.keep is None
+        if not (plan.adaptive or prunes) or plan.budget_tokens is not None:
+            return plan
+        times = self._known(may_measure=plan.budget_s is None)
+        if times is None:
+            return plan
+        rows = times.rows_that_pay(plan.rows, plan.most) if plan.adaptive else plan.rows
+        return replace(plan, rows=rows, free_rows=times.free_rows if prunes else 0, long_prompt_rows=plan.rows)
+
+    def _known(self, *, may_measure: bool) -> StepTimes | None:
+        """What was measured, now or earlier; None where nothing was, or where it cannot be kept."""
+        # A pick that has a time to keep does not wait for the measurement of another thread either.
+        if not self._lock.acquire(blocking=may_measure):
+            return None
+        try:
+            if not self.is_settled:
+                record, key = self._record()
+                self._times = _read(record.read(), key)
+                if self._times is None and record.is_kept and may_measure:
+                    self._measure(record, key)
+                self.is_settled = may_measure or self._times is not None
+            return self._times
+        finally:
+            self._lock.release()
+
+    def _record(self) -> tuple[CacheRecord, dict[str, Any]]:
+        """Where the times are kept, and under which conditions they hold."""
+        session, files = self._session, self._bundle.manifest.files
+        key = {
+            "version": RECORD_VERSION,
+            "files": {name: files[name].sha256 for name in self._bundle.manifest.fixed_files},
+            "onnxruntime": onnxruntime_module().__version__,
+            "cores": os.cpu_count(),
+        }
+        # A home folder may be shared by machines.
+        subject = (platform.node(), str(self._bundle.path.resolve()), str(session.threads), *session.providers)
+        return CacheRecord("pace", "\n".join(subject)), key
+
+    def _measure(self, record: CacheRecord, key: Mapping[str, Any]) -> None:
+        """Time a few steps and keep the times; where memory does not hold so many rows, a later start may."""
+        session = self._session
+        # What cannot be measured or kept now must not decide what is picked now, nor be a reason not to pick.
+        with contextlib.suppress(SwiftEdgeError, OSError):
+            available = available_memory()
+            if session.fitting_rows(ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < ROWS[-1]:
+                return
+            # A head and filters are left out: they add little to a step, and what came first would decide for all.
+            ranking = Ranking(None, "mean_logprob")
+            timed = timed_steps(session, ranking, SamplingOptions(), ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+            # The shortest: whatever else the machine is at makes steps longer, those of many rows most of all.
+            record.write({**key, "seconds": {str(rows): min(map(min, found)) for rows, found in timed.items()}})
+            # As it was written: another process may have done so meanwhile.
+            self._times = _read(record.read(), key)
+
+
+def _read(document: Any, key: Mapping[str, Any]) -> StepTimes | None:
+    """The times of a record that was made under the same conditions; None for any other."""
+    if not isinstance(document, dict) or {name: document.get(name) for name in key} != key:
+        return None
+    seconds = document.get("seconds")
+    if not isinstance(seconds, dict) or list(seconds) != [str(rows) for rows in ROWS]:
+        return None
+    if not all(isinstance(taken, float) and 0 < taken < math.inf for taken in seconds.values()):
+        return None
+    return StepTimes({int(rows): taken for rows, taken in seconds.items()})

@@ -1,0 +1,296 @@
+"""How many candidates a pick begins, which rows it drops, and when it ends: decided between two steps.
+
+The loop tells what came of a step, and is told which candidates to drop and how many to begin. A pick has the rows that
+it asks for, so that its candidates go in step, and what is decided depends on them alone: the same when it is replayed
+from what was written down. Knows token counts, scores and answers. Does not know rows, states or the clock.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias, TypeGuard
+
+from swift_edge.checks import is_whole
+from swift_edge.errors import InvalidOptionError
+from swift_edge.selection.adaptive.pruning import Pruning
+from swift_edge.selection.adaptive.stopping import (
+    FIRST_CANDIDATES,
+    LEAST_GAIN,
+    LEAST_LEAD,
+    confidence_at,
+    gain,
+    lead,
+    likeliest,
+)
+from swift_edge.selection.decision import Decision
+from swift_edge.selection.ranking import answer_sums
+
+StopReason: TypeAlias = Literal["settled", "max_n", "budget_tokens", "budget_seconds"]
+
+MOST_CANDIDATES: Final = 16
+"""Candidates at most where their number is left open and nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a pick goes about its candidates, checked."""
+
+    rows: int
+    """Candidates to begin with, and at most beside each other."""
+    most: int
+    """Candidates at most."""
+    adaptive: bool
+    """Whether fewer may do."""
+    pruning: Pruning | None
+    """What drops rows."""
+    decision: Decision
+    """What the pick is made by, and what answers are."""
+    budget_tokens: int | None
+    """Response tokens at most, of all candidates."""
+    budget_s: float | None
+    """Seconds at most."""
+    refills: bool = True
+    """Whether a row that is free is taken over while others go on; where a graph concatenates, rows begin together."""
+    free_rows: int = 0
+    """Rows that cost nothing on this machine: where no candidate waits for one, so many are not dropped."""
+    long_prompt_rows: int | None = None
+    """Rows where the prompt is longer than those that the machine was measured with; None: as many."""
+
+    @classmethod
+    def of(
+        cls,
+        n: int | str,
+        max_n: int | None,
+        prune: object,
+        budget_tokens: int | None,
+        budget_seconds: float | None,
+        decision: Decision,
+    ) -> "Plan":
+        """Check what was asked for; raises `InvalidOptionError`. Where nothing is said, only `n="auto"` prunes."""
+        if n == "auto":
+            most = MOST_CANDIDATES if max_n is None else max_n
+            if not is_whole(most, 1):
+                raise InvalidOptionError(f"max_n is {max_n!r}; expected an integer of at least 1")
+            rows = min(FIRST_CANDIDATES, most)
+        elif is_whole(n, 1):
+            if max_n is not None:
+                raise InvalidOptionError(f'max_n is {max_n!r} and n is {n}; expected n="auto" with max_n, or n alone')
+            rows = most = int(n)
+        else:
+            raise InvalidOptionError(f"n is {n!r}; expected an integer of at least 1, or auto")
+        if budget_tokens is not None and not is_whole(budget_tokens, 1):
+            raise InvalidOptionError(f"budget_tokens is {budget_tokens!r}; expected an integer of at least 1, or None")
+        if budget_seconds is not None and not (_number(budget_seconds) and budget_seconds > 0):
+            raise InvalidOptionError(f"budget_seconds is {budget_seconds!r}; expected seconds above 0, or None")
+        if budget_tokens is not None:
+            rows = min(rows, budget_tokens)
+        if prune is None:
+            prune = "auto" if n == "auto" else "off"
+        pruning = Pruning.of(prune, decision.calibration)
+        return cls(rows, most, n == "auto", pruning, decision, budget_tokens, budget_seconds)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all candidates are begun and none is dropped: nothing is to be decided."""
+        nothing = self.pruning is None and self.budget_tokens is None and self.budget_s is None
+        return nothing and not self.adaptive
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A candidate that has ended by itself."""
+
+    tokens: int
+    """Response tokens."""
+    score: float
+    """Its score."""
+    answer: str | None
+    """What it answers; None without an answer, or without a task."""
+
+
+@dataclass(slots=True)
+class Orders:
+    """What to do before the next step."""
+
+    drop: dict[int, str] = field(default_factory=dict)
+    """Candidates to drop, each with the reason."""
+    begin: int = 0
+    """Candidates to begin."""
+
+
+class Steering:
+    """A pick under way. Candidates are numbered in the order in which they are begun.
+
+    >>> steering = Steering(plan)
+    >>> orders = steering.after_step({0: 24, 2: 24}, {1: Completed(23, 0.4, "12")}, score_of, ids_of, elapsed_s=0.2)
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        """Begin with `plan.rows` candidates."""
+        self.begun = plan.rows
+        self.stopped_because: StopReason | None = None
+        self._plan = plan
+        self._completed: dict[int, Completed] = {}
+        # Answers are compared when there are new ones, not at every step: with some tasks that takes a while.
+        self._settled: dict[tuple[int, int], bool] = {}
+        self._dropped_tokens = 0
+        self._was_short = False  # of tokens, so that candidates were dropped
+        self._worth: dict[int, dict[int, float]] = {}  # of live ones by token count, then by candidate
+
+    def after_step(
+        self,
+        live: Mapping[int, int],
+        completed: Mapping[int, Completed],
+        score_of: Callable[[int], float],
+        ids_of: Callable[[int], Sequence[int]],
+        elapsed_s: float,
+    ) -> Orders:
+        """Decide, where `live` gives the token counts of the candidates that go on.
+
+        `completed` are those that ended with this step; `score_of` and `ids_of` give a live candidate's running score
+        and its token ids. Once `stopped_because` says why, no candidate is live, and none is begun.
+        """
+        if completed:
+            self._completed |= completed
+            self._settled.clear()
+        orders = Orders()
+        left = dict(live)
+        self._drop(self._pruned(live, score_of, ids_of), orders, left)
+        stop = self._stops(left, elapsed_s)
+        if stop is None:
+            self._drop(self._unaffordable(left, score_of), orders, left)
+            orders.begin = self._wanted(left)
+            if not left and not orders.begin:
+                stop = "budget_tokens" if self._was_short or self.begun < self._plan.most else "max_n"
+        if stop is not None:
+            self.stopped_because = stop
+            self._drop(dict.fromkeys(left, _REASONS[stop]), orders, left)
+        self.begun += orders.begin
+        return orders
+
+    def _drop(self, reasons: Mapping[int, str], orders: Orders, left: dict[int, int]) -> None:
+        """Take candidates out of those that are `left`."""
+        orders.drop |= reasons
+        for index in reasons:
+            self._dropped_tokens += left.pop(index)
+            for worth in self._worth.values():
+                worth.pop(index, None)
+
+    def _pruned(
+        self, live: Mapping[int, int], score_of: Callable[[int], float], ids_of: Callable[[int], Sequence[int]]
+    ) -> dict[int, str]:
+        """What the rule drops of the candidates that have come to one of its token counts."""
+        pruning, found = self._plan.pruning, dict[int, tuple[float, str]]()
+        if pruning is None:
+            return {}
+        answered = any(each.answer is not None for each in self._completed.values())
+        for count in sorted(set(live.values()) & pruning.token_counts):
+            arrived = {index: tuple(ids_of(index)) for index, tokens in live.items() if tokens == count}
+            worth = self._worth.setdefault(count, {})
+            worth |= {index: pruning.worth(score_of(index), count, ended=False) for index in arrived}
+            ended = {
+                index: pruning.worth(each.score, count, ended=True)
+                for index, each in self._completed.items()
+                if index not in worth
+            }
+            found |= pruning.dropped(count, arrived, worth | ended, answered=answered)
+        waits = self.begun < self._plan.most
+        paying = len(live) if waits else max(0, len(live) - self._plan.free_rows)
+        weakest = sorted(found, key=found.__getitem__, reverse=True)[:paying]
+        return {index: reason for index, (_, reason) in found.items() if index in weakest}
+
+    def _stops(self, left: Mapping[int, int], elapsed_s: float) -> StopReason | None:
+        """Why the pick ends now, if it does."""
+        plan = self._plan
+        if plan.budget_s is not None and elapsed_s >= plan.budget_s:
+            return "budget_seconds"
+        if plan.budget_tokens is not None and left and self._spent(left) + 1 > plan.budget_tokens:
+            return "budget_tokens"
+        if plan.adaptive and self.begun - len(left) < plan.most and self._is_settled(left, 0):
+            return "settled"
+        return None
+
+    def _is_settled(self, left: Mapping[int, int], promised: int) -> bool:
+        """Whether no further candidate is worth it, should `promised` live ones turn out as favourably as can be."""
+        known = self.begun - len(left) + promised  # one that was dropped is known to be weak
+        if (known, promised) not in self._settled:
+            self._settled[known, promised] = self._settles(known, promised)
+        return self._settled[known, promised]
+
+    def _settles(self, known: int, promised: int) -> bool:
+        """The same, with `known` candidates that are complete, dropped or promised."""
+        plan, completed = self._plan, list(self._completed.values())
+        if known < min(FIRST_CANDIDATES, plan.most) or not completed:
+            return False
+        scores = [each.score for each in completed]
+        task, calibration = plan.decision.task, plan.decision.calibration
+        if task is None:
+            return promised == 0 and gain(scores) <= LEAST_GAIN
+        groups = task.groups([each.answer for each in completed])
+        if calibration is None or calibration.answers is None:
+            return lead([len(group) for group in groups], promised) >= LEAST_LEAD
+        ratios = calibration.likelihood_ratio(scores).tolist()
+        sums = answer_sums(groups, ratios)
+        best = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
+        wanted = confidence_at(known, plan.most, plan.decision.min_confidence)
+        return likeliest(sums, calibration.answers, promised * best) >= wanted
+
+    def _wanted(self, left: Mapping[int, int]) -> int:
+        """How many candidates to begin: as many as rows are free, unless those that are live may settle it."""
+        plan = self._plan
+        wanted = min(plan.rows - len(left), plan.most - self.begun)
+        if wanted <= 0 or (left and not plan.refills):
+            return 0
+        if plan.adaptive and left and self._is_settled(left, len(left)):
+            return 0
+        if plan.budget_tokens is None:
+            return wanted
+        spare = plan.budget_tokens - self._spent(left) - sum(self._to_come(tokens) for tokens in left.values())
+        # A new one needs no less than those at work, which have as much to come as they have had.
+        each = self._to_come(0) if self._completed else max(1, 2 * max(left.values(), default=0))
+        return max(0, min(wanted, int(spare // each)))
+
+    def _unaffordable(self, left: Mapping[int, int], score_of: Callable[[int], float]) -> dict[int, str]:
+        """The weakest of the live candidates, as many as the tokens that are left do not suffice for; one stays."""
+        budget, found = self._plan.budget_tokens, dict[int, str]()
+        if budget is None:
+            return found
+        spare = budget - self._spent(left)
+        needs = {index: self._to_come(tokens) for index, tokens in left.items()}
+        if sum(needs.values()) <= spare:
+            return found
+        weakest = sorted(left, key=lambda index: (not math.isnan(score := score_of(index)), score, -index))
+        for index in weakest[:-1]:
+            if sum(needs.values()) <= spare:
+                break
+            del needs[index]
+            found[index] = f"at {left[index]} tokens the budget of {budget} tokens did not suffice for all"
+            self._was_short = True
+        return found
+
+    def _spent(self, left: Mapping[int, int]) -> int:
+        """Response tokens so far."""
+        return self._dropped_tokens + sum(left.values()) + sum(each.tokens for each in self._completed.values())
+
+    def _to_come(self, tokens: int) -> float:
+        """Tokens that a candidate of `tokens` tokens may still need.
+
+        As many as those that are complete had on average; before there is one, as many again as it has.
+        """
+        if not self._completed:
+            return max(1, tokens)
+        mean = sum(each.tokens for each in self._completed.values()) / len(self._completed)
+        return max(1.0, mean - tokens)
+
+
+_REASONS: Final[Mapping[StopReason, str]] = {
+    "max_n": "all others had ended",
+    "settled": "the pick was settled without it",
+    "budget_tokens": "the budget of tokens was used up",
+    "budget_seconds": "the budget of time was used up",
+}
+
+
+def _number(number: object) -> TypeGuard[float]:
+    return isinstance(number, numbers.Real) and not isinstance(number, bool)

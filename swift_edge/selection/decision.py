@@ -1,0 +1,220 @@
+"""How a pick is decided: the strategy and what it needs, checked once, then applied to the candidates of each prompt.
+
+Knows texts, scores and a head's calibration. Does not know how candidates come to be.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.answers import AnswerTask, answer_task
+from swift_edge.errors import InvalidOptionError
+from swift_edge.results import Answer, Candidate
+from swift_edge.scoring.calibration import Calibration
+from swift_edge.scoring.head import Head
+from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
+from swift_edge.selection.strategies import BY_ANSWER, STRATEGIES, rank_by_answer, redraw_weights
+
+Extractor: TypeAlias = Callable[[str], str | None]
+"""From a response to its answer, or None."""
+ExternalScorer: TypeAlias = Callable[[Sequence[str]], Sequence[float]]
+"""From the texts of all candidates to one score each, the greatest best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What came of the candidates of a prompt."""
+
+    strategy: str
+    """The strategy that was applied: `best` where a strategy that compares answers found none."""
+    ranked: tuple[int, ...]
+    """Candidates from best to worst."""
+    answers: tuple[Answer, ...]
+    """The answers, that of the pick first; empty without a task."""
+    p_correct: float | None
+    """Probability that the pick is right; None without a calibration."""
+    abstained: bool
+    """Whether that is less than what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A strategy with all that it needs."""
+
+    strategy: str
+    """One of `STRATEGIES`."""
+    task: AnswerTask | None
+    """What candidates answer; None where that is not looked at."""
+    external: ExternalScorer | None
+    """Another judge of the texts."""
+    min_confidence: float | None
+    """Least probability of a pick that is not abstained from."""
+    calibration: Calibration | None
+    """What the scores are worth; None without a calibrated head."""
+
+    @classmethod
+    def of(
+        cls,
+        head: Head | None,
+        *,
+        strategy: str = "auto",
+        task: str | Extractor | None = None,
+        external: ExternalScorer | None = None,
+        min_confidence: float | None = None,
+    ) -> "Decision":
+        """Check what was asked for against the head, and find out what `auto` comes to.
+
+        Raises `InvalidOptionError` for a name that is not known, and for a strategy whose needs are not there.
+        """
+        calibration, found = _calibration(head), _task(task, head)
+        if strategy == "auto":
+            strategy = _automatic(found, external, calibration)
+        if strategy not in STRATEGIES:
+            raise InvalidOptionError(f"strategy is {strategy!r}; expected auto or one of {', '.join(STRATEGIES)}")
+        if strategy in BY_ANSWER and found is None:
+            raise InvalidOptionError(
+                f"the strategy {strategy} compares answers, and nothing says how to find them; name a task, "
+                "or choose the strategy best"
+            )
+        if strategy in ("calibrated", "vote") and calibration is None:
+            raise InvalidOptionError(
+                f"the strategy {strategy} needs a calibrated head; calibrate it with swift-edge recalibrate, "
+                "or choose best-of-majority"
+            )
+        if (strategy in ("ranking", "scaling")) != (external is not None):
+            raise InvalidOptionError(
+                f"the strategy is {strategy}, and external scores are {'missing' if external is None else 'given'}; "
+                "expected external scores with the strategies ranking and scaling, and with no other"
+            )
+        if min_confidence is not None:
+            if not 0 <= min_confidence <= 1:
+                raise InvalidOptionError(f"min_confidence is {min_confidence}; expected a probability from 0 to 1")
+            if calibration is None:
+                raise InvalidOptionError(
+                    "min_confidence is given, but nothing says how likely a pick is to be right; "
+                    "calibrate a head with swift-edge recalibrate, or leave it out"
+                )
+        return cls(strategy, found, external, min_confidence, calibration)
+
+    @classmethod
+    def by_score(cls, head: Head | None) -> "Decision":
+        """The greatest score, whatever the texts answer: for texts that were not drawn from the model."""
+        return cls("best", None, None, None, _calibration(head))
+
+    def apply(self, candidates: Sequence[Candidate]) -> Decided:
+        """Decide between the candidates of a prompt, given in sampling order.
+
+        Those that were dropped come last. Where no other is there, the one with the greatest score is picked, and
+        nothing says whether it is right.
+        """
+        whole = [candidate for candidate in candidates if candidate.dropped_because is None]
+        if not whole:
+            ranked = rank([candidate.score for candidate in candidates])
+            return Decided("best", tuple(ranked), (), None, self.min_confidence is not None)
+        places = [place for place, candidate in enumerate(candidates) if candidate.dropped_because is None]
+        others = [place for place in rank([each.score for each in candidates]) if place not in set(places)]
+        decided = self._decide(whole)
+        answers = [
+            replace(answer, candidates=tuple(places[place] for place in answer.candidates))
+            for answer in decided.answers
+        ]
+        return replace(decided, ranked=(*(places[place] for place in decided.ranked), *others), answers=tuple(answers))
+
+    def answer_of(self, text: str) -> str | None:
+        """What a response answers; None without a task, or without an answer."""
+        return None if self.task is None else self.task.extract(text)
+
+    def _decide(self, candidates: Sequence[Candidate]) -> Decided:
+        scores = [candidate.score for candidate in candidates]
+        texts = [self.answer_of(candidate.text) for candidate in candidates]
+        groups = [] if self.task is None else self.task.groups(texts)
+        strategy = self.strategy if groups or self.strategy not in BY_ANSWER else "best"
+        ratios = None if self.calibration is None else self.calibration.likelihood_ratio(scores)  # [n]
+        ranked = self._rank(strategy, candidates, scores, groups, ratios)
+        answers = self._answers(texts, groups, ranked, ratios)
+        p_correct = self._probability(scores[ranked[0]], ranked[0], answers)
+        abstained = self.min_confidence is not None and not (p_correct or 0.0) >= self.min_confidence
+        return Decided(strategy, tuple(ranked), answers, p_correct, abstained)
+
+    def _rank(
+        self,
+        strategy: str,
+        candidates: Sequence[Candidate],
+        scores: Sequence[float],
+        groups: Sequence[Sequence[int]],
+        ratios: NDArray[np.float64] | None,
+    ) -> list[int]:
+        match strategy:
+            case "best":
+                return rank(scores)
+            case "ranking" | "scaling":
+                assert self.external is not None
+                combine = combine_by_rank if strategy == "ranking" else combine_by_scaling
+                return rank(combine(scores, _checked(self.external([each.text for each in candidates]), len(scores))))
+            case "majority":
+                return rank_by_answer(groups, [1.0] * len(scores), scores)
+            case "best-of-majority":
+                return rank_by_answer(groups, redraw_weights(scores), scores)
+            case "vote":
+                assert self.calibration is not None
+                return rank_by_answer(groups, self.calibration.probability(scores).tolist(), scores)
+            case _:
+                assert ratios is not None
+                return rank_by_answer(groups, ratios.tolist(), scores)
+
+    def _answers(
+        self,
+        texts: Sequence[str | None],
+        groups: Sequence[Sequence[int]],
+        ranked: Sequence[int],
+        ratios: NDArray[np.float64] | None,
+    ) -> tuple[Answer, ...]:
+        """All answers with their posteriors, in the order of their best candidates."""
+        place = {index: at for at, index in enumerate(ranked)}
+        ordered = sorted((sorted(group, key=place.__getitem__) for group in groups), key=lambda group: place[group[0]])
+        posteriors: Sequence[float | None] = [None] * len(ordered)
+        if ratios is not None and self.calibration is not None and self.calibration.answers is not None:
+            posteriors = self.calibration.answers.posterior(answer_sums(ordered, ratios.tolist())).tolist()
+        return tuple(
+            Answer(texts[group[0]] or "", tuple(group), posterior)
+            for group, posterior in zip(ordered, posteriors, strict=True)
+        )
+
+    def _probability(self, score: float, index: int, answers: Sequence[Answer]) -> float | None:
+        """That of the pick's answer, where answers are calibrated, else that of its score."""
+        for answer in answers:
+            if index in answer.candidates and answer.posterior is not None:
+                return answer.posterior
+        return None if self.calibration is None else self.calibration.chance(score)
+
+
+def _calibration(head: Head | None) -> Calibration | None:
+    return None if head is None or head.calibration is None else Calibration.from_dict(head.calibration)
+
+
+def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:
+    """The task that was named, that of a function, or the one that the head was trained on."""
+    if callable(task):
+        return AnswerTask("custom", task, str.strip, lambda text: text.strip() or None)
+    name: Any = task if task is not None or head is None else head.summary.get("task")
+    return None if name is None else answer_task(name)
+
+
+def _automatic(task: AnswerTask | None, external: ExternalScorer | None, calibration: Calibration | None) -> str:
+    """What `auto` comes to, by what is there."""
+    if external is not None:
+        return "ranking"
+    if task is None:
+        return "best"
+    return "calibrated" if calibration is not None else "best-of-majority"
+
+
+def _checked(scores: Sequence[float], expected: int) -> list[float]:
+    """Numbers of an external judge, one per candidate."""
+    found = [float(score) for score in scores]
+    if len(found) != expected:
+        raise InvalidOptionError(f"external gave {len(found)} scores for {expected} candidates; expected one each")
+    return found

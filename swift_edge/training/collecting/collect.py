@@ -1,0 +1,337 @@
+"""Collecting on one page: write or read candidates, grade them, and store them with what the model computed for them.
+
+    from swift_edge.training.collecting.collect import collect
+    collect("models/x", "train.jsonl", "features", task="number", n=8)
+
+`collect` writes candidates with the runtime's own decode loop, `collect_responses` reads given ones. This is where
+problems, the model, labels and the store meet.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from swift_edge import __version__
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle.manifest import HEAD_NAME, Bundle
+from swift_edge.engine.model import OpenedModel, Options, open_parts
+from swift_edge.errors import DataError, InvalidOptionError
+from swift_edge.scoring.candidate import Ranking
+from swift_edge.scoring.head import Feature, Head, check_head
+from swift_edge.selection.adaptive.pace import Pace
+from swift_edge.system import machine
+from swift_edge.training.collecting.collected import (
+    BYTES_PER_LINE,
+    BYTES_PER_TOKEN,
+    Collected,
+    Collection,
+    CollectProgress,
+    require_disk_or_warn,
+)
+from swift_edge.training.collecting.features import FeatureReader, check_layers
+from swift_edge.training.collecting.generating import generate
+from swift_edge.training.collecting.problems import Grader, Grading, Problems, read_problems
+from swift_edge.training.collecting.reading import check_given, read_given
+from swift_edge.training.collecting.responses import Responses, read_responses
+from swift_edge.training.store.writer import StoreInfo, StoreWriter
+
+__all__ = ["CollectProgress", "Collected", "collect", "collect_responses", "open_model"]
+
+
+def collect(
+    model: str | os.PathLike[str] | OpenedModel,
+    data: str | os.PathLike[str] | Problems,
+    out: str | os.PathLike[str],
+    *,
+    n: int = 8,
+    task: str | None = None,
+    grader: Grader | None = None,
+    layers: Sequence[int] | None = None,
+    feature: Feature = "hidden",
+    tokens_per_candidate: int | None = None,
+    store_features: bool = True,
+    heads: Mapping[str, Head] | None = None,
+    max_new_tokens: int = 512,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    raw: bool = False,
+    rows: int = 16,
+    limit: int | None = None,
+    force: bool = False,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    progress: Callable[[CollectProgress], None] = lambda _: None,
+) -> Collected:
+    """Write `n` candidates for each problem of `data`, grade them, and store them with their features in `out`.
+
+    Candidates are those of `Selector.pick` with the same options. The store depends on the options alone, not on
+    `rows`, interruptions or timing: an interrupted run goes on where it was when it is called again.
+
+    Args:
+        model: a bundle, or one that `open_model` opened.
+        data: problems in JSONL, see `read_problems`.
+        out: the folder of the store.
+        n: candidates per problem.
+        task: the task that grades, see `swift_edge.answers`.
+        grader: a callable that grades instead: it gets the problem and a response, and returns True or False.
+        layers: hidden states to keep; None keeps all that the bundle gives out.
+        feature: what to keep per token, `hidden` or `logits`.
+        tokens_per_candidate: most tokens to keep of a candidate, evenly spread, the last one always among them.
+        store_features: off, no features are kept: a store of labels, statistics and scores.
+        heads: heads by name that score every candidate while it is written.
+        max_new_tokens: most tokens of a candidate.
+        temperature: as in `Selector.pick`, like all that follow up to `raw`.
+        top_p: see there.
+        top_k: see there.
+        min_p: see there.
+        repetition_penalty: see there.
+        stop: see there.
+        seed: see there.
+        raw: see there.
+        rows: rows to decode at a time.
+        limit: take the first problems only.
+        force: start over in a folder that holds a store.
+        providers: execution providers, where `model` is a folder.
+        threads: threads, where `model` is a folder.
+        report: called with each line of the report.
+        progress: called after each step.
+
+    Raises:
+        SwiftEdgeError: a leaf that says what was found; what was stored before stays.
+    """
+    problems = (data if isinstance(data, Problems) else read_problems(data, answers=task is not None)).first(limit)
+    grading = Grading(task, grader)
+    if not grading.grades:
+        raise InvalidOptionError("neither a task nor a grader is given; expected one of them to label candidates by")
+    for problem in problems.rows:
+        grading.check(problem)
+    opened = open_model(model, providers, threads)
+    reader = _reader(opened, layers, feature, tokens_per_candidate, store_features, heads or {}, report)
+    options = Options(
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        seed=seed,
+        signal=None,
+        raw=raw,
+    )
+    sampling, _, _ = opened.verify(options)
+    info = _info(
+        opened,
+        reader,
+        problems=len(problems.rows),
+        n=n,
+        seed=seed,
+        sampling=asdict(sampling) | {"stop": list(options.stop)},
+        max_new_tokens=max_new_tokens,
+        raw=raw,
+        task=task,
+        data_sha256=problems.sha256,
+    )
+    with StoreWriter(out, info, force=force) as writer:
+        collection = Collection(writer, report, progress)
+        _say_where(writer, report)
+        to_come = problems.rows[writer.done :]
+        if to_come:
+            longest = len(reader.kept_positions(min(max_new_tokens, opened.session.context_length)))
+            candidates = len(to_come) * n
+            require_disk_or_warn(writer.path, _disk_bytes(info, candidates, candidates * longest), report)
+            written = generate(
+                opened, to_come, options, reader, rows=rows, tally=collection.tally, on_step=collection.step
+            )
+            try:
+                for problem, candidates_read in written:
+                    texts = [read.candidate.text for read in candidates_read]
+                    labels = [(grading.correct(problem, text), grading.answer(text)) for text in texts]
+                    collection.add(problem, candidates_read, labels)
+            finally:
+                collection.keep_timings()
+    return collection.summary()
+
+
+def collect_responses(
+    model: str | os.PathLike[str] | OpenedModel,
+    data: str | os.PathLike[str] | Responses,
+    out: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    grader: Grader | None = None,
+    layers: Sequence[int] | None = None,
+    feature: Feature = "hidden",
+    tokens_per_candidate: int | None = None,
+    store_features: bool = True,
+    heads: Mapping[str, Head] | None = None,
+    raw: bool = False,
+    limit: int | None = None,
+    force: bool = False,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    progress: Callable[[CollectProgress], None] = lambda _: None,
+) -> Collected:
+    """Read given responses, see `read_responses`, and store them with their labels and features in `out`.
+
+    Labels are those of the file; where it has none, `task` or `grader` gives them. `task` extracts the answers in
+    either case. The EOS is appended to a text without one; token ids are taken as they are. Everything else is as in
+    `collect`.
+    """
+    responses = (data if isinstance(data, Responses) else read_responses(data)).first(limit)
+    grading = Grading(task, grader)
+    for problem in responses.rows:
+        if problem.correctness is None:
+            if not grading.grades:
+                raise DataError(f"{problem.place} has no correctness; add it, or name a --task that grades")
+            grading.check(problem)
+    opened = open_model(model, providers, threads)
+    reader = _reader(opened, layers, feature, tokens_per_candidate, store_features, heads or {}, report)
+    info = _info(
+        opened,
+        reader,
+        problems=len(responses.rows),
+        n=None,
+        seed=None,
+        sampling=None,
+        max_new_tokens=None,
+        raw=raw,
+        task=task,
+        data_sha256=responses.sha256,
+    )
+    with StoreWriter(out, info, force=force) as writer:
+        collection = Collection(writer, report, progress, responses.notes)
+        _say_where(writer, report)
+        to_come = responses.rows[writer.done :]
+        if to_come:
+            extent = check_given(opened, to_come, reader, raw=raw)
+            needed = _disk_bytes(info, extent.candidates, extent.kept_tokens)
+            machine.require_disk(writer.path, needed, "the store, which fewer --layers make smaller,")
+            read = read_given(opened, to_come, reader, raw=raw, tally=collection.tally, on_step=collection.step)
+            try:
+                for problem, candidates in read:
+                    labels = problem.correctness or [grading.correct(problem, text) for text in problem.completions]
+                    answers = [grading.answer(text) for text in problem.completions]
+                    collection.add(problem, candidates, list(zip(labels, answers, strict=True)))
+            finally:
+                collection.keep_timings()
+    return collection.summary()
+
+
+def open_model(
+    model: str | os.PathLike[str] | OpenedModel,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> OpenedModel:
+    """Open a bundle without its head, which may be one to replace; an opened model is given back as it is."""
+    if isinstance(model, OpenedModel):
+        return model
+    bundle = open_bundle(model, hashes=False)
+    session, tokenizer, warnings = open_parts(bundle, providers, threads)
+    return OpenedModel(bundle, session, tokenizer, None, None, tuple(warnings), Pace(bundle, session))
+
+
+def _reader(
+    opened: OpenedModel,
+    layers: Sequence[int] | None,
+    feature: Feature,
+    tokens_per_candidate: int | None,
+    store_features: bool,
+    heads: Mapping[str, Head],
+    report: Callable[[str], None],
+) -> FeatureReader:
+    """What to read of every token; raises `InvalidOptionError` and `HeadMismatchError`."""
+    if feature not in ("hidden", "logits"):
+        raise InvalidOptionError(f"feature is {feature!r}; expected hidden or logits")
+    if layers is not None and (feature == "logits" or not store_features):
+        raise InvalidOptionError("layers are given, but no hidden states are kept; leave one of the options out")
+    if tokens_per_candidate is not None and tokens_per_candidate < 1:
+        raise InvalidOptionError(
+            f"tokens_per_candidate is {tokens_per_candidate}; expected at least 1, or None for all"
+        )
+    manifest = opened.bundle.manifest
+    for name, head in heads.items():
+        for warning in check_head(head, manifest):
+            report(f"warning: {name}: {warning}")
+    kept = check_layers(layers, opened.session.layers) if store_features and feature == "hidden" else ()
+    scorers = {name: Ranking.by_head(head, manifest.tokens.eos_ids) for name, head in heads.items()}
+    return FeatureReader(feature if store_features else "none", kept, scorers, tokens_per_candidate)
+
+
+def _info(
+    opened: OpenedModel,
+    reader: FeatureReader,
+    *,
+    problems: int,
+    n: int | None,
+    seed: int | None,
+    sampling: Mapping[str, object] | None,
+    max_new_tokens: int | None,
+    raw: bool,
+    task: str | None,
+    data_sha256: str,
+) -> StoreInfo:
+    """The settings of the store."""
+    manifest, session = opened.bundle.manifest, opened.session
+    return StoreInfo(
+        base_model=manifest.base_model,
+        fingerprint=manifest.fingerprint,
+        precision=manifest.precision.label,
+        bundle=str(opened.bundle.path),
+        feature=reader.feature,
+        layers=reader.layers,
+        width={"hidden": session.hidden_size, "logits": session.vocab_size, "none": 0}[reader.feature],
+        eos_ids=manifest.tokens.eos_ids,
+        problems=problems,
+        n=n,
+        seed=seed,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        raw=raw,
+        task=task,
+        tokens_per_candidate=reader.tokens_per_candidate,
+        data_sha256=data_sha256,
+        version=__version__,
+        bundle_sha256=_bundle_sha256(opened.bundle),
+        heads={name: _head_sha256(ranking.head) for name, ranking in reader.scorers.items()},
+    )
+
+
+def _say_where(writer: StoreWriter, report: Callable[[str], None]) -> None:
+    total = writer.info.problems
+    if writer.complete:
+        report(f"{writer.path} is complete: {total} problems, {writer.candidates} candidates; nothing is left to do")
+    elif writer.done:
+        report(f"going on in {writer.path} after {writer.done} of {total} problems")
+
+
+def _disk_bytes(info: StoreInfo, candidates: int, tokens: int) -> int:
+    """Bytes of a store of so many candidates with so many tokens in all that are kept."""
+    return candidates * BYTES_PER_LINE + tokens * (info.slices * info.width * 2 + BYTES_PER_TOKEN)
+
+
+def _bundle_sha256(bundle: Bundle) -> str:
+    """One hash for all files of a bundle that have a hash, its head apart; empty where none has."""
+    files = sorted((name, file.sha256) for name, file in bundle.manifest.files.items() if name != HEAD_NAME)
+    return hashlib.sha256(repr(files).encode()).hexdigest() if files else ""
+
+
+def _head_sha256(head: Head | None) -> str:
+    """One hash for everything that scores depend on: not the calibration, nor what is told about the fit."""
+    digest = hashlib.sha256()
+    for name in ("weight", "bias", "layers", "token_statistics", "gate", "feature", "includes_eos", "norm"):
+        value = getattr(head, name)
+        digest.update(name.encode())
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return digest.hexdigest()

@@ -1,0 +1,206 @@
+"""What is read of a response while its tokens are fed: features to keep, statistics, and scores of heads.
+
+`FeatureReader` takes what the model computed for some tokens, `GrowingFeatures` adds it up for one candidate. Decoding
+and reading given texts fold into the same, so that training and serving see the same states. Knows one candidate at a
+time; does not know problems, labels or files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.bundle.tokenizer import Tokenizer
+from swift_edge.engine.signals import TokenStatistics, added
+from swift_edge.engine.step_memory import Floats
+from swift_edge.errors import InvalidOptionError
+from swift_edge.results import Candidate, FinishReason
+from swift_edge.scoring.calibration import PREFIX_TOKENS
+from swift_edge.scoring.candidate import GrowingCandidate, Ranking
+from swift_edge.scoring.head import RunningScore
+from swift_edge.training.store.format import StoredFeature
+
+READ_STATISTICS: Final = ("entropy", "self_certainty")
+"""Statistics to ask for; the log-probability always comes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FedTokens:
+    """What was read of f tokens that were fed."""
+
+    states: NDArray[np.float16] | None  # [f, l, w]
+    """Features; None where none are kept, or nothing was fed. Numbers beyond float16 are infinite."""
+    scored: Mapping[str, tuple[Floats, Floats]]  # [f] each
+    """Gates and rewards, by the head's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureReader:
+    """Which features are kept, and which heads score meanwhile."""
+
+    feature: StoredFeature
+    """Hidden states, logits, or none."""
+    layers: tuple[int, ...]
+    """Hidden states that are kept, ascending."""
+    scorers: Mapping[str, Ranking]
+    """Heads by name, each with the ids that it does not count."""
+    tokens_per_candidate: int | None = None
+    """Most tokens per candidate that are kept; None keeps all."""
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """Hidden states to ask the model for: those that are kept and those that heads read."""
+        return tuple(sorted(set(self.layers).union(*(each.layers for each in self.scorers.values()))))
+
+    @property
+    def keep_logits(self) -> bool:
+        """Whether the logits of every response token are read."""
+        return self.feature == "logits" or any(each.keep_logits for each in self.scorers.values())
+
+    @property
+    def feeds_last(self) -> bool:
+        """Whether the last token of a response is fed, because something is read after it."""
+        return self.feature != "none" or bool(self.scorers)
+
+    def read(self, hidden_states: Floats | None, logits: Floats | None, statistics: TokenStatistics) -> FedTokens:
+        """Take what was computed for f tokens: states `[l, f, d]` of `read_layers`, and logits `[f, v]` if kept.
+
+        `statistics` are those of the same tokens, and may go on with tokens that were not fed.
+        """
+        scored = {
+            name: each.evaluate(self._of(hidden_states, each.layers), logits, statistics)
+            for name, each in self.scorers.items()
+        }
+        kept = self._of(hidden_states, self.layers)
+        if self.feature == "logits" and logits is not None:
+            kept = logits[np.newaxis]
+        states: NDArray[np.float16] | None = None
+        if self.feature != "none" and kept is not None:
+            with np.errstate(over="ignore"):  # the store refuses infinity, and knows where it comes from
+                states = np.ascontiguousarray(kept.transpose(1, 0, 2), np.float16)
+        return FedTokens(states, scored)
+
+    def kept_positions(self, tokens: int) -> NDArray[np.int32]:
+        """Positions `[m]` of the tokens to keep of `tokens`: evenly spread, the last one always among them."""
+        most = self.tokens_per_candidate
+        if most is None or tokens <= most:
+            return np.arange(tokens, dtype=np.int32)
+        return (np.arange(1, most + 1, dtype=np.int64) * tokens // most - 1).astype(np.int32)
+
+    def _of(self, hidden_states: Floats | None, layers: tuple[int, ...]) -> Floats | None:
+        """The states of some layers, `[l, f, d]`; None where there are none."""
+        if hidden_states is None or not layers:
+            return None
+        read = self.read_layers
+        return hidden_states if layers == read else hidden_states[[read.index(layer) for layer in layers]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadCandidate:
+    """A finished response with what was read of it."""
+
+    candidate: Candidate
+    """The response; its `score` is the mean self-certainty."""
+    entropy: float
+    """Mean entropy of the distributions its tokens were chosen from, in nats."""
+    scores: Mapping[str, float]
+    """Score by each head, by the head's name."""
+    running: Mapping[str, tuple[float, ...]]
+    """Running score by each head after each of `PREFIX_TOKENS` tokens that it has."""
+    positions: NDArray[np.int32]  # [m]
+    """Places of the tokens that are kept."""
+    statistics: NDArray[np.float32]  # [m, 3]
+    """Log-probability, entropy and self-certainty of the tokens that are kept."""
+    states: NDArray[np.float16]  # [m, l, w]
+    """Their features; `[m, 0, 0]` where none are kept."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, tokens and text counted roughly."""
+        arrays = self.states.nbytes + self.statistics.nbytes + self.positions.nbytes
+        return int(arrays) + 32 * self.candidate.n_tokens
+
+
+class GrowingFeatures:
+    """A response while its tokens come in; `finish` makes it a `ReadCandidate`."""
+
+    def __init__(self, index: int, reader: FeatureReader, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        """Start without tokens; the text ends before the first string of `stop`."""
+        self.index = index
+        self._reader = reader
+        self._growing = GrowingCandidate(index, Ranking(None, "self_certainty"), tokenizer, stop)
+        self._entropy = 0.0
+        self._tokens = 0
+        self._statistics: list[NDArray[np.float32]] = []
+        self._states: list[NDArray[np.float16]] = []
+        self._running = {name: RunningScore() for name in reader.scorers}
+        self._prefixes: dict[str, list[float]] = {name: [] for name in reader.scorers}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been written."""
+        return self._growing.stopped
+
+    def add(self, token_ids: Sequence[int], statistics: TokenStatistics, fed: FedTokens, rows: slice) -> None:
+        """Take tokens: rows `rows` of `statistics`, and of `fed` as far as they were fed."""
+        assert statistics.entropy is not None
+        assert statistics.self_certainty is not None
+        self._growing.add_tokens(token_ids, statistics, rows)
+        before = self._tokens
+        self._tokens += len(token_ids)
+        self._entropy = added(self._entropy, statistics.entropy[rows])
+        columns = (statistics.logprob[rows], statistics.entropy[rows], statistics.self_certainty[rows])
+        self._statistics.append(np.stack(columns, axis=1).astype(np.float32))
+        if fed.states is not None:
+            self._states.append(fed.states[rows].copy())  # a view would keep the rows beside it
+        for name, (gates, rewards) in fed.scored.items():
+            uncounted, running = self._reader.scorers[name].uncounted, self._running[name]
+            # Not strict: the last token is not always fed.
+            scored = zip(token_ids, gates[rows].tolist(), rewards[rows].tolist(), strict=False)
+            for count, (token_id, gate, reward) in enumerate(scored, start=before + 1):
+                if token_id not in uncounted:
+                    running.add(gate, reward)
+                if count in PREFIX_TOKENS:
+                    self._prefixes[name].append(running.score)
+
+    def finish(self, reason: FinishReason, unscored_tokens: int, text: str | None = None) -> ReadCandidate:
+        """Freeze it; `text` where it is known better than from the tokens."""
+        statistics = np.concatenate(self._statistics)  # [t, 3]
+        states = np.empty((len(statistics), 0, 0), np.float16)  # [f, l, w]
+        if self._reader.feature != "none":
+            states = np.concatenate(self._states)
+        self._states = []
+        positions = self._reader.kept_positions(len(states))
+        return ReadCandidate(
+            candidate=self._growing.finish(reason, unscored_tokens, text),
+            entropy=self._entropy / self._tokens,
+            scores={name: running.score for name, running in self._running.items()},
+            running={name: tuple(scores) for name, scores in self._prefixes.items()},
+            positions=positions,
+            statistics=statistics[positions],
+            states=states if len(positions) == len(states) else states[positions],
+        )
+
+
+def check_layers(layers: Sequence[int] | None, exported: tuple[int, ...]) -> tuple[int, ...]:
+    """The hidden states to keep, ascending; None keeps all that the bundle gives out.
+
+    Raises `InvalidOptionError` for one that it does not give out, and where it gives out none.
+    """
+    if not exported:
+        raise InvalidOptionError(
+            "the bundle gives out no hidden states; collect logits with --feature logits, "
+            "or export the model with swift-edge export"
+        )
+    if layers is None:
+        return exported
+    wanted = tuple(sorted(set(layers)))
+    missing = [layer for layer in wanted if layer not in exported]
+    if missing or not wanted:
+        raise InvalidOptionError(
+            f"layers are {', '.join(map(str, wanted)) or 'none'}, but the bundle gives out "
+            f"{', '.join(map(str, exported))}; choose among these, or export the model again with other --layers"
+        )
+    return wanted

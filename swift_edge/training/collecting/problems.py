@@ -1,0 +1,213 @@
+"""Problems: prompts with reference answers, read from JSONL and checked row by row before anything is computed.
+
+Knows files, lines and graders. Does not know the model: whether a prompt fits into its context is found elsewhere.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from swift_edge.answers import AnswerTask, answer_task
+from swift_edge.engine.model import Prompt
+from swift_edge.errors import DataError, InvalidOptionError, SwiftEdgeError
+
+PROMPT_FIELDS = ("prompt", "question", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One prompt, and the answer that is right."""
+
+    number: int
+    """Place among the problems, from 0."""
+    prompt: Prompt
+    """A text, or chat messages."""
+    answer: str | None
+    """The reference as the file holds it; None where there is none."""
+    place: str
+    """The file and the line it comes from, for messages."""
+    row: Mapping[str, Any]
+    """The whole row, for graders of your own."""
+
+
+Grader: TypeAlias = Callable[[Problem, str], bool]
+"""Tells whether a response, its text, is right."""
+
+AnyProblem = TypeVar("AnyProblem", bound=Problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """All problems of a file, in its order."""
+
+    path: Path
+    """The file."""
+    sha256: str
+    """SHA-256 of the file."""
+    rows: tuple[Problem, ...]
+    """The problems."""
+
+    def first(self, limit: int | None) -> "Problems":
+        """The first `limit` problems; all of them for None."""
+        return Problems(self.path, self.sha256, first_rows(self.rows, limit))
+
+
+def read_problems(path: str | os.PathLike[str], *, answers: bool = True) -> Problems:
+    """Read problems from JSONL: each row has `prompt`, `question` or `messages`, and `answer`, a text or a number.
+
+    Further fields are kept in `row`. Without `answers` a row may lack its answer. Empty lines at the end are passed
+    over. Raises `DataError`, which names file and line, for anything else.
+
+    >>> read_problems("test.jsonl").rows[0].answer
+    '18'
+    """
+    file = Path(path)
+    sha256, rows = read_rows(file)
+    problems = []
+    for number, (place, row) in enumerate(rows):
+        answer = text_of(row, "answer", place)
+        if answers and answer is None:
+            raise DataError(f"{place} has no answer; expected the field answer, a text or a number")
+        problems.append(Problem(number, prompt_of(row, place), answer, place, row))
+    return Problems(file, sha256, tuple(problems))
+
+
+class Grading:
+    """Tells right responses from wrong ones, by a task or by a callable."""
+
+    def __init__(self, task: str | None, grader: Grader | None = None) -> None:
+        """Take the name of a task or a callable, or neither where labels come from elsewhere; not both."""
+        if task is not None and grader is not None:
+            raise InvalidOptionError(f"task is {task!r} and a grader is given; expected one of them")
+        self.task: AnswerTask | None = None if task is None else answer_task(task)
+        self._grader = grader
+
+    @property
+    def grades(self) -> bool:
+        """Whether there is anything to grade by."""
+        return self.task is not None or self._grader is not None
+
+    def check(self, problem: Problem) -> None:
+        """Raise `DataError` for a reference that the task finds no answer in."""
+        if self.task is None:
+            return
+        if problem.answer is None:
+            raise DataError(f"{problem.place} has no answer, by which the task {self.task.name!r} grades; add one")
+        if self.task.reference(problem.answer) is None:
+            raise DataError(
+                f"{problem.place} has the answer {_shown(problem.answer)}, which holds none of the task "
+                f"{self.task.name!r}; correct the row, or choose another --task"
+            )
+
+    def answer(self, text: str) -> str | None:
+        """The answer that a response gives, by the task; None without one."""
+        return None if self.task is None else self.task.extract(text)
+
+    def correct(self, problem: Problem, text: str) -> bool:
+        """Tell whether a response is right; raises `DataError` where a callable fails or gives no truth value."""
+        if self._grader is None:
+            assert self.task is not None
+            assert problem.answer is not None
+            return self.task.correct(text, problem.answer)
+        try:
+            label: object = self._grader(problem, text)
+        except Exception as error:
+            raise DataError(
+                f"the grader failed on a response to problem {problem.number} ({problem.place}): "
+                f"{type(error).__name__}: {error}; what was collected before stays: correct the grader and go on"
+            ) from error
+        if not isinstance(label, (bool, np.bool_)):
+            raise DataError(
+                f"the grader gave {_shown(label)} for a response to problem {problem.number} ({problem.place}); "
+                "expected True or False"
+            )
+        return bool(label)
+
+
+def read_rows(path: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """Read JSONL: the SHA-256 of the file, and each row with its place, the file and line as messages name it.
+
+    Raises `DataError` for a file that is absent or empty, and for a row that is not UTF-8, not JSON or not an object.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); expected a file of JSON lines") from error
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise DataError(f"{path} is empty; expected one JSON object per line")
+    rows = [(f"{path} line {number}", line) for number, line in enumerate(lines, start=1)]
+    return hashlib.sha256(data).hexdigest(), [(place, _row(line, place)) for place, line in rows]
+
+
+def prompt_of(row: Mapping[str, Any], place: str) -> Prompt:
+    """The prompt of a row, from whichever of `PROMPT_FIELDS` it has; `DataError` unless it has exactly one."""
+    present = [name for name in PROMPT_FIELDS if name in row]
+    if len(present) != 1:
+        raise DataError(
+            f"{place} has {' and '.join(present) or 'no prompt'}; expected one of prompt, question, messages"
+        )
+    (name,) = present
+    value = row[name]
+    if name != "messages":
+        if not isinstance(value, str):
+            raise DataError(f"{place}: {name} is {_shown(value)}; expected a text")
+        return value
+    whole = isinstance(value, list) and all(isinstance(message, dict) for message in value)
+    if not whole or not value:
+        raise DataError(f"{place}: messages is {_shown(value)}; expected a list of at least one role and content")
+    for message in value:
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise DataError(f"{place}: messages holds {_shown(message)}; expected a role and a content, both texts")
+    return tuple(value)
+
+
+def text_of(row: Mapping[str, Any], name: str, place: str) -> str | None:
+    """A field that is a text or a number, as text; None where it is missing or null."""
+    value = row.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise DataError(f"{place}: {name} is {_shown(value)}; expected a text or a number")
+    return str(value)
+
+
+def first_rows(rows: Sequence[AnyProblem], limit: int | None) -> tuple[AnyProblem, ...]:
+    """The first `limit` rows; raises `InvalidOptionError` for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise InvalidOptionError(f"limit is {limit}; expected at least 1, or None for all problems")
+    return tuple(rows[:limit])
+
+
+def naming(problem: Problem, error: SwiftEdgeError) -> DataError:
+    """The same complaint as a `DataError` that says which row it is about."""
+    return DataError(f"{problem.place}: {error}")
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    if not line.strip():
+        raise DataError(f"{place} is empty; expected a JSON object: empty lines may stand at the end only")
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} is not UTF-8 (byte 0x{line[error.start]:02x}); convert the file first") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON ({error}); expected one object per line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is {_shown(row)}; expected a JSON object")
+    return row
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

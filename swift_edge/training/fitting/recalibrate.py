@@ -1,0 +1,171 @@
+"""An existing head on other states of the same model: another precision, or local problems.
+
+    states of another precision   each input is matched to the mean and scale it had in training, an affine change that
+                                  is folded into the weights; then the calibration is refitted
+    states of the same precision  the weights stay; the calibration is refitted
+
+The order of scores changes in the first case alone. Knows heads and stores. Does not know models, and fits no weights:
+for that there is `fit`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from swift_edge.errors import HeadMismatchError, InvalidOptionError
+from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration, calibration_error
+from swift_edge.scoring.head import Head
+from swift_edge.scoring.quality import within_problem_auroc
+from swift_edge.training.fitting.calibrate import calibrate, task_of
+from swift_edge.training.fitting.descent import Objective, Standard, Weights
+from swift_edge.training.fitting.examples import Examples, Survey, check_stores, read_candidates, read_examples, survey
+from swift_edge.training.fitting.inputs import Inputs
+from swift_edge.training.fitting.objectives import Doubles, cut_after
+from swift_edge.training.fitting.options import LEAST_MEMORY
+from swift_edge.training.store.writer import Store
+
+FEW_PROBLEMS: Final = 100
+"""With fewer problems the report says that a calibration is rough."""
+
+
+def recalibrate(
+    head: Head,
+    store: Store,
+    *,
+    seed: int = 0,
+    memory_bytes: int = 2**30,
+    report: Callable[[str], None] | None = None,
+) -> Head:
+    """The same head for the states and labels of `store`: matched where its precision is another, and calibrated.
+
+    The problems must not be those that the head was trained on. `report` is told how AUROC and calibration error were
+    before and are now; the head's summary has the same under `recalibration`. A store that was graded without a task
+    leaves the head its own; what an answer is worth, all candidates together, is then calibrated no longer.
+
+    Raises `HeadMismatchError` for a store of another model or of another feature, `StoreError` for one without the
+    head's layers or with numbers that are not finite, `TrainingError` where the labels are all the same.
+    """
+    if memory_bytes < LEAST_MEMORY:
+        raise InvalidOptionError(f"memory_bytes is {memory_bytes!r}; expected at least {LEAST_MEMORY} bytes")
+    tell = report or (lambda _line: None)
+    _check(head, store)
+    inputs = Inputs(head.layers, head.token_statistics, head.norm, head.includes_eos)
+    candidates = read_candidates([store], inputs.includes_eos)
+    examples = read_examples([store], candidates, inputs, check_stores([store], inputs), memory_bytes)
+    problems = len(examples.problem_starts) - 1
+    notes = []
+    if not store.complete:
+        notes.append(f"{store.path} is not complete: {store.problems} of {store.info.problems} problems are there")
+    if problems < FEW_PROBLEMS:
+        notes.append(f"{problems} problems make a rough calibration; 200 to 500 make a good one")
+    surveyed = survey(examples, range(problems), [store], pool=False)
+    known = None if head.calibration is None else Calibration.from_dict(head.calibration)
+    if store.info.task is None and known is not None and known.answers is not None:
+        notes.append("the store names no task to find answers by, so the head judges candidates, and answers no longer")
+    prefixes = _prefixes(head, examples)
+    scores = prefixes[:, -1]
+    before = _judged(examples, scores, None if known is None else _error(known, scores, examples))
+    moved, way = _matched(head, surveyed, store.info.precision)
+    if head.precision != store.info.precision and moved is head:
+        notes.append("the head does not say how its inputs were standardised, so its weights stay; fit a new head")
+    if moved is not head:
+        prefixes = _prefixes(moved, examples)
+    calibration = calibrate(
+        prefixes,
+        candidates.tokens,
+        candidates.correct,
+        candidates.problems,
+        candidates.answers,
+        task_of([store]),
+        seed,
+    )
+    after = _judged(examples, prefixes[:, -1], calibration.error)
+    for note in notes:
+        tell(f"warning: {note}")
+    tell(f"{way}; {_told('before', before)}; {_told('now', after)}")
+    document: dict[str, Any] = {
+        "from_precision": head.precision,
+        "to_precision": store.info.precision,
+        "weights": way,
+        "problems": problems,
+        "candidates": len(candidates.correct),
+        "candidates_without_tokens": candidates.without_tokens,
+        "before": before,
+        "after": after,
+        "data_sha256": store.info.data_sha256,
+        "seed": seed,
+        "notes": notes,
+    }
+    return replace(
+        moved,
+        calibration=calibration.to_dict(),
+        fingerprint=store.info.fingerprint or head.fingerprint,
+        precision=store.info.precision,
+        base_model=store.info.base_model or head.base_model,
+        summary={**head.summary, "task": store.info.task or head.summary.get("task"), "recalibration": document},
+    )
+
+
+def _check(head: Head, store: Store) -> None:
+    """Whether the store is of the head's model."""
+    info = store.info
+    ours, theirs = head.base_model or "a model it does not name", info.base_model or "a model it does not name"
+    if head.fingerprint and info.fingerprint and head.fingerprint != info.fingerprint:
+        raise HeadMismatchError(
+            f"the head was trained on {ours} (weights {head.fingerprint[:12]}), {store.path} was collected from "
+            f"{theirs} (weights {info.fingerprint[:12]}); expected the same weights: fit a head to this store instead"
+        )
+    if (head.feature, head.state_width) != (info.feature, info.width):
+        raise HeadMismatchError(
+            f"the head reads {head.feature} of width {head.state_width}, {store.path} holds {info.feature} of width "
+            f"{info.width}; expected the same: collect again from the head's model, {ours}"
+        )
+
+
+def _matched(head: Head, surveyed: Survey, precision: str) -> tuple[Head, str]:
+    """The head for states of `precision`, and what was done to its weights; the head itself where nothing was."""
+    if head.precision == precision:
+        return head, "weights unchanged, the precision is the same"
+    if head.input_mean is None or head.input_scale is None:
+        return head, "weights unchanged"
+    # An input as it was in training: (new - new mean) / new scale * old scale + old mean.
+    old = head.weight.astype(np.float64)
+    weight = (old * (head.input_scale.astype(np.float64) / surveyed.scale)).astype(np.float32)
+    bias = head.bias + old @ head.input_mean.astype(np.float64) - weight.astype(np.float64) @ surveyed.mean
+    matched = replace(
+        head,
+        weight=weight,
+        bias=bias.astype(np.float32),
+        input_mean=surveyed.mean.astype(np.float32),
+        input_scale=surveyed.scale.astype(np.float32),
+    )
+    return matched, f"inputs matched from {head.precision or 'an unknown precision'} to {precision}"
+
+
+def _prefixes(head: Head, examples: Examples) -> Doubles:
+    """Running scores of every candidate at each of `PREFIX_TOKENS` and, last, its score, `[c, s]`."""
+    as_they_are = Standard(np.zeros(examples.rows.inputs), np.ones(examples.rows.inputs))
+    pieces = cut_after(examples.candidates.tokens, PREFIX_TOKENS)
+    whole = Objective(examples, range(len(examples.problem_starts) - 1), as_they_are, head.gate, pieces=pieces)
+    weights = Weights(head.weight.astype(np.float64), head.bias.astype(np.float64))
+    return whole.measure(weights.flat(), gradient=False).prefixes
+
+
+def _error(calibration: Calibration, scores: Doubles, examples: Examples) -> float:
+    return calibration_error(calibration.probability(scores), examples.candidates.correct)
+
+
+def _judged(examples: Examples, scores: Doubles, error: float | None) -> dict[str, float | None]:
+    auroc = within_problem_auroc(scores, examples.candidates.correct, examples.candidates.problems)
+    return {"within_problem_auroc": auroc if math.isfinite(auroc) else None, "calibration_error": error}
+
+
+def _told(when: str, judged: dict[str, float | None]) -> str:
+    auroc, error = (
+        "none" if judged[name] is None else f"{judged[name]:.3f}"
+        for name in ("within_problem_auroc", "calibration_error")
+    )
+    return f"{when}: within-problem AUROC {auroc}, calibration error {error}"

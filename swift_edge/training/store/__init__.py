@@ -1,0 +1,1 @@
+"""A store: collected candidates with labels and features, in a folder that survives interruptions."""

@@ -1,0 +1,245 @@
+"""A store of labelled candidates on disk: read through memory maps, and written so that an interruption costs little.
+
+    store.json                    the settings, written first
+    shard-00000.states.npy        float16 [m, l, w]   features of m tokens; not there where the feature is none
+    shard-00000.statistics.npy    float32 [m, 3]      log-probability, entropy, self-certainty of the same tokens
+    shard-00000.tokens.npy        int32   [m]         their ids
+    shard-00000.positions.npy     int32   [m]         their places in their responses
+    shard-00000.jsonl             a line per candidate, by problem and index; written last: without it, no shard
+
+A shard grows in files that end in `.partial`, problem by problem; complete, they are renamed. Whoever goes on with an
+interrupted store goes on after its last whole problem, so that interruptions leave no trace in the bytes. Knows arrays
+and lines. Does not know the model, and does not judge labels.
+"""
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
+from swift_edge.system.files import write_whole
+from swift_edge.training.store.format import (
+    STATISTICS,
+    STORE_NAME,
+    TIMINGS_NAME,
+    StoredCandidate,
+    StoredFeature,
+    StoreInfo,
+    lines_path,
+    read_info,
+)
+from swift_edge.training.store.shards import CandidateRows, GrowingShard, Shard, check_rows, open_shard
+
+__all__ = [
+    "STATISTICS",
+    "STORE_NAME",
+    "TIMINGS_NAME",
+    "CandidateRows",
+    "Shard",
+    "Store",
+    "StoreInfo",
+    "StoreWriter",
+    "StoredCandidate",
+    "StoredFeature",
+]
+
+SHARD_BYTES: Final = 64 * 2**20
+"""A shard is closed with the problem that takes it past this size."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store:
+    """An opened store.
+
+    >>> store = Store.open("features")
+    >>> store.shards[0].states[store.shards[0].starts[3] : store.shards[0].starts[4]]  # those of candidate 3, [m, l, w]
+    """
+
+    path: Path
+    """The folder."""
+    info: StoreInfo
+    """The settings that made it."""
+    shards: tuple[Shard, ...]
+    """Those that are complete; cheap to hold, for their arrays are mapped."""
+    candidates: tuple[StoredCandidate, ...]
+    """Of all shards, by problem and index."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Store":
+        """Open a store, finished or not; raises `StoreError`, which names the file, for anything that is not sound."""
+        folder = Path(path)
+        info = read_info(folder)
+        shards: list[Shard] = []
+        problem = 0
+        while lines_path(folder, len(shards)).exists():
+            shards.append(open_shard(folder, len(shards), info, problem))
+            problem = shards[-1].candidates[-1].problem + 1
+        return cls(folder, info, tuple(shards), tuple(each for shard in shards for each in shard.candidates))
+
+    @property
+    def problems(self) -> int:
+        """Problems that are there, 0 to this number less one."""
+        return self.candidates[-1].problem + 1 if self.candidates else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all problems are there."""
+        return self.problems == self.info.problems
+
+
+class StoreWriter:
+    """Writes a store problem by problem, or goes on with one that was interrupted; a context manager.
+
+    >>> with StoreWriter("features", info) as writer:
+    ...     for problem in range(writer.done, info.problems):
+    ...         writer.add(problem, rows_of(problem))
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], info: StoreInfo, *, force: bool = False, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        """Make the folder, or take up the store in it; `force` starts it over, whatever its settings were.
+
+        Nothing is written, and nothing of an old store goes, before the first problem is added. Raises `StoreError` for
+        a folder with other files, or with a store of other settings: it names the first that differs.
+        """
+        self.path = Path(path)
+        self.info = info
+        self.done = 0
+        self.candidates = 0
+        self.correct = 0
+        self.mixed = 0  # problems with right and with wrong candidates
+        self.tokens = 0
+        self.nbytes = 0
+        self._shard_bytes = shard_bytes
+        self._failed = False  # in the middle of a write: only opening the files again tells what they hold
+        self._shard = GrowingShard(self.path, 0, info)
+        with _refusals(self.path):
+            self.begun = self._goes_on(force)  # whether the store in the folder is this one
+            if self.begun:
+                store = Store.open(self.path)
+                self._count(store.candidates)
+                self._shard = GrowingShard.reopen(self.path, len(store.shards), info, self.done)
+                self.nbytes = sum(file.stat().st_size for file in self.path.glob("shard-*"))
+                self._count(self._shard.resumed)
+                self._close_shard_if_full()
+
+    def __enter__(self) -> "StoreWriter":
+        """Nothing more to prepare."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close; what was added stays, whatever happened."""
+        self.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all problems have been added."""
+        return self.done == self.info.problems
+
+    def add(self, problem: int, candidates: Sequence[CandidateRows]) -> None:
+        """Append all candidates of the next problem, `done`, in order.
+
+        Raises `StoreError` for features that are not finite in float16, naming the candidate, and `DiskSpaceError` for
+        a full disk; what was added before stays.
+        """
+        if problem != self.done or self.complete or not candidates:
+            raise StoreError(
+                f"problem {problem} came with {len(candidates)} candidates; expected problem {self.done} of "
+                f"{self.info.problems}, with at least one"
+            )
+        for rows in candidates:
+            check_rows(rows, self.info)
+        if self._failed:
+            raise StoreError(f"writing to {self.path} has failed before; open the store again to go on with it")
+        self._failed = True
+        with _refusals(self.path):
+            if not self.begun:
+                self._begin()
+            self.nbytes += self._shard.append(candidates)
+            self._count([rows.candidate for rows in candidates])
+            self._close_shard_if_full()
+        self._failed = False
+
+    def close(self) -> None:
+        """Close the files, and with the last problem the last shard; can be called again."""
+        with _refusals(self.path):
+            if self.complete and self._shard.rows_written:
+                self._shard.publish()
+            self._shard.release()
+
+    def _goes_on(self, force: bool) -> bool:
+        """Whether there is a store of these settings to go on with; makes the folder, and refuses one of others."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # What begins with a dot was left by an interruption, or by a file manager.
+        names = [file.name for file in self.path.iterdir() if not file.name.startswith(".")]
+        if STORE_NAME in names:
+            if not force:
+                self._require_same(read_info(self.path))
+                return True
+        elif names:
+            raise StoreError(
+                f"{self.path} holds {min(names)!r} and no {STORE_NAME}; expected a new folder or a store: "
+                "name another one with --out"
+            )
+        return False
+
+    def _begin(self) -> None:
+        """Clear away an old store and write the settings; in between it is the old one, without shards."""
+        for file in sorted(self.path.iterdir()):
+            if file.name == TIMINGS_NAME or file.name.startswith("shard-"):
+                file.unlink()
+        write_whole(self.path / STORE_NAME, self.info.to_json().encode())
+        self.begun = True
+
+    def _require_same(self, found: StoreInfo) -> None:
+        name = found.difference(self.info)
+        if name is not None:
+            was, now = (_shown(json.loads(info.to_json())[name]) for info in (found, self.info))
+            raise StoreError(
+                f"{self.path} was collected with {name} {was}, now {name} is {now}; "
+                "name another folder with --out, or start over with --force"
+            )
+
+    def _count(self, candidates: Iterable[StoredCandidate]) -> None:
+        for problem, group in itertools.groupby(candidates, lambda candidate: candidate.problem):
+            members = list(group)
+            correct = sum(candidate.correct for candidate in members)
+            self.done = problem + 1
+            self.candidates += len(members)
+            self.correct += correct
+            self.mixed += 0 < correct < len(members)
+            self.tokens += sum(candidate.n_tokens for candidate in members)
+
+    def _close_shard_if_full(self) -> None:
+        if self._shard.nbytes > self._shard_bytes:
+            self._shard.publish()
+            self._shard = GrowingShard(self.path, self._shard.number + 1, self.info)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextlib.contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """Turn what the operating system refuses while a store is written into one line."""
+    try:
+        yield
+    except SwiftEdgeError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskSpaceError("writing the store", folder, None, shutil.disk_usage(folder).free) from error
+        raise StoreError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}); expected a folder that this "
+            "user may write to: name another one with --out"
+        ) from error
