@@ -25,6 +25,11 @@
     ├── DeviceError                  (RuntimeError) a small graph that failed on its device
     ├── MemoryLimitError             (MemoryError)  more memory wanted than there is
     ├── DeviceMemoryError            (MemoryError)  more memory wanted than a device has left
+    ├── EngineClosedError            (RuntimeError) a request of a model that was closed
+    ├── EngineFailedError            (RuntimeError) something broke that took every request along
+    ├── RequestCancelledError        (RuntimeError) the result of a request that was cancelled
+    ├── BusyEngineError              (RuntimeError) steps that were to be timed alone, and were not
+    ├── QueueTimeoutError            (TimeoutError) a request that got no row in its time
     ├── DiskSpaceError               (OSError)      more disk wanted than there is
     ├── MissingExtraError            (ImportError)  a package of an optional extra is absent
     └── ExportError                  (RuntimeError) a model that could not be made into a bundle
@@ -239,6 +244,50 @@ class DeviceMemoryError(SwiftEdgeError, MemoryError):
             needed,
             reason,
         )
+
+
+class EngineClosedError(SwiftEdgeError, RuntimeError):
+    """A request of a model that has been closed, or that is closed while it is under way."""
+
+    def __init__(self) -> None:
+        """Say how to go on."""
+        super().__init__("the model is closed; open it again, or keep it open until every answer is there")
+
+
+class EngineFailedError(SwiftEdgeError, RuntimeError):
+    """Something broke that took every request in flight along; the engine has begun anew."""
+
+    def __init__(self, reason: str) -> None:
+        """Say what broke."""
+        super().__init__(
+            f"the engine failed, and every request in flight with it: {reason}; ask again, and report it if it fails "
+            "again",
+            reason,
+        )
+
+
+class RequestCancelledError(SwiftEdgeError, RuntimeError):
+    """A request that was cancelled before it was done."""
+
+    def __init__(self) -> None:
+        """Say how to go on."""
+        super().__init__("the request was cancelled before it was done; submit it again for a result")
+
+
+class BusyEngineError(SwiftEdgeError, RuntimeError):
+    """Steps were to be timed while nothing else is at work, and something was."""
+
+    def __init__(self) -> None:
+        """Say how to go on."""
+        super().__init__("other requests were at work while steps were timed; time them when nothing else is")
+
+
+class QueueTimeoutError(SwiftEdgeError, TimeoutError):
+    """A request that was given no row before its deadline."""
+
+    def __init__(self) -> None:
+        """Say how to go on."""
+        super().__init__("no row became free before the deadline; ask again later, or for a later deadline")
 
 
 class DiskSpaceError(SwiftEdgeError, OSError):

@@ -1,32 +1,43 @@
-"""The whole path on one page: a prompt in, candidates decoded and scored in the same pass, the best one out.
-
-What happens between the two is `picking.pick_each`, for one prompt or many; `stream` shows it, `pick` folds it.
-"""
+"""The public class: a prompt in, candidates written and scored in the same pass, the best one out."""
 
 import os
-import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Final, Literal, Self, Unpack, overload
 
-from swift_edge.bundle.folder import Bundle
-from swift_edge.engine.model import OpenedModel, Options, Prompt
-from swift_edge.engine.stopwatch import Stopwatch
-from swift_edge.errors import InvalidOptionError
-from swift_edge.results import Event, Picked, Selection
-from swift_edge.scoring.candidate import GrowingCandidate
+from swift_edge.bundle.manifest import Bundle
+from swift_edge.engine.engine import MOST_ROWS
+from swift_edge.engine.model import Prompt
+from swift_edge.engine.reading import RESPONSE_CHUNK_TOKENS
+from swift_edge.engine.request import Reading
+from swift_edge.errors import InvalidOptionError, SwiftEdgeError
+from swift_edge.handle import Handle, Outbox, begin
+from swift_edge.options import PickInput, PickOptions, SignalName
+from swift_edge.results import Event, FailedPick, Selection
 from swift_edge.scoring.head import Head
-from swift_edge.scoring.reading import CHUNK_TOKENS, read_answer
-from swift_edge.selection.decision import Decision, ExternalScorer, Extractor
-from swift_edge.selection.pick import Request, Work, pick_each, select
+from swift_edge.scoring.reading import GivenTexts
+from swift_edge.selection.decision import Decision
+from swift_edge.selection.pick import select
+from swift_edge.selection.planning import PlannedPick, Planner
+
+WINDOW_ROWS: Final = 2 * MOST_ROWS
+"""Candidates under way in one `pick_many`: as many as decode, and as many that are read ahead."""
+
+_selectors: "weakref.WeakSet[Selector]" = weakref.WeakSet()
 
 
 class Selector:
     """Opens a bundle on first use and picks the best of N responses; can be pickled, and shared between threads.
 
-    >>> selector = Selector("models/stories260k")
-    >>> selector.pick("Once upon a time", n=8, max_new_tokens=64).best.text
+    Everything that is asked of it shares one batch, from whichever threads and coroutines it comes.
+
+    >>> with Selector("models/stories260k") as selector:
+    ...     selector.pick("Once upon a time", n=8, max_new_tokens=64).best.text
     """
 
     def __init__(
@@ -36,11 +47,13 @@ class Selector:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         prefix_cache_bytes: int = 0,
+        rows: int | None = None,
     ) -> None:
         """Remember what to open: a bundle, a head instead of the bundle's own, providers (None: CPU) and threads.
 
         `prefix_cache_bytes` of memory keep what was computed for the beginnings of prompts, in blocks of 128 tokens: a
         system prompt or examples that many prompts share are then read once. Where rows are on a device, none are kept.
+        `rows` bounds the candidates that are written side by side; None are 32.
         """
         self._path = os.fspath(path)
         self._head = head if head is None or isinstance(head, Head) else os.fspath(head)
@@ -49,343 +62,361 @@ class Selector:
         self._providers = None if providers is None else tuple(providers)
         self._threads = threads
         self._prefix_cache_bytes = prefix_cache_bytes
-        self._lock = threading.Lock()
-        self._opened: OpenedModel | None = None
+        self._rows = rows
+        self._start_over()
 
     def __getstate__(self) -> tuple[Any, ...]:
         """Pickle the path and the options; the copy opens the bundle itself."""
-        return self._path, self._head, self._providers, self._threads, self._prefix_cache_bytes
+        return self._path, self._head, self._providers, self._threads, self._prefix_cache_bytes, self._rows
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Start over from the path and the options."""
         self.__init__(*state)  # type: ignore[misc]
 
+    def __enter__(self) -> Self:
+        """Open it."""
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
     @property
     def providers(self) -> tuple[str, ...]:
         """The execution providers that the session really got; opens the bundle."""
-        return self._open().session.providers
+        return self._planner().model.session.providers
 
     @property
     def bundle(self) -> Bundle:
         """The bundle, opened and checked."""
-        return self._open().bundle
+        return self._planner().model.bundle
 
-    def pick(
-        self,
-        prompt: Prompt,
-        *,
-        n: int | Literal["auto"] = 8,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = 0,
-        signal: str | None = None,
-        strategy: str = "auto",
-        task: str | Extractor | None = None,
-        external: ExternalScorer | None = None,
-        min_confidence: float | None = None,
-        max_n: int | None = None,
-        prune: str | Mapping[int, int] | None = None,
-        budget_tokens: int | None = None,
-        budget_seconds: float | None = None,
-        raw: bool = False,
-    ) -> Selection:
+    def open(self) -> Self:
+        """Open the bundle now, and not when it is first used; returns the selector. Opens one again that was closed."""
+        self._planner()
+        return self
+
+    def close(self) -> None:
+        """Fail what is under way and let the model go; what is asked of it later opens it again."""
+        with self._lock:
+            planner, self._opened = self._opened, None
+        if planner is not None:
+            planner.model.engine.close()
+
+    def token_count(self, prompt: Prompt, *, raw: bool = False) -> int:
+        """Tokens of a prompt, the chat template included unless it is taken `raw`; raises `PromptError`."""
+        return len(self._planner().model.prompt_ids(prompt, raw=raw, feeds_last=False))
+
+    def pick(self, prompt: Prompt, *, options: PickOptions | None = None, **changes: Unpack[PickInput]) -> Selection:
         """Sample `n` responses to `prompt`, a text or chat messages, and pick the best.
 
-        Sampling options that are None are the bundle's own; 0 (top_k, min_p) and 1 (top_p, repetition_penalty) switch a
-        filter off. A response ends at an EOS id, before a string of `stop`, at `max_new_tokens`, or where the context
-        is full. The same seed gives the same candidates, and candidate i does not depend on n; None draws a seed.
-        Candidates are scored by the head; `signal` scores them by `mean_logprob` or `self_certainty` instead. `raw`
-        takes the prompt as it is, without the chat template.
-
-        `strategy` says how the pick is made from the scores: `strategies` lists them. `auto` is `ranking` with external
-        scores; `calibrated` with a calibrated head where answers can be found, `best-of-majority` where they can and
-        the head is not calibrated; else `best`. `task` says how answers are found: one of `answers.ANSWER_TASKS`, or a
-        function from a text to its answer or None; None is the task that the head was trained on. `external` is a
-        function from the candidates' texts to one score each. With `min_confidence` the selection says whether the
-        pick is less likely to be right than that.
-
-        With `n="auto"` four candidates are begun, or as many as take hardly longer on this machine, and more, up to
-        `max_n` (16), until an answer is as likely as `min_confidence`; without that, until what more of them could
-        change is not worth their tokens. `prune` drops rows while they are written: `auto` those that the head
-        calibrated on prefixes finds much less likely than the best, a schedule such as `{16: 8, 32: 4}` all but the
-        best 8 at 16 tokens and all but 4 at 32, `off` none. None is `auto` with `n="auto"`, where tokens are to be
-        saved, and `off` with a number. `budget_tokens` bounds the response tokens of all candidates, `budget_seconds`
-        the time, but for one step and the reading of the prompt. Candidates that are dropped are in the selection, with
-        the reason.
+        Options come as `PickOptions`, which says what each of them means, or as keywords, which win. A response ends at
+        an EOS id, before a string of `stop`, at `max_new_tokens`, or where the context is full. The same seed gives the
+        same candidates, and candidate i does not depend on n, nor on what else is written at the time.
 
         Raises `InvalidOptionError` for options out of range or n > 1 at temperature 0, `PromptError` for a prompt that
         is empty, too long or refused by the template, `MemoryLimitError` if the rows cannot fit into memory.
         """
-        options = _options(
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            signal=signal,
-            strategy=strategy,
-            task=task,
-            external=external,
-            min_confidence=min_confidence,
-            max_n=max_n,
-            prune=prune,
-            budget_tokens=budget_tokens,
-            budget_seconds=budget_seconds,
-            raw=raw,
-        )
-        return _last(self._events(prompt, options, watched=False))
+        return self._begin(prompt, PickOptions.of(options, changes), watched=False).result()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        watched: bool = True,
+        options: PickOptions | None = None,
+        **changes: Unpack[PickInput],
+    ) -> Handle:
+        """Begin what `pick` does, and return at once: wait for the handle, await it, watch its events, or cancel it.
+
+        Options and prompt are checked before. One that is not `watched` has no events but the last, and takes less
+        time.
+        """
+        return self._begin(prompt, PickOptions.of(options, changes), watched=watched)
+
+    def stream(
+        self, prompt: Prompt, *, options: PickOptions | None = None, **changes: Unpack[PickInput]
+    ) -> Iterator[Event]:
+        """Do what `pick` does and tell about it: tokens with scores so far, finished candidates, `Picked` at the end.
+
+        Options and prompt are checked before the first event is asked for; leaving early cancels the pick.
+        """
+        return iter(self.submit(prompt, options=PickOptions.of(options, changes)))
+
+    @overload
+    def pick_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        in_order: bool = False,
+        on_error: Literal["raise"] = "raise",
+        options: PickOptions | None = None,
+        **changes: Unpack[PickInput],
+    ) -> Iterator[Selection]: ...
+
+    @overload
+    def pick_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        in_order: bool = False,
+        on_error: Literal["yield"],
+        options: PickOptions | None = None,
+        **changes: Unpack[PickInput],
+    ) -> Iterator[Selection | FailedPick]: ...
 
     def pick_many(
         self,
         prompts: Iterable[Prompt],
         *,
         in_order: bool = False,
-        n: int | Literal["auto"] = 8,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = 0,
-        signal: str | None = None,
-        strategy: str = "auto",
-        task: str | Extractor | None = None,
-        external: ExternalScorer | None = None,
-        min_confidence: float | None = None,
-        max_n: int | None = None,
-        prune: str | Mapping[int, int] | None = None,
-        budget_tokens: int | None = None,
-        budget_seconds: float | None = None,
-        raw: bool = False,
-    ) -> Iterator[Selection]:
+        on_error: Literal["raise", "yield"] = "raise",
+        options: PickOptions | None = None,
+        **changes: Unpack[PickInput],
+    ) -> Iterator[Selection] | Iterator[Selection | FailedPick]:
         """Pick for every prompt; yields selections as they finish, or in the order of the prompts if `in_order`.
 
-        All prompts share one batch: rows that end are taken over by the candidates that wait. Each selection is what
+        All prompts share the batch: rows that end are taken over by the candidates that wait. Each selection is what
         `pick` gives for that prompt and the same options, and says by `prompt_index` which prompt it belongs to.
-        Options are checked at once, prompts when their turn comes: the error of one is raised when those before it have
-        been answered.
+        Options are checked at once, prompts when their turn comes. With `on_error="raise"` the error of one is raised
+        when those before it have been answered, with `"yield"` it is given as a `FailedPick` and the others go on.
         """
-        options = _options(
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            signal=signal,
-            strategy=strategy,
-            task=task,
-            external=external,
-            min_confidence=min_confidence,
-            max_n=max_n,
-            prune=prune,
-            budget_tokens=budget_tokens,
-            budget_seconds=budget_seconds,
-            raw=raw,
-        )
+        asked = PickOptions.of(options, changes)
         if isinstance(prompts, str):
             raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
-        work = self._work(options)
-        requests = (Request.of(work, prompt, time.perf_counter(), 0.0) for prompt in prompts)
-        picked = (event.selection for _, event in pick_each(work, requests, watched=False) if isinstance(event, Picked))
-        return _in_order(picked) if in_order else picked
+        if on_error not in ("raise", "yield"):
+            raise InvalidOptionError(f"on_error is {on_error!r}; expected raise or yield")
+        answered = _Many(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
+        return _in_order(answered) if in_order else answered
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        n: int | Literal["auto"] = 8,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = 0,
-        signal: str | None = None,
-        strategy: str = "auto",
-        task: str | Extractor | None = None,
-        external: ExternalScorer | None = None,
-        min_confidence: float | None = None,
-        max_n: int | None = None,
-        prune: str | Mapping[int, int] | None = None,
-        budget_tokens: int | None = None,
-        budget_seconds: float | None = None,
-        raw: bool = False,
-    ) -> Iterator[Event]:
-        """Do what `pick` does and tell about it: tokens with scores so far, finished candidates, `Picked` at the end.
-
-        Options and prompt are checked before the first event is asked for.
-        """
-        options = _options(
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            signal=signal,
-            strategy=strategy,
-            task=task,
-            external=external,
-            min_confidence=min_confidence,
-            max_n=max_n,
-            prune=prune,
-            budget_tokens=budget_tokens,
-            budget_seconds=budget_seconds,
-            raw=raw,
-        )
-        return self._events(prompt, options, watched=True)
-
-    def score(self, prompt: Prompt, texts: Sequence[str], *, signal: str | None = None, raw: bool = False) -> Selection:
-        """Rank given responses to `prompt`; each is read in one go, after the prompt, which is read once.
+    def score(
+        self, prompt: Prompt, texts: Sequence[str], *, signal: SignalName | None = None, raw: bool = False
+    ) -> Selection:
+        """Rank given responses to `prompt`, which is read once, and each of them after it.
 
         The EOS is appended to a text without one if the head was trained with it. Raises as `pick` does.
         """
+        asked = PickOptions(signal=signal, raw=raw)
         started = time.perf_counter()
         was_open = self._opened is not None
-        opened = self._open()
-        loaded = time.perf_counter()
-        ranking = opened.ranking(signal)
+        planner = self._planner()
+        load_s = 0.0 if was_open else time.perf_counter() - started
+        model, scorer = planner.model, planner.scorer(asked.signal)
         if isinstance(texts, str) or not (texts := list(texts)) or not all(isinstance(text, str) for text in texts):
             raise InvalidOptionError(f"texts is {texts!r}; expected a list of at least one response to rank")
-        prompt_ids = opened.prompt_ids(prompt, raw=raw, feeds_last=ranking.feeds_last)  # [p]
-        answers = [
-            opened.answer_ids(text, place, len(prompt_ids), with_eos=ranking.counts_eos)
+        reads = scorer.reads
+        prompt_ids = model.prompt_ids(prompt, raw=asked.raw, feeds_last=reads.feeds_last)  # [p]
+        responses = [
+            model.answer_ids(text, place, len(prompt_ids), with_eos=scorer.counts_eos)
             for place, text in enumerate(texts)
         ]
-        session = opened.session
-        longest = max(map(len, answers))
-        session.require_memory(1, len(prompt_ids), longest, layers=len(ranking.layers), tokens_per_run=CHUNK_TOKENS)
-        begun = time.perf_counter()
-        cache = session.new_cache(1, len(prompt_ids) + longest, len(prompt_ids) + longest)
-        first_logits = session.prefill(cache, prompt_ids).logits  # [1, v]
-        watch = Stopwatch(prefill_s=time.perf_counter() - begun)
-        assert first_logits is not None
-        candidates = []
-        for index, (text, answer) in enumerate(zip(texts, answers, strict=True)):
-            cache.truncate(len(prompt_ids))
-            growing = GrowingCandidate(index, ranking, opened.tokenizer)
-            read_answer(session, cache, growing, answer, first_logits, watch)
-            unscored = max(0, len(prompt_ids) + len(answer) - session.context_length)
-            candidates.append(growing.finish("given", unscored, text))
-        read = len(prompt_ids) + sum(map(len, answers))
-        timings = watch.timings(0.0 if was_open else loaded - started, time.perf_counter() - started, read, 0)
-        # Texts that were not drawn from the model say nothing together: each stands for itself.
-        decision = Decision.by_score(ranking.head)
-        return select(opened, ranking, decision, tuple(candidates), len(prompt_ids), timings, bundle=self._path)
+        model.session.require_memory(
+            1,
+            len(prompt_ids),
+            max(map(len, responses)),
+            layers=len(reads.all_layers),
+            tokens_per_run=RESPONSE_CHUNK_TOKENS,
+        )
+        outbox = Outbox()
+        given = GivenTexts(scorer, model.tokenizer, len(texts), outbox.done)
 
-    def _open(self) -> OpenedModel:
+        def finish() -> Selection:
+            context = model.session.context_length
+            candidates = tuple(
+                growing.finish("given", max(0, len(prompt_ids) + len(response) - context), text)
+                for growing, response, text in zip(given.growing, responses, texts, strict=True)
+            )
+            read = len(prompt_ids) + sum(map(len, responses))
+            timings = handle.ticket.watch.timings(load_s, time.perf_counter() - started, read, 0)
+            # Texts that were not drawn from the model say nothing together: each stands for itself.
+            decision = Decision.by_score(scorer.head)
+            return select(planner, scorer, decision, candidates, len(prompt_ids), timings)
+
+        handle = Handle(model.engine, Reading(prompt_ids, responses, reads), given, outbox, finish)
+        return handle.result()
+
+    def _start_over(self) -> None:
+        """Forget what is open: a fork has neither the driver's thread nor onnxruntime's."""
+        self._lock = threading.Lock()
+        self._opened: Planner | None = None
+        _selectors.add(self)
+
+    def _planner(self) -> Planner:
         """Open everything on first use; threads that come meanwhile wait."""
         with self._lock:
             if self._opened is None:
-                self._opened = OpenedModel.open(
-                    self._path, self._head, self._providers, self._threads, self._prefix_cache_bytes
+                self._opened = Planner.open(
+                    self._path, self._head, self._providers, self._threads, self._prefix_cache_bytes, self._rows
                 )
+                # Whatever happens to the selector, no thread is left to run when Python ends.
+                weakref.finalize(self, self._opened.model.engine.close)
             return self._opened
 
-    def _work(self, options: Options) -> Work:
-        """Check options against the bundle."""
-        opened = self._open()
-        sampling, ranking, plan = opened.verify(options)
-        plan = opened.pace.applied(plan)
-        return Work(opened, options, sampling, ranking, plan, self._path, opened.bundle.manifest.tokens.eos_ids)
-
-    def _events(self, prompt: Prompt, options: Options, *, watched: bool) -> Iterator[Event]:
-        """Pick for one prompt; everything is checked before the first event is asked for."""
+    def _begin(self, prompt: Prompt, options: PickOptions, *, watched: bool) -> Handle:
+        """Check everything, and submit."""
         started = time.perf_counter()
         was_open = self._opened is not None
-        pace = self._open().pace
+        planner = self._planner()
         load_s = 0.0 if was_open else time.perf_counter() - started
-        was_settled, begun = pace.is_settled, time.perf_counter()
-        work = self._work(options)
-        if pace.is_settled and not was_settled:
+        was_settled, begun = planner.pace.is_settled, time.perf_counter()
+        planned = planner.planned(options)
+        if planner.pace.is_settled and not was_settled:
             load_s += time.perf_counter() - begun
-        request = Request.of(work, prompt, started, load_s)
-        return (event for _, event in pick_each(work, iter((request,)), watched=watched))
+        prompt_ids = planner.model.prompt_ids(
+            prompt, raw=options.raw, feeds_last=planned.scorer.reads.feeds_last
+        )
+        return begin(planned, prompt_ids, watched=watched, started=started, load_s=load_s)
 
 
-def _options(
-    *,
-    n: int | Literal["auto"],
-    max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    stop: Sequence[str],
-    seed: int | None,
-    signal: str | None,
-    strategy: str,
-    task: str | Extractor | None,
-    external: ExternalScorer | None,
-    min_confidence: float | None,
-    max_n: int | None,
-    prune: str | Mapping[int, int] | None,
-    budget_tokens: int | None,
-    budget_seconds: float | None,
-    raw: bool,
-) -> Options:
-    """Take the options as they were given: one stop string may come alone, and a seed that is None is drawn here.
+class _Many:
+    """The picks of one `pick_many`: a window of them is under way."""
 
-    By name, so that two of a type cannot change places, and without defaults, so that none can be forgotten.
-    """
-    return Options(
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        seed=secrets.randbits(32) if seed is None else seed,
-        signal=signal,
-        strategy=strategy,
-        task=task,
-        external=external,
-        min_confidence=min_confidence,
-        max_n=max_n,
-        prune=prune,
-        budget_tokens=budget_tokens,
-        budget_seconds=budget_seconds,
-        raw=raw,
-    )
+    def __init__(self, planned: PlannedPick, prompts: Iterable[Prompt], *, raises: bool) -> None:
+        self._planned = planned
+        self._raises = raises
+        self._key = object()
+        self._mail: SimpleQueue[_Arrived | _Ended | _Done] = SimpleQueue()
+        self._prompts = _Prompts(prompts, self._mail.put)
+        self._handles: dict[int, Handle] = {}
+        self._submitted = 0
+        self._most = max(2, WINDOW_ROWS // planned.plan.rows)
+
+    def answered(self) -> Iterator[Any]:
+        """Selections, and what failed, as they are done."""
+        error: Exception | None = None
+        waiting: _Arrived | None = None
+        over = False
+        self._prompts.ask()
+        try:
+            while not over or self._handles or waiting is not None:
+                if waiting is not None and len(self._handles) < self._most:
+                    failed = self._submit(waiting.prompt)
+                    waiting = None
+                    if failed is None or not self._raises:
+                        self._prompts.ask()
+                    else:
+                        error, over = failed.error, True
+                    if failed is not None and not self._raises:
+                        yield failed
+                    continue
+                match self._mail.get():
+                    case _Arrived() as arrived:
+                        waiting = arrived if error is None else None
+                    case _Ended(failure):
+                        over, error = True, error or failure
+                    case _Done(index):
+                        try:
+                            yield self._handles.pop(index).result()
+                        except SwiftEdgeError as failure:
+                            if not self._raises:
+                                yield FailedPick(index, failure)
+                            else:
+                                error, over, waiting = error or failure, True, None
+        finally:
+            self._prompts.leave()
+            for handle in self._handles.values():
+                handle.cancel()
+        if error is not None:
+            raise error
+
+    def _submit(self, prompt: Prompt) -> FailedPick | None:
+        """Begin a pick; returns what was wrong with its prompt, if something was."""
+        started, planned = time.perf_counter(), self._planned
+        index, self._submitted = self._submitted, self._submitted + 1
+        try:
+            prompt_ids = planned.model.prompt_ids(
+                prompt, raw=planned.options.raw, feeds_last=planned.scorer.reads.feeds_last
+            )
+            handle = begin(planned, prompt_ids, watched=False, started=started, prompt_index=index, key=self._key)
+        except SwiftEdgeError as failure:
+            return FailedPick(index, failure)
+        self._handles[index] = handle
+        handle.when_done(lambda: self._mail.put(_Done(index)))
+        return None
 
 
-def _last(events: Iterator[Event]) -> Selection:
-    """Let a stream run to its end and keep what it picked."""
-    for event in events:
-        if isinstance(event, Picked):
-            return event.selection
-    raise AssertionError("a stream ends with Picked")
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """A prompt is there."""
+
+    prompt: Prompt
 
 
-def _in_order(picked: Iterator[Selection]) -> Iterator[Selection]:
-    """Keep back selections that finish before one of an earlier prompt."""
-    kept: dict[int, Selection] = {}
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """There are no more prompts, for a reason that may be an error."""
+
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A pick is done."""
+
+    index: int
+
+
+class _Prompts:
+    """Prompts, one whenever it is asked for. Rows go on while an iterator is waited for, in a thread of its own."""
+
+    def __init__(self, prompts: Iterable[Prompt], tell: Callable[[_Arrived | _Ended], None]) -> None:
+        """Tell of each prompt, and of the end."""
+        self._prompts = iter(prompts)
+        self._tell = tell
+        self._asked = threading.Semaphore(0)
+        self._left = False
+        self._waits = not isinstance(prompts, (list, tuple))
+        if self._waits:
+            threading.Thread(target=self._run, name="swift-edge prompts", daemon=True).start()
+
+    def ask(self) -> None:
+        """Ask for the next prompt."""
+        if self._waits:
+            self._asked.release()
+        else:
+            self._tell(self._next())
+
+    def leave(self) -> None:
+        """Want no more."""
+        self._left = True
+        self._asked.release()
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            self._asked.acquire()
+            if self._left:
+                return
+            found = self._next()
+            going_on = isinstance(found, _Arrived)
+            self._tell(found)
+
+    def _next(self) -> _Arrived | _Ended:
+        try:
+            return _Arrived(next(self._prompts))
+        except StopIteration:
+            return _Ended(None)
+        except Exception as error:
+            return _Ended(error)
+
+
+def _in_order(answered: Iterator[Any]) -> Iterator[Any]:
+    """Keep back what is done before one of an earlier prompt."""
+    kept: dict[int, Any] = {}
     due = 0
-    for selection in picked:
-        kept[selection.prompt_index] = selection
+    for answer in answered:
+        kept[answer.prompt_index] = answer
         while due in kept:
             yield kept.pop(due)
             due += 1
+
+
+def _after_fork() -> None:
+    for selector in list(_selectors):
+        selector._start_over()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

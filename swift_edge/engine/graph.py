@@ -1,7 +1,4 @@
-"""A bundle's decoder graph, opened: what it takes and gives, and where it wants that to be.
-
-Knows the graph's tensor names, types and devices. Does not know what is fed, or to which row it belongs.
-"""
+"""A bundle's decoder graph, opened: what it takes and gives, and where it wants that to be."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +9,11 @@ from typing import Any, Final
 import numpy as np
 
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.engine.device.logits import LogitReader
-from swift_edge.engine.device.memory import Device, memory_failure, rows_device
+from swift_edge.engine.device.memory import memory_failure, rows_device
+from swift_edge.engine.device.rows import DeviceMemory
+from swift_edge.engine.host import HOST
 from swift_edge.engine.providers import input_device, open_graph
+from swift_edge.engine.row_memory import RowMemory
 from swift_edge.errors import BundleError, one_line
 
 _FLOATS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -61,10 +60,10 @@ class DecoderGraph:
     """Whether it is told at which positions logits are wanted; else it gives them at every one."""
     wants_positions: bool
     """Whether it is told the tokens' positions; else it counts them itself."""
-    device: Device | None
-    """Where it wants keys and values; None where that is NumPy's memory, or where they are not written in place."""
-    logit_reader: LogitReader | None
-    """What reads logits that stay on that device."""
+    memory: RowMemory
+    """Where rows live: on the device where it wants keys and values, if they are written in place there."""
+    device_name: str
+    """That device, as onnxruntime names it."""
     rebinds_kv: bool
     """Whether keys and values have to be bound anew for every run."""
     rebinds_fed: bool
@@ -110,8 +109,8 @@ class DecoderGraph:
             even_rows=in_place and manifest.precision.name in ("int8", "int4"),
             picks_logits="logits_positions" in inputs,
             wants_positions="position_ids" in inputs,
-            device=device,
-            logit_reader=None if device is None else LogitReader(device, logits_dtype),
+            memory=HOST if device is None else DeviceMemory(device, logits_dtype, hidden_dtype),
+            device_name="cpu" if device is None else device.name,
             # An input that is not where the graph wants it is copied when it is bound: bound once, it would be read
             # once.
             rebinds_kv=device is None and kv_device != "cpu",
@@ -129,8 +128,7 @@ class DecoderGraph:
                 f"onnxruntime could not run {self.model_path}: {reason}; "
                 "inspect the folder, or export the model with swift-edge export"
             )
-            device = "cpu" if self.device is None else self.device.name
-            raise (memory_failure(device, reason) or BundleError(failure)) from error
+            raise (memory_failure(self.device_name, reason) or BundleError(failure)) from error
 
 
 def _check_names(bundle: Bundle, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> None:

@@ -1,24 +1,22 @@
 """Keys and values of the rows of a batch, in memory that grows with what is used.
 
 Two strategies behind one interface: `KVCache` for graphs that write new tokens into the buffers they read, and
-`ConcatenatedCache` for graphs that give back the past with the new tokens appended. Neither knows the model,
-onnxruntime, or which candidate a row belongs to. `device_cache` has the first of them on a device.
+`ConcatenatedCache` for graphs that give back the past with the new tokens appended.
 
 A row is left-aligned: its valid tokens are `[0, lengths[row])` of the capacity axis; what lies behind is never read.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from swift_edge.engine.host import HOST
+from swift_edge.engine.row_memory import RowMemory
 from swift_edge.errors import InvalidOptionError
 
 BLOCK_TOKENS = 64
 """Capacity grows by at least this many tokens at a time."""
-HUGE_PAGES_BYTES = 2**22
-"""From here on NumPy asks for huge pages."""
 
 
 class KVCache:
@@ -30,18 +28,27 @@ class KVCache:
     """
 
     def __init__(
-        self, num_layers: int, num_heads: int, head_dim: int, dtype: DTypeLike, rows: int, tokens: int, limit: int
+        self,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        dtype: DTypeLike,
+        rows: int,
+        tokens: int,
+        limit: int,
+        memory: RowMemory = HOST,
     ) -> None:
-        """Make room for `rows` rows of `tokens` tokens; no row is live yet."""
+        """Make room in `memory` for `rows` rows of `tokens` tokens; no row is live yet."""
         self.limit = limit
+        self._memory = memory
         self.rows = 0
         self.generation = 0
         self.step_memory: object = None
         self._lengths: NDArray[np.int64] = np.zeros(rows, np.int64)  # [n]
         capacity = cache_tokens(tokens, limit)
         shape = (rows, num_heads, capacity, head_dim)
-        self.keys: list[NDArray[Any]] = [self._buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
-        self.values: list[NDArray[Any]] = [self._buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.keys: list[NDArray[Any]] = [memory.buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
+        self.values: list[NDArray[Any]] = [memory.buffer(shape, dtype) for _ in range(num_layers)]  # [n, h, c, k]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -77,8 +84,8 @@ class KVCache:
         longest = self.longest
         for arrays in (self.keys, self.values):
             for layer, old in enumerate(arrays):
-                new = self._buffer((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
-                self._copy(old[: self.rows], new[: self.rows], longest)
+                new = self._memory.buffer((row_capacity, old.shape[1], token_capacity, old.shape[3]), old.dtype)
+                self._memory.copy(old[: self.rows], new[: self.rows], longest)
                 arrays[layer] = new
         lengths = np.zeros(row_capacity, np.int64)
         lengths[: self.rows] = self.lengths
@@ -99,7 +106,7 @@ class KVCache:
         self.reserve(last, length)
         for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
             for layer, array in enumerate(theirs):
-                self._copy(array[:1], mine[layer][first:last], length)
+                self._memory.copy(array[:1], mine[layer][first:last], length)
         self.rows = last
         self._lengths[first:last] = length
         return first
@@ -110,24 +117,25 @@ class KVCache:
         if row != last:
             length = int(self._lengths[last])
             for array in (*self.keys, *self.values):
-                self._copy(array[last : last + 1], array[row : row + 1], length)
+                self._memory.copy(array[last : last + 1], array[row : row + 1], length)
             self._lengths[row] = length
         self.rows = last
+
+    def shrink(self, tokens: int) -> None:
+        """Give memory back: keep room for the live rows, of `tokens` tokens each, which is no less than they hold."""
+        self.limit = tokens
+        longest = self.longest
+        for arrays in (self.keys, self.values):
+            for layer, old in enumerate(arrays):
+                new = self._memory.buffer((self.rows, old.shape[1], tokens, old.shape[3]), old.dtype)
+                self._memory.copy(old[: self.rows], new, longest)
+                arrays[layer] = new
+        self._lengths = self.lengths.copy()
+        self.generation += 1
 
     def truncate(self, length: int) -> None:
         """Forget what every row holds from token `length` on."""
         np.minimum(self.lengths, length, out=self.lengths)
-
-    def _buffer(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> Any:
-        """Memory `[n, h, c, k]` whose pages are taken from the system only when they are written."""
-        # For larger arrays NumPy's `empty` asks for huge pages, which are taken whole. Smaller ones often lie where
-        # others lay before, and `zeros` would write all of them.
-        small = math.prod(shape) * np.dtype(dtype).itemsize < HUGE_PAGES_BYTES
-        return np.empty(shape, dtype) if small else np.zeros(shape, dtype)
-
-    def _copy(self, source: Any, target: Any, tokens: int) -> None:
-        """Copy the first `tokens` tokens of rows, or of a single row into all rows of `target`."""
-        target[:, :, :tokens] = source[:, :, :tokens]
 
 
 class ConcatenatedCache(KVCache):

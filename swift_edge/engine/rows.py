@@ -1,316 +1,318 @@
-"""The decode loop: rows in, one token per row and step out, until every row has ended.
+"""The batch: rows in, one token per row and step out, each row with options of its own.
 
-Knows token ids, logits and rows. Does not know text, templates or stop strings, the head, or how candidates are ranked.
-Rows may belong to different prompts and have different lengths; they may be admitted and dropped between two steps.
+Rows may belong to different requests and have different lengths; they come and go between two steps. What decodes
+beside a row changes nothing about it.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from swift_edge.engine.device.logits import DeviceLogits
-from swift_edge.engine.device.states import StateWeights
-from swift_edge.engine.kv_cache import KVCache
-from swift_edge.engine.sampling import SamplingOptions, candidate_generator, sample, sample_most_likely
+from swift_edge.arrays import Ids
+from swift_edge.engine.host import HostLogits
+from swift_edge.engine.kv_cache import KVCache, cache_tokens
+from swift_edge.engine.request import Finished, Generation, Prefilled, Step, Ticket
+from swift_edge.engine.row_memory import RowLogits
+from swift_edge.engine.sampling import SamplingOptions, candidate_generator
 from swift_edge.engine.session import ModelSession
-from swift_edge.engine.signals import TokenStatistics, summarize, token_statistics
-from swift_edge.engine.step_memory import Floats, Ids
+from swift_edge.engine.signals import TokenStatistics
+from swift_edge.engine.step_memory import StepOutput
+from swift_edge.engine.stopwatch import Stopwatch
+from swift_edge.errors import LogitsError
 
 FIRST_TOKENS: Final = 128
 """Response tokens that there is room for at first: many responses are no longer, and growing copies every row."""
+LEAST_TRIM_BYTES: Final = 64 * 2**20
+"""Keys and values that take no more are not given back before the last row has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """A prompt that has been read once, ready to be copied into rows."""
+class Row:
+    """A candidate's place in the batch: the tokens so far, and the random numbers to come."""
 
-    cache: KVCache
-    """One row with the keys and values of the prompt."""
-    logits: Floats  # [1, v]
-    """Logits after the last prompt token, float32."""
-    token_ids: Ids  # [p]
-    """The prompt, int64."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A candidate that has sampled its last token."""
-
-    candidate: int
-    """Number that it was admitted under."""
-    finish_reason: Literal["stop", "length"]
-    """`stop` for an EOS id, `length` for `max_new_tokens` or a full context."""
-    unscored_tokens: int
-    """1 if the context was full, so that the last token could not be fed; else 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One token of each of m candidates, and what the model computed when it was fed.
-
-    Hidden states and logits are views: they hold until the loop goes on or admits.
-    """
-
-    candidates: tuple[int, ...]
-    """Whose tokens these are; the first f of them have been fed, the others have ended without."""
-    token_ids: Ids  # [m]
-    """The tokens sampled, int64."""
-    statistics: TokenStatistics
-    """What the logits said about each token `[m]`, before temperature and filters."""
-    hidden_states: Floats | None  # [l, f, d]
-    """Hidden states of the tokens that were fed, float32; None where none were asked for, or nothing was fed."""
-    products: Floats | None  # [g, f]
-    """In place of hidden states that stayed on a device: what they come to with given weights, float32."""
-    logits: Floats | None  # [f, v]
-    """Logits after the tokens that were fed, float32; None unless asked for."""
-    finished: tuple[Finished, ...]
-    """The candidates that ended with this token."""
-
-
-class DecodeLoop:
-    """Samples and feeds tokens; each candidate's tokens depend on its prompt, its seed and its index alone.
-
-    The last token of a candidate is fed once more if anything is to be read from it (`layers` or `keep_logits`).
-
-    >>> loop = DecodeLoop(session, SamplingOptions(), eos_ids=(2,), max_new_tokens=16)
-    >>> loop.admit(prompt, {index: index for index in range(8)}, seed=0)
-    >>> tokens = sum(len(step.candidates) for step in loop.steps())
-    """
-
-    def __init__(
-        self,
-        session: ModelSession,
-        sampling: SamplingOptions,
-        eos_ids: Collection[int],
-        max_new_tokens: int,
-        *,
-        layers: tuple[int, ...] = (),
-        keep_logits: bool = False,
-        statistics: Collection[str] = (),
-        weights: StateWeights | None = None,
-    ) -> None:
-        """Read hidden states of `layers`, logits of fed tokens if `keep_logits`, and `statistics` beside logprob.
-
-        Where rows are on a device, the states' products with `weights` are enough.
-        """
-        self.sample_s = 0.0
-        self.decode_s = 0.0
-        self._session = session
-        self._sampling = sampling
-        self._eos_ids = frozenset(eos_ids)
-        self._max_new_tokens = max_new_tokens
-        self._layers = layers
-        self._keep_logits = keep_logits
-        self._entropy = "entropy" in statistics
-        self._self_certainty = "self_certainty" in statistics
-        self._weights = weights
-        # Where the most likely tokens will do, logits stay where rows do.
-        self._on_device = not (keep_logits or sampling.draws_from_all) and session.keeps_rows_on_device
-        self._rows: list[_Row] = []
-        self._cache: KVCache | None = None
-        self._logits: Floats | DeviceLogits | None = None  # [rows, v]
+    def __init__(self, ticket: Ticket, candidate: int) -> None:
+        """Begin behind the prompt of a request."""
+        generation = ticket.request
+        assert isinstance(generation, Generation)
+        self.ticket = ticket
+        self.candidate = candidate
+        self.sampling: SamplingOptions = generation.sampling
+        self.generator = candidate_generator(generation.seed, candidate, generation.prompt_ids)
+        self.max_new_tokens = generation.max_new_tokens
+        self.stop_ids = generation.stop_ids
+        self.reads = generation.reads
+        self.num_new = 0
+        self.ended = False
+        self.prompt_tokens = len(generation.prompt_ids)
+        # Only a repetition penalty looks back.
+        self._token_ids = generation.prompt_ids[:0]  # [p + t]
+        if self.sampling.repetition_penalty != 1:
+            self._token_ids = np.empty(self.prompt_tokens + self.max_new_tokens, np.int64)
+            self._token_ids[: self.prompt_tokens] = generation.prompt_ids
 
     @property
-    def rows(self) -> int:
-        """Candidates that have not ended."""
+    def seen(self) -> Ids:
+        """Prompt and response so far, int64 `[p + t]`; kept for a repetition penalty alone."""
+        return self._token_ids[: self.prompt_tokens + self.num_new]
+
+    @property
+    def limit(self) -> int:
+        """Tokens that it may come to."""
+        return self.prompt_tokens + self.max_new_tokens
+
+    def append(self, token_id: int) -> None:
+        """Take one more token."""
+        if len(self._token_ids):
+            self._token_ids[self.prompt_tokens + self.num_new] = token_id
+        self.num_new += 1
+
+
+@dataclass(slots=True)
+class Drawn:
+    """Rows whose next tokens are drawn from the same memory: one logits row for each, in this order."""
+
+    logits: RowLogits
+    rows: list[Row]
+
+    def remove(self, row: Row) -> None:
+        """Take a row out: the last one moves into its place."""
+        place, last = self.rows.index(row), len(self.rows) - 1
+        self.logits.move(last, place)
+        self.rows[place] = self.rows[last]
+        self.rows.pop()
+
+
+class Rows:
+    """The rows that decode together.
+
+    >>> rows = Rows(session)
+    >>> rows.admit(ticket, [0, 1, 2])
+    >>> for ticket, step in rows.step(): ...
+    """
+
+    def __init__(self, session: ModelSession) -> None:
+        """Start without rows."""
+        self._session = session
+        self._rows: list[Row] = []  # in the order of the cache
+        self._cache: KVCache | None = None
+        self._drawn: list[Drawn] = []
+        self._layers: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        """Rows that have not ended."""
         return sum(not row.ended for row in self._rows)
 
-    def admit(self, prompt: Prefilled, candidates: Mapping[int, int], seed: int) -> None:
-        """Add candidates of `prompt`: steps name them by their key, a number not in use.
+    @property
+    def longest_limit(self) -> int:
+        """Tokens that the longest row may come to; 0 without rows."""
+        return max((row.limit for row in self._rows if not row.ended), default=0)
 
-        The value is the candidate's index: it gets the random numbers of `(seed, index)` for that prompt. `prompt` can
-        be let go afterwards.
-        """
-        self._remove_ended()
-        rows = [
-            _Row(number, prompt.token_ids, self._max_new_tokens, seed, index) for number, index in candidates.items()
-        ]
-        limit = len(prompt.token_ids) + self._max_new_tokens
+    @property
+    def held_tokens(self) -> int:
+        """Tokens whose keys and values are in memory."""
+        return 0 if self._cache is None else int(self._cache.lengths.sum())
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Bytes of the buffers for keys and values."""
+        return 0 if self._cache is None else self._cache.nbytes
+
+    def admit(self, ticket: Ticket, candidates: Sequence[int]) -> None:
+        """Give rows to candidates of a request whose prompt has been read; `ticket.prompt` can be let go afterwards."""
+        self.remove_ended()
+        prompt = ticket.prompt
+        assert isinstance(prompt, Prefilled)
+        rows = [Row(ticket, candidate) for candidate in candidates]
+        limit = min(rows[0].limit, self._session.context_length)
         if self._cache is None:
-            first = len(prompt.token_ids) + min(self._max_new_tokens, FIRST_TOKENS)
+            first = len(prompt.token_ids) + min(rows[0].max_new_tokens, FIRST_TOKENS)
             self._cache = self._session.new_cache(len(rows), first, limit)
         # Admitted later, a longer prompt may take longer rows.
-        self._cache.limit = max(self._cache.limit, min(limit, self._session.context_length))
+        self._cache.limit = max(self._cache.limit, limit)
         self._cache.append_copy(prompt.cache, len(rows))
-        logits = np.repeat(prompt.logits, len(rows), axis=0)  # [n, v]
-        # Where no row is left there may still be logits of none, and those on a device cannot be joined.
-        before = None if self._logits is None or not self._rows else np.asarray(self._logits)
-        self._logits = logits if before is None else np.concatenate([before, logits])
         self._rows += rows
+        self._drawn.append(Drawn(HostLogits.repeated(prompt.logits, len(rows)), list(rows)))
+        # What is read grows while there are rows: binding other outputs takes longer than reading a few more.
+        self._layers = tuple(sorted({*self._layers, *rows[0].reads.all_layers}))
 
-    def drop(self, candidate: int) -> None:
-        """Take a candidate out before the next step; nothing happens if it has ended already."""
+    def drop(self, ticket: Ticket, candidates: Iterable[int] | None = None) -> None:
+        """Take candidates of a request out before the next step, or all of them; ended ones may be among them."""
+        chosen = None if candidates is None else set(candidates)
         for row in self._rows:
-            if row.candidate == candidate:
+            if row.ticket is ticket and (chosen is None or row.candidate in chosen):
                 row.ended = True
 
-    def steps(self) -> Iterator[Step]:
-        """Yield one step after another until no candidate is left."""
-        while True:
-            self._remove_ended()
-            if not self._rows:
-                return
-            yield self._step()
-
-    def _step(self) -> Step:
-        begun = time.perf_counter()
-        token_ids, statistics = self._sample()  # [m]
-        sampled = time.perf_counter()
-        self.sample_s += sampled - begun
-        assert self._cache is not None
-        finished: list[Finished] = []
-        read_last = bool(self._layers) or self._keep_logits
-        unfed: list[int] = []
-        tokens, lengths = token_ids.tolist(), self._cache.lengths.tolist()
-        # From the last row down: a row that leaves is replaced by one that has been seen already.
-        for number in reversed(range(len(self._rows))):
-            row, token_id = self._rows[number], tokens[number]
-            row.append(token_id)
-            full = lengths[number] >= self._session.context_length
-            if token_id in self._eos_ids:
-                finished.append(Finished(row.candidate, "stop", int(full)))
-            elif full or row.num_new == self._max_new_tokens:
-                finished.append(Finished(row.candidate, "length", int(full)))
-            else:
-                continue
-            row.ended = True
-            if full or not read_last:
-                unfed.append(number)
-        candidates = [row.candidate for row in self._rows]
-        wanted = self._keep_logits or len(finished) < len(candidates)
-        if unfed:
-            fed = list(range(len(self._rows)))
-            for number in unfed:
-                self._remove(number)
-                fed[number] = fed[-1]
-                fed.pop()
-            order = np.array(fed + unfed)
-            token_ids, candidates = token_ids[order], [candidates[number] for number in order]
-            statistics = statistics_of(statistics, order)
-        hidden_states = products = logits = None
-        if self._rows:
-            fed_ids = token_ids[: len(self._rows)]
-            out = self._session.decode(
-                self._cache,
-                fed_ids,
-                logits=wanted,
-                layers=self._layers,
-                on_device=self._on_device,
-                weights=self._weights,
-            )
-            hidden_states, products = out.hidden_states, out.products
-            self._logits = out.logits if out.device_logits is None else out.device_logits
-            logits = out.logits if self._keep_logits else None
-        self.decode_s += time.perf_counter() - sampled
-        finished.sort(key=lambda end: end.candidate)
-        return Step(tuple(candidates), token_ids, statistics, hidden_states, products, logits, tuple(finished))
-
-    def _sample(self) -> tuple[Ids, TokenStatistics]:
-        """Draw the next token of every row `[m]` from the logits at hand."""
-        logits, self._logits = self._logits, None  # used up: a row that leaves now has none to move
-        assert logits is not None
-        if isinstance(logits, DeviceLogits):
-            return self._sample_on_device(logits)
-        entropy, self_certainty = self._entropy, self._self_certainty
-        summary = summarize(logits, entropy=entropy, self_certainty=self_certainty)
-        seen = None if self._sampling.repetition_penalty == 1 else [row.seen for row in self._rows]
-        token_ids = sample(logits, self._sampling, [row.generator for row in self._rows], seen, summary=summary)
-        statistics = token_statistics(
-            logits, token_ids, entropy=entropy, self_certainty=self_certainty, summary=summary
-        )
-        return token_ids, statistics
-
-    def _sample_on_device(self, logits: DeviceLogits) -> tuple[Ids, TokenStatistics]:
-        """Draw from the most likely tokens, and from whole rows where these are not enough."""
-        found = logits.most_likely(self._sampling.temperature or 1.0)
-        token_ids = np.empty(len(self._rows), np.int64)  # [m]
-        logprob = np.empty(len(self._rows), np.float64)  # [m]
-        for number, row in enumerate(self._rows):
-            ids, values, normalizer = found.token_ids[number], found.logits[number], found.log_normalizer[number]
-            drawn = None
-            if np.isfinite(normalizer):
-                drawn = sample_most_likely(
-                    values,
-                    ids,
-                    self._session.vocab_size,
-                    self._sampling,
-                    row.generator,
-                    row.seen,
-                    float(found.log_scaled[number]),
-                )
-            if drawn is None:
-                whole = logits.whole(np.array([number]))  # [1, v]
-                summary = summarize(whole, first_row=number)
-                drawn = int(sample(whole, self._sampling, [row.generator], [row.seen], summary=summary)[0])
-                logprob[number] = token_statistics(whole, np.array([drawn]), summary=summary).logprob[0]
-            else:
-                logprob[number] = float(values[ids == drawn][0]) - normalizer
-            token_ids[number] = drawn
-        return token_ids, TokenStatistics(
-            logprob, found.entropy if self._entropy else None, found.self_certainty if self._self_certainty else None
-        )
-
-    def _remove_ended(self) -> None:
+    def remove_ended(self) -> None:
+        """Free the rows that have ended; without any left, the memory of all goes."""
         for number in reversed(range(len(self._rows))):
             if self._rows[number].ended:
                 self._remove(number)
+        if not self._rows:
+            self._cache, self._layers, self._drawn = None, (), []
+        elif self._cache is not None and self._cache.nbytes > LEAST_TRIM_BYTES:
+            limit = min(self.longest_limit, self._session.context_length)
+            if self._cache.capacity >= 2 * cache_tokens(limit, limit):
+                self._cache.shrink(cache_tokens(limit, limit))
+
+    def step(self) -> list[tuple[Ticket, Step]]:
+        """Draw a token for every row and feed them; gives each request its own part.
+
+        There has to be a row. Raises `BrokenRowsError`, before anything is drawn, where logits are no distribution.
+        """
+        started = time.perf_counter()
+        drawn, self._drawn = self._drawn, []  # used up: a row that leaves now has none to move
+        batch, token_ids, statistics = self._draw(drawn)
+        sampled = time.perf_counter()
+        fed, finished = self._take(batch, token_ids)
+        output, products, decoded = None, dict[object, NDArray[np.floating]](), sampled
+        if fed:
+            assert self._cache is not None
+            goes_on = len(finished) < len(batch)
+            wanted = goes_on or any(row.reads.needs_logits for row in self._rows)
+            output = self._session.decode(self._cache, token_ids[fed], logits=wanted, layers=self._layers)
+            decoded = time.perf_counter()
+            products = self._products(output)
+            if goes_on:
+                self._drawn = [Drawn(output.row_logits, list(self._rows))]
+        ended = time.perf_counter()
+        spent = Stopwatch(decode_s=decoded - sampled, sample_s=sampled - started, head_s=ended - decoded)
+        steps = _shared_out(batch, fed, token_ids, statistics, finished, output, products, ended - started)
+        for ticket, step in steps:
+            ticket.watch.add_share(spent, len(step.candidates) / len(batch))
+        return steps
+
+    def _draw(self, drawn: list[Drawn]) -> tuple[list[Row], Ids, TokenStatistics]:
+        """The rows in the order of the cache, and their next tokens with what the logits say about them."""
+        entropy = any("entropy" in row.reads.statistics for row in self._rows)
+        self_certainty = any("self_certainty" in row.reads.statistics for row in self._rows)
+        try:
+            parts = [each.logits.draw(each.rows, entropy=entropy, self_certainty=self_certainty) for each in drawn]
+        except LogitsError as error:
+            self._drawn = drawn
+            broken = {
+                each.rows[place].ticket
+                for each in drawn
+                for place in np.flatnonzero(~np.isfinite(each.logits.whole().max(axis=1))).tolist()
+            }
+            raise BrokenRowsError(broken, error) from error
+        rows = list(self._rows)
+        if len(drawn) == 1 and drawn[0].rows == rows:
+            return rows, *parts[0]
+        place_of = {id(row): place for place, row in enumerate(row for each in drawn for row in each.rows)}
+        order = np.array([place_of[id(row)] for row in rows])
+        token_ids = np.concatenate([ids for ids, _ in parts])
+        return rows, token_ids[order], TokenStatistics.joined([each for _, each in parts]).of(order)
+
+    def _take(self, rows: Sequence[Row], token_ids: Ids) -> tuple[list[int], list[tuple[Row, Finished]]]:
+        """Give every row its token, and take out those that end without being fed.
+
+        Returns the places in `rows` of those that are to be fed, in the order of the cache, and the ends.
+        """
+        assert self._cache is not None
+        finished: list[tuple[Row, Finished]] = []
+        fed = list(range(len(rows)))
+        tokens, lengths = token_ids.tolist(), self._cache.lengths.tolist()
+        # From the last row down: a row that leaves is replaced by one that has been seen already.
+        for place in reversed(range(len(rows))):
+            row, token_id = rows[place], tokens[place]
+            row.append(token_id)
+            full = lengths[place] >= self._session.context_length
+            if token_id in row.stop_ids:
+                finished.append((row, Finished(row.candidate, "stop", int(full))))
+            elif full or row.num_new == row.max_new_tokens:
+                finished.append((row, Finished(row.candidate, "length", int(full))))
+            else:
+                continue
+            row.ended = True
+            if full or not row.reads.feeds_last:
+                self._remove(place)
+                fed[place] = fed[-1]
+                fed.pop()
+        return fed, finished
+
+    def _products(self, output: StepOutput) -> dict[object, NDArray[np.floating]]:
+        """What the fed tokens' states come to with the weights of every request, `[g, f]` each."""
+        found: dict[object, NDArray[np.floating]] = {}
+        for reads in {id(row.reads): row.reads for row in self._rows}.values():
+            for weights in reads.weights:
+                if weights.identity not in found:
+                    found[weights.identity] = output.products(weights)
+        return found
 
     def _remove(self, number: int) -> None:
         """Take a row out: the last one moves into its place, in the cache and in the logits alike."""
         assert self._cache is not None
         self._cache.remove(number)
-        last = self._rows.pop()
+        row, last = self._rows[number], self._rows.pop()
         if number < len(self._rows):
             self._rows[number] = last
-            if self._logits is not None:
-                self._logits[number] = self._logits[len(self._rows)]
-        if self._logits is not None:
-            self._logits = self._logits[: len(self._rows)]
+        for drawn in self._drawn:
+            if row in drawn.rows:
+                drawn.remove(row)
+        self._drawn = [drawn for drawn in self._drawn if drawn.rows]
 
 
-class _Row:
-    """What the loop keeps per row: the tokens so far, and the random numbers to come."""
+def _shared_out(
+    batch: Sequence[Row],
+    fed: Sequence[int],
+    token_ids: Ids,
+    statistics: TokenStatistics,
+    finished: Sequence[tuple[Row, Finished]],
+    output: StepOutput | None,
+    products: Mapping[object, NDArray[np.floating]],
+    seconds: float,
+) -> list[tuple[Ticket, Step]]:
+    """Each request's part of a step; `fed` are the places in `batch` of the rows that were fed."""
+    places: dict[Ticket, tuple[list[int], list[int]]] = {}  # among those that were fed, and in the batch
+    for number, place in enumerate(fed):
+        own = places.setdefault(batch[place].ticket, ([], []))
+        own[0].append(number)
+        own[1].append(place)
+    was_fed = set(fed)
+    for place, row in enumerate(batch):
+        if place not in was_fed:
+            places.setdefault(row.ticket, ([], []))[1].append(place)
+    steps = []
+    for ticket, (numbers, own_places) in places.items():
+        reads, order = batch[own_places[0]].reads, np.array(own_places)
+        some = slice(None) if len(numbers) == len(fed) else np.array(numbers, np.int64)
+        hidden_states = logits = None
+        own_products: tuple[NDArray[np.floating], ...] = ()
+        if output is not None and numbers:
+            own_products = tuple(products[weights.identity][:, some] for weights in reads.weights)
+            hidden_states = output.states.of(reads.layers)[:, some] if reads.layers else None
+            logits = output.row_logits.whole()[some] if reads.logits else None
+        steps.append(
+            (
+                ticket,
+                Step(
+                    tuple(batch[place].candidate for place in own_places),
+                    token_ids[order],
+                    statistics.of(order).only(reads.statistics),
+                    own_products,
+                    hidden_states,
+                    logits,
+                    tuple(sorted((end for row, end in finished if row.ticket is ticket), key=_number)),
+                    len(batch),
+                    seconds,
+                ),
+            )
+        )
+    return steps
 
-    def __init__(self, candidate: int, prompt_ids: Ids, max_new_tokens: int, seed: int, index: int) -> None:
-        self.candidate = candidate
-        self.generator = candidate_generator(seed, index, prompt_ids)
-        self.num_new = 0
-        self.ended = False
-        self._num_prompt = len(prompt_ids)
-        self._token_ids = np.empty(self._num_prompt + max_new_tokens, np.int64)  # [p + t]
-        self._token_ids[: self._num_prompt] = prompt_ids
 
-    @property
-    def seen(self) -> Ids:
-        """Prompt and response so far, int64 `[p + t]`."""
-        return self._token_ids[: self._num_prompt + self.num_new]
-
-    def append(self, token_id: int) -> None:
-        self._token_ids[self._num_prompt + self.num_new] = token_id
-        self.num_new += 1
+def _number(finished: Finished) -> int:
+    return finished.candidate
 
 
-def statistics_of(statistics: TokenStatistics, rows: Ids | slice) -> TokenStatistics:
-    """The statistics of some rows, in the order given."""
-    return TokenStatistics(
-        statistics.logprob[rows],
-        None if statistics.entropy is None else statistics.entropy[rows],
-        None if statistics.self_certainty is None else statistics.self_certainty[rows],
-    )
+class BrokenRowsError(Exception):
+    """Some rows' logits are no distribution; the others can go on."""
 
-
-def joined_statistics(parts: Sequence[TokenStatistics], rows: Sequence[slice]) -> TokenStatistics:
-    """The statistics of some rows of each part, one part after the other."""
-    taken = [statistics_of(part, chosen) for part, chosen in zip(parts, rows, strict=True)]
-    if len(taken) == 1:
-        return taken[0]
-    entropies = [part.entropy for part in taken if part.entropy is not None]
-    certainties = [part.self_certainty for part in taken if part.self_certainty is not None]
-    return TokenStatistics(
-        np.concatenate([part.logprob for part in taken]),
-        np.concatenate(entropies) if entropies else None,
-        np.concatenate(certainties) if certainties else None,
-    )
+    def __init__(self, tickets: Collection[Ticket], error: LogitsError) -> None:
+        """Take the requests whose rows are broken, and what is to be told them."""
+        super().__init__(str(error))
+        self.tickets = tickets
+        self.error = error

@@ -1,29 +1,23 @@
-"""A model, opened once: prefill, decode, the caches that both work on, and the memory that a request takes.
-
-Knows token ids and arrays. Does not know text, sampling, the graph's tensor names, which candidate a row belongs to, or
-what the hidden states are for.
-"""
+"""A model, opened once: prefill, decode, the caches that both work on, and the memory that a request takes."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from swift_edge.arrays import Ids
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.engine.device.memory import DeviceCache
-from swift_edge.engine.device.states import StateReader, StateWeights
 from swift_edge.engine.graph import DecoderGraph
+from swift_edge.engine.host import HostLogits, HostStates
 from swift_edge.engine.kv_cache import ConcatenatedCache, KVCache, cache_tokens
-from swift_edge.engine.step_memory import Floats, Ids, StepMemory, StepOutput
+from swift_edge.engine.step_memory import StepMemory, StepOutput
 from swift_edge.errors import InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.system.machine import available_memory, default_threads, require_available
 
-CHUNK_TOKENS = 512
-"""Prompt tokens per run of the graph: long enough to keep the cores busy, short enough to bound the activations."""
+CHUNK_TOKENS = 128
+"""Prompt tokens per run of the graph, whatever the load: what comes out must not depend on what else is at work."""
 WORKING_BYTES = 64 * 2**20
 """What onnxruntime itself takes for a step, beside what it reads and writes: measured 30 MiB at 0.5 B parameters."""
-MOST_READERS = 4
-"""Heads whose weights stay on a device."""
 LOGITS_BYTES = 64 * 2**20
 """Most memory that the logits of one prefill run may take."""
 
@@ -50,7 +44,7 @@ class ModelSession:
         self.hidden_size = graph.hidden_size
         self.context_length = bundle.manifest.architecture.context_length
         self.num_layers = graph.num_layers
-        self._state_readers: tuple[StateReader, ...] = ()
+        self._no_logits = HostLogits(np.empty((0, graph.vocab_size), np.float32))
 
     @property
     def takes_ragged_rows(self) -> bool:
@@ -60,7 +54,7 @@ class ModelSession:
     @property
     def keeps_rows_on_device(self) -> bool:
         """Whether keys and values are on a device other than the CPU, and not in memory that NumPy reads."""
-        return self.graph.device is not None
+        return self.graph.memory.on_device
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -73,9 +67,7 @@ class ModelSession:
         limit = min(limit or self.context_length, self.context_length)
         token = (self.num_layers, *self.graph.kv_shape, self.graph.kv_dtype)
         size = (rows, min(tokens, limit), limit)
-        if self.graph.device is not None:
-            return DeviceCache(self.graph.device, *token, *size)
-        return KVCache(*token, *size) if self.graph.in_place else ConcatenatedCache(*token, limit)
+        return KVCache(*token, *size, self.graph.memory) if self.graph.in_place else ConcatenatedCache(*token, limit)
 
     def require_memory(
         self, rows: int, prompt_tokens: int, new_tokens: int, *, layers: int = 0, tokens_per_run: int = 1
@@ -83,6 +75,11 @@ class ModelSession:
         """Raise `MemoryLimitError`, with the numbers, if continuing a prompt on `rows` rows cannot fit into memory."""
         parts = self.request_bytes(rows, prompt_tokens, new_tokens, layers=layers, tokens_per_run=tokens_per_run)
         self._require_parts(parts, rows, prompt_tokens, new_tokens, available_memory())
+
+    def require_rows(self, rows: int, prompt_tokens: int, new_tokens: int, available: int | None) -> None:
+        """Raise `MemoryLimitError`, with the numbers, if so many rows do not fit into `available` bytes of memory."""
+        parts = self.request_bytes(rows, prompt_tokens, new_tokens, layers=len(self.layers))
+        self._require_parts(parts, rows, prompt_tokens, new_tokens, available)
 
     def fitting_rows(
         self, rows: int, prompt_tokens: int, new_tokens: int, available: int | None, *, layers: int = 0
@@ -128,7 +125,7 @@ class ModelSession:
         rows = self._rows_per_run(rows)
         # The prompt's own row lives until it has been copied; concatenating holds every array twice.
         grown = cache_tokens(prompt_tokens, self.context_length) + rows * cache_tokens(tokens, tokens)
-        kv = 0 if graph.device is not None else grown * self.kv_bytes_per_token * (1 if graph.in_place else 2)
+        kv = 0 if graph.memory.on_device else grown * self.kv_bytes_per_token * (1 if graph.in_place else 2)
         # Beside what the graph writes: a float32 copy of each, and what sampling makes of the logits of one row.
         fed = rows * tokens_per_run
         logits = fed * self.vocab_size * (graph.logits_dtype.itemsize + 4) + 16 * self.vocab_size
@@ -163,24 +160,23 @@ class ModelSession:
         cache.reserve(1, start + len(fed))
         every = logits == "all"
         all_logits = np.empty((len(fed), self.vocab_size), np.float32) if every else None  # [s, v]
-        hidden = np.empty((len(layers), len(fed), self.hidden_size), np.float32) if layers else None  # [l, s, d]
-        last: Floats | None = None  # [1, v]
+        hidden = np.empty((len(layers), len(fed), self.hidden_size), np.float32)  # [l, s, d]
+        last = np.empty((0, self.vocab_size), np.float32)  # [1, v]
         chunk = self._chunk_tokens(chunk)
         for begin in range(0, len(fed), chunk):
             part = fed[None, begin : begin + chunk]  # [1, s]
             end = begin + part.shape[1]
             # One position even where no logits are wanted: the output layer is not meant to see none at all.
             wanted = np.arange(part.shape[1]) if every else np.array([part.shape[1] - 1])
-            memory = StepMemory(self.graph, 1, part.shape[1], len(wanted), layers)
-            out = memory.run(cache, part, wanted)
+            out = StepMemory(self.graph, 1, part.shape[1], len(wanted), layers).run(cache, part, wanted)
             if all_logits is not None:
-                all_logits[begin:end] = out.logits
-            last = out.logits
-            if hidden is not None:
-                hidden[:, begin:end] = out.hidden_states
-        if logits == "none":
-            last = None
-        return StepOutput(all_logits if every else last, hidden)
+                all_logits[begin:end] = out.row_logits.whole()
+            elif logits == "last" and end == len(fed):
+                last = out.row_logits.whole()
+            if layers:
+                hidden[:, begin:end] = out.states.of(layers)
+        found = all_logits if all_logits is not None else last
+        return StepOutput(HostLogits(found), HostStates(layers, hidden), layers)
 
     def decode(
         self,
@@ -189,15 +185,11 @@ class ModelSession:
         *,
         logits: bool = True,
         layers: tuple[int, ...] = (),
-        on_device: bool = False,
-        weights: StateWeights | None = None,
     ) -> StepOutput:
         """Append one token `[m]` to each of the m live rows of `cache`.
 
-        Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both are views
-        of memory that the next decode of this cache writes to. Where rows are on a device, logits stay there with
-        `on_device`, and hidden states with `weights`: those of their layers, and the products come back instead.
-        Raises what `StepMemory.run` does.
+        Gives logits `[m, v]` unless they are not wanted, and the hidden states `[l, m, d]` of `layers`. Both lie in
+        memory that the next decode of this cache writes to. Raises what `StepMemory.run` does.
         """
         fed = np.asarray(token_ids, np.int64)[:, None]  # [m, 1]
         rows = cache.rows
@@ -208,28 +200,12 @@ class ModelSession:
         run_rows = self._rows_per_run(rows)
         cache.reserve(run_rows, cache.longest + 1)
         memory = cache.step_memory
-        reader = None if weights is None or self.graph.device is None else self._reader_of(weights)
-        key = (layers if reader is None else reader.weights.layers, on_device, reader)
-        if not isinstance(memory, StepMemory) or memory.rows < run_rows or memory.key != key:
-            memory = cache.step_memory = StepMemory(self.graph, run_rows, 1, run_rows, *key)
+        if not isinstance(memory, StepMemory) or memory.rows < run_rows or memory.layers != layers:
+            memory = cache.step_memory = StepMemory(self.graph, run_rows, 1, run_rows, layers)
         if run_rows > rows:
             fed = np.concatenate([fed, np.zeros((run_rows - rows, 1), np.int64)])
-        out = memory.run(cache, fed, np.arange(run_rows if logits else 1))
-        states = None if out.hidden_states is None else out.hidden_states[:, :rows]
-        products = None if out.products is None else out.products[:, :rows]
-        kept = None if out.device_logits is None or not logits else out.device_logits[:rows]
-        own_logits = out.logits[:rows] if logits and out.logits is not None else None
-        return StepOutput(own_logits, states, kept, products)
-
-    def _reader_of(self, weights: StateWeights) -> StateReader:
-        """What multiplies with these weights on the device, made once for the heads used last."""
-        readers = self._state_readers
-        found = next((reader for reader in readers if reader.weights.same_as(weights)), None)
-        if found is None:
-            assert self.graph.device is not None
-            found = StateReader(self.graph.device, self.graph.hidden_dtype, weights)
-            self._state_readers = (*readers[1 - MOST_READERS :], found)
-        return found
+        out = memory.run(cache, fed, np.arange(run_rows if logits else 1), rows=rows)
+        return out if logits else StepOutput(self._no_logits, out.states, layers)
 
     def _rows_per_run(self, rows: int) -> int:
         """Rows that a decode step of `rows` live rows runs."""

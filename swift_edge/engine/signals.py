@@ -6,6 +6,7 @@ figures of a row do not depend on the rows beside it, bit for bit.
 """
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +37,16 @@ class LogitSummary:
     self_certainty: NDArray[np.float64] | None = None  # [m]
     """Self-certainty of each row in nats, where it was asked for; +inf where a logit is -inf."""
 
+    def of(self, rows: NDArray[np.int64]) -> "LogitSummary":
+        """The same of some rows."""
+        return LogitSummary(
+            self.log_normalizer[rows],
+            self.maximum[rows],
+            None if self.exponentials is None else self.exponentials[rows],
+            None if self.entropy is None else self.entropy[rows],
+            None if self.self_certainty is None else self.self_certainty[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
@@ -47,6 +58,35 @@ class TokenStatistics:
     """Entropy in nats of the distribution that the token was chosen from, where it was asked for."""
     self_certainty: NDArray[np.float64] | None = None  # [m]
     """Self-certainty in nats of that distribution, where it was asked for."""
+
+    def of(self, rows: "NDArray[np.int64] | slice") -> "TokenStatistics":
+        """The statistics of some rows, in the order given."""
+        return TokenStatistics(
+            self.logprob[rows],
+            None if self.entropy is None else self.entropy[rows],
+            None if self.self_certainty is None else self.self_certainty[rows],
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[TokenStatistics]") -> "TokenStatistics":
+        """One after the other; all have the same ones."""
+        if len(parts) == 1:
+            return parts[0]
+        entropies = [part.entropy for part in parts if part.entropy is not None]
+        certainties = [part.self_certainty for part in parts if part.self_certainty is not None]
+        return cls(
+            np.concatenate([part.logprob for part in parts]),
+            np.concatenate(entropies) if entropies else None,
+            np.concatenate(certainties) if certainties else None,
+        )
+
+    def only(self, names: Collection[str]) -> "TokenStatistics":
+        """Without those that are not named; the log-probability stays."""
+        return TokenStatistics(
+            self.logprob,
+            self.entropy if "entropy" in names else None,
+            self.self_certainty if "self_certainty" in names else None,
+        )
 
 
 def summarize(

@@ -18,11 +18,16 @@ class Stopwatch:
     head_s: float = 0.0
     """Gates and rewards."""
 
-    def add_share(self, total: "Stopwatch", before: "Stopwatch", share: float) -> None:
-        """Add a share, up to 1, of what `total` has more of decoding, sampling and scoring than `before`."""
-        self.decode_s += (total.decode_s - before.decode_s) * share
-        self.sample_s += (total.sample_s - before.sample_s) * share
-        self.head_s += (total.head_s - before.head_s) * share
+    def add_share(self, spent: "Stopwatch", share: float) -> None:
+        """Add a share, up to 1, of what was spent on decoding, sampling and scoring."""
+        self.decode_s += spent.decode_s * share
+        self.sample_s += spent.sample_s * share
+        self.head_s += spent.head_s * share
+
+    def add(self, other: "Stopwatch") -> None:
+        """Add what another one has counted."""
+        self.prefill_s += other.prefill_s
+        self.add_share(other, 1.0)
 
     def timings(self, load_s: float, total_s: float, read: int, written: int) -> Timings:
         """Put them together with the tokens read in prefill and written in decode."""

@@ -1,105 +1,24 @@
-"""What a candidate's tokens add up to: its text, its log-probability, and its score at every prefix.
-
-Knows one candidate at a time and how it is to be ranked. Does not know the model, the rows, or the other candidates.
-"""
+"""What a candidate's tokens add up to: its text, its log-probability, and its score at every prefix."""
 
 import math
-import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final
+from collections.abc import Sequence
 
 import numpy as np
 
+from swift_edge.arrays import Floats
 from swift_edge.bundle.tokenizer import TextStream, Tokenizer
-from swift_edge.engine.device.states import StateWeights
-from swift_edge.engine.rows import Finished, Step, joined_statistics, statistics_of
+from swift_edge.engine.request import Finished
 from swift_edge.engine.signals import TokenStatistics, added
-from swift_edge.engine.step_memory import Floats, Ids
 from swift_edge.results import Candidate, FinishReason
-from swift_edge.scoring.head import RMS_EPSILON, Head, RunningScore
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """By what candidates are ranked, and what that needs from the model: a head, or a signal without one."""
-
-    head: Head | None
-    """The head that scores; None for a signal."""
-    signal: str | None
-    """The label-free signal that ranks; None with a head."""
-    uncounted: frozenset[int] = frozenset()
-    """Token ids that the head does not score: the EOS ids, where it was trained without them."""
-
-    @classmethod
-    def by_head(cls, head: Head, eos_ids: Collection[int]) -> "Ranking":
-        """Rank by a head of a model with these EOS ids."""
-        return cls(head, None, frozenset(() if head.includes_eos else eos_ids))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Hidden states to read, transformers numbering."""
-        return self.head.layers if self.head is not None and self.head.feature == "hidden" else ()
-
-    @property
-    def keep_logits(self) -> bool:
-        """Whether the logits of every response token are read."""
-        return self.head is not None and self.head.feature == "logits"
-
-    @property
-    def feeds_last(self) -> bool:
-        """Whether the last token of a response is fed, because something is read after it."""
-        return self.head is not None
-
-    @property
-    def counts_eos(self) -> bool:
-        """Whether a response is scored with the EOS that ends it."""
-        return self.head is not None and self.head.includes_eos
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """Token statistics to compute beside the log-probability."""
-        names = self.head.token_statistics if self.head is not None else (self.signal,)
-        return tuple(name for name in ("entropy", "self_certainty") if name in names)
-
-    @property
-    def weights(self) -> StateWeights | None:
-        """What hidden states are multiplied with where they lie; None where none are read."""
-        head = self.head
-        if head is None or head.feature != "hidden":
-            return None
-        return StateWeights(head.layers, head.state_weight, RMS_EPSILON if head.norm == "rms" else None)
-
-    def states_of(
-        self, hidden_states: Floats | None, logits: Floats | None, products: Floats | None = None
-    ) -> Floats | None:
-        """What the head reads of f fed tokens: hidden states `[l, f, d]`, or logits as one slice `[1, f, v]`.
-
-        Products `[g, f]` of states that stayed on a device take their place.
-        """
-        if products is not None:
-            return products
-        return logits[np.newaxis] if self.keep_logits and logits is not None else hidden_states
-
-    def evaluate(
-        self, hidden_states: Floats | None, logits: Floats | None, statistics: TokenStatistics
-    ) -> tuple[Floats, Floats]:
-        """Gates and rewards `[f]` of the f tokens with hidden states `[l, f, d]`, or logits `[f, v]`; f is 0 without.
-
-        `statistics` are those of the same tokens, and may go on with tokens that were not fed.
-        """
-        states = self.states_of(hidden_states, logits)
-        if self.head is None or states is None:
-            return np.zeros(0, np.float32), np.zeros(0, np.float32)
-        return self.head.evaluate(states, statistics_of(statistics, slice(states.shape[1])))
+from swift_edge.scoring.head import RunningScore
+from swift_edge.scoring.scorer import Scorer
 
 
 class GrowingCandidate:
     """A candidate while its tokens come in, one at a time; `finish` makes it a `Candidate`."""
 
     def __init__(
-        self, index: int, ranking: Ranking, tokenizer: Tokenizer, stop: Sequence[str] = (), *, watched: bool = False
+        self, index: int, scorer: Scorer, tokenizer: Tokenizer, stop: Sequence[str] = (), *, watched: bool = False
     ) -> None:
         """Start without tokens; the text that `tokenizer` makes of them ends before the first string of `stop`.
 
@@ -107,7 +26,7 @@ class GrowingCandidate:
         """
         self.index = index
         self.stopped = False
-        self.ranking = ranking
+        self.scorer = scorer
         self._tokenizer = tokenizer
         self._stream = tokenizer.stream() if watched or stop else None
         self._stop = tuple(stop)
@@ -118,14 +37,14 @@ class GrowingCandidate:
         self._self_certainty: float | None = None
         self._gates: list[Floats] = []
         self._rewards: list[Floats] = []
-        self._running = RunningScore() if ranking.head is not None else None
+        self._running = RunningScore() if scorer.head is not None else None
 
     @property
     def score(self) -> float:
         """Score of the tokens so far."""
         if self._running is not None:
             return self._running.score
-        total = self._self_certainty if self.ranking.signal == "self_certainty" else self._logprob
+        total = self._self_certainty if self.scorer.signal == "self_certainty" else self._logprob
         return math.nan if total is None or not self._token_ids else total / len(self._token_ids)
 
     def add_tokens(self, token_ids: Sequence[int], statistics: TokenStatistics, rows: slice) -> str:
@@ -145,12 +64,19 @@ class GrowingCandidate:
         """
         if self._running is None:
             return
-        if self.ranking.uncounted:
-            counted = [token_id not in self.ranking.uncounted for token_id in token_ids[: len(gates)]]
+        if self.scorer.uncounted:
+            counted = [token_id not in self.scorer.uncounted for token_id in token_ids[: len(gates)]]
             gates, rewards = gates[counted], rewards[counted]
         self._gates.append(gates)
         self._rewards.append(rewards)
         self._running.add_all(gates.tolist(), rewards.tolist())
+
+    @property
+    def last_gate_and_reward(self) -> tuple[float | None, float | None]:
+        """Those of the last token; None where it is not scored."""
+        if self._running is None or self._running.tokens != len(self._token_ids):
+            return None, None
+        return float(self._gates[-1][-1]), float(self._rewards[-1][-1])
 
     @property
     def token_ids(self) -> Sequence[int]:
@@ -216,97 +142,6 @@ class GrowingCandidate:
             ),
             default=0,
         )
-
-
-class PendingTokens:
-    """Tokens of all candidates at work that are not counted yet, and states of theirs that are not scored.
-
-    Many are counted and scored in little more time than one: picks that nobody watches let them gather, up to
-    `MOST_STEPS` steps or `MOST_BYTES` of states. The numbers are the same, bit for bit. Where one step has as many
-    bytes, copying them would take longer than what scoring them together saves.
-    """
-
-    MOST_STEPS: Final = 32
-    MOST_BYTES: Final = 2**19
-
-    def __init__(
-        self, ranking: Ranking, growing: Mapping[int, GrowingCandidate], *, gather: bool, with_tokens: bool
-    ) -> None:
-        """Give rewards to `growing`, by candidate number; without `gather`, as soon as `add` is called.
-
-        `with_tokens` gives the tokens, too; without, that is up to the caller, who needs their texts at once.
-        """
-        self.head_s = 0.0
-        self._ranking = ranking
-        self._growing = growing
-        self._with_tokens = with_tokens
-        self._most_steps = self.MOST_STEPS if gather else 1
-        self._steps: list[tuple[Step, Floats | None]] = []
-        self._bytes = 0
-
-    def add(self, step: Step) -> None:
-        """Take the tokens of a step, and count and score all that wait if it is time."""
-        due = len(self._steps) + 1 >= self._most_steps
-        states = None
-        if self._ranking.head is not None:
-            begun = time.perf_counter()
-            states = self._ranking.states_of(step.hidden_states, step.logits, step.products)
-            if states is not None:
-                self._bytes += states.nbytes
-                due = due or self._bytes >= self.MOST_BYTES
-                # The loop writes its next states where these are.
-                states = states if due else states.copy()
-            self.head_s += time.perf_counter() - begun
-        self._steps.append((step, states))
-        if due:
-            self.count()
-
-    def count(self) -> None:
-        """Count and score all tokens that wait."""
-        steps, self._steps, self._bytes = self._steps, [], 0
-        sampled = [len(step.candidates) for step, _ in steps]
-        tokens = None
-        if steps and self._with_tokens:
-            tokens = _Gathered([step for step, _ in steps], sampled)
-            for number, mine in tokens.by_candidate:
-                self._growing[number].add_tokens(tokens.token_ids[mine].tolist(), tokens.statistics, mine)
-        parts = [states for _, states in steps if states is not None]  # [l, f, d] or [g, f] each
-        if not parts or self._ranking.head is None:
-            return
-        begun = time.perf_counter()
-        fed = [states.shape[1] for states in parts]
-        if tokens is None or fed != sampled:
-            tokens = _Gathered([step for step, states in steps if states is not None], fed)
-        states = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)  # [l, f, d] or [g, f]
-        head = self._ranking.head
-        evaluate = head.evaluate_products if states.ndim == 2 else head.evaluate
-        gates, rewards = evaluate(states, tokens.by_step)
-        gates, rewards = gates[tokens.order], rewards[tokens.order]  # [f], [f]
-        for number, mine in tokens.by_candidate:
-            self._growing[number].add_rewards(tokens.token_ids[mine].tolist(), gates[mine], rewards[mine])
-        self.head_s += time.perf_counter() - begun
-
-
-class _Gathered:
-    """Tokens of several steps, put in the order of their candidates."""
-
-    def __init__(self, steps: Sequence[Step], counts: Sequence[int]) -> None:
-        """Take the first tokens of each step, as many as `counts` says; there are m in all."""
-        taken = list(zip(steps, counts, strict=True))
-        numbers = np.array([number for step, count in taken for number in step.candidates[:count]])  # [m]
-        token_ids = np.concatenate([step.token_ids[:count] for step, count in taken])  # [m]
-        self.order: Ids = numbers.argsort(kind="stable")  # [m]
-        """Their places when they are taken step by step."""
-        self.token_ids: Ids = token_ids[self.order]  # [m]
-        """The tokens, int64."""
-        self.by_step = joined_statistics([step.statistics for step in steps], [slice(count) for count in counts])
-        """Their statistics step by step, `[m]` each."""
-        self.statistics = statistics_of(self.by_step, self.order)
-        """Their statistics, `[m]` each."""
-        numbers = numbers[self.order]
-        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-        self.by_candidate = [(int(numbers[first]), slice(first, last)) for first, last in pairwise(bounds)]
-        """Each candidate's number, and which of the tokens are its own."""
 
 
 def _frozen(parts: list[Floats]) -> Floats:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from swift_edge.bundle.manifest import Manifest
 from swift_edge.engine.signals import TokenStatistics
+from swift_edge.engine.states import StateWeights, state_products
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.system.files import write_whole
@@ -158,6 +159,11 @@ class Head:
         return self.weight[:, : slices * width].reshape(-1, slices, width)
 
     @property
+    def state_weights(self) -> StateWeights:
+        """What states are to be multiplied with where they lie."""
+        return StateWeights(self.layers, self.state_weight, RMS_EPSILON if self.norm == "rms" else None)
+
+    @property
     def _slices(self) -> int:
         return max(1, len(self.layers))
 
@@ -186,16 +192,7 @@ class Head:
                 f"the head got states of shape {list(states.shape)}; expected [{expected[0]}, m, {expected[1]}]: "
                 "pass the states of the head's own layers"
             )
-        width = self.state_width
-        contiguous = np.ascontiguousarray(states, dtype=np.float32)
-        # Without `optimize`, einsum has its own loop over d for each token and slice: no BLAS, no sum that m changes.
-        products = np.einsum("lmd,gld->gml", contiguous, self.state_weight)  # [g, m, l]
-        if self.norm == "rms":
-            # Dividing the products is dividing the states: one number per token and slice.
-            squares = np.einsum("lmd,lmd->ml", contiguous, contiguous)  # [m, l]
-            products /= np.sqrt(squares / np.float32(width) + np.float32(RMS_EPSILON))
-        # The sum over l runs along memory for every m; across rows its order would be another at m = 1.
-        return self.evaluate_products(np.ascontiguousarray(products, dtype=np.float64).sum(axis=2), statistics)
+        return self.evaluate_products(state_products(states, self.state_weights), statistics)
 
     def evaluate_products(
         self, products: NDArray[Any], statistics: TokenStatistics | None = None

@@ -1,18 +1,21 @@
 """Logits that stay on the device: the most likely tokens of each row come back, and whole rows only where these are not
-enough.
-
-Knows rows of logits in a device's memory. Does not know how a token is drawn, or which candidate a row belongs to.
-"""
+enough."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Floats, Ids
 from swift_edge.engine.device.memory import Device, DeviceArray
 from swift_edge.engine.device.small_graphs import FLOAT, graph, node
+from swift_edge.engine.host import HostLogits
+from swift_edge.engine.row_memory import DrawingRow
+from swift_edge.engine.sampling import sample_most_likely
+from swift_edge.engine.signals import TokenStatistics, require_distribution
 
 MOST_LIKELY: Final = 256
 """Tokens of a row that come back: more than the filters mostly keep, and few beside a vocabulary."""
@@ -87,15 +90,15 @@ class LogitReader:
         self.device.run(self._whole, {"logits": logits}, {"exact": found})
         return found
 
-    def most_likely(self, logits: DeviceArray, temperature: float) -> MostLikely:
-        """The `MOST_LIKELY` most likely tokens of some rows `[m, v]`, or all there are; `temperature` is above 0."""
+    def most_likely(self, logits: DeviceArray, temperatures: NDArray[np.float64]) -> MostLikely:
+        """The `MOST_LIKELY` most likely tokens of rows `[m, v]`, or all there are; `temperatures` `[m]` are above 0."""
         rows, vocab_size = logits.shape
         count = min(MOST_LIKELY, vocab_size)
         fed: dict[str, DeviceArray | NDArray[Any]] = {
             "logits": logits,
             "count": np.array([count]),
             "vocabulary": np.array([1]),
-            "inverse_temperature": np.array([1 / temperature], np.float32),
+            "inverse_temperature": (1 / temperatures[:, np.newaxis]).astype(np.float32),
             "floor": np.array([FLOOR], np.float32),
         }
         found: dict[str, NDArray[Any]] = {
@@ -118,39 +121,62 @@ class LogitReader:
 
 
 class DeviceLogits:
-    """Rows `[m, v]` of logits on a device, in any order; NumPy makes a float32 array of them by bringing them whole.
+    """Rows `[m, v]` of logits on a device, in any order; they hold until the rows are decoded again."""
 
-    They hold until the rows are decoded again.
-    """
-
-    def __init__(self, reader: LogitReader, memory: DeviceArray, rows: NDArray[np.int64]) -> None:
+    def __init__(self, reader: LogitReader, memory: DeviceArray, places: Ids) -> None:
         """Take the places `[m]` of these rows in `memory` `[n, v]`."""
         self._reader = reader
         self._memory = memory
-        self._rows = rows
+        self._places = places.copy()
 
-    def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self._rows)
+    def whole(self, places: Sequence[int] | None = None) -> Floats:
+        """Those of some rows, or of all, float32 `[m, v]`, brought one by one."""
+        chosen = self._places if places is None else self._places[list(places)]
+        if not len(chosen):
+            return np.empty((0, self._memory.shape[1]), np.float32)
+        return np.concatenate([self._reader.whole(self._memory[place : place + 1]) for place in chosen.tolist()])
 
-    def __getitem__(self, rows: "int | slice") -> "DeviceLogits":
-        """Some of the rows, or one; a copy of their places."""
-        return DeviceLogits(self._reader, self._memory, np.atleast_1d(self._rows[rows]).copy())
+    def move(self, source: int, target: int) -> None:
+        """Put the last row, number `source`, into the place of another; there is one row less then."""
+        self._places[target] = self._places[source]
+        self._places = self._places[:source]
 
-    def __setitem__(self, row: int, other: "DeviceLogits") -> None:
-        """Put another row of the same memory into the place of one."""
-        self._rows[row] = other._rows[0]
+    def draw(self, rows: Sequence[DrawingRow], *, entropy: bool, self_certainty: bool) -> tuple[Ids, TokenStatistics]:
+        """Draw from the most likely tokens of each row, and from whole rows where these are not enough."""
+        found = self._most_likely([row.sampling.temperature or 1.0 for row in rows])
+        for place in np.flatnonzero(~np.isfinite(found.log_normalizer)).tolist():
+            require_distribution(self.whole([place]).max(axis=1), first_row=place)
+        token_ids = np.empty(len(rows), np.int64)  # [m]
+        columns = {"logprob": np.empty(len(rows), np.float64)}  # [m] each
+        columns |= {"entropy": found.entropy} if entropy else {}
+        columns |= {"self_certainty": found.self_certainty} if self_certainty else {}
+        for place, row in enumerate(rows):
+            drawn = None
+            ids, values, normalizer = found.token_ids[place], found.logits[place], found.log_normalizer[place]
+            if np.isfinite(normalizer) and not row.sampling.draws_from_all:
+                drawn = sample_most_likely(
+                    values,
+                    ids,
+                    self._memory.shape[1],
+                    row.sampling,
+                    row.generator,
+                    row.seen,
+                    float(found.log_scaled[place]),
+                )
+            if drawn is not None:
+                token_ids[place] = drawn
+                columns["logprob"][place] = float(values[ids == drawn][0]) - normalizer
+                continue
+            host = HostLogits(self.whole([place]))
+            token_ids[place : place + 1], exact = host.draw([row], entropy=entropy, self_certainty=self_certainty)
+            for name, column in columns.items():
+                column[place] = getattr(exact, name)[0]
+        return token_ids, TokenStatistics(**columns)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
-        """All of them, float32 `[m, v]`."""
-        return self.whole(np.arange(len(self)))
-
-    def whole(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Some rows, one by one, whole."""
-        places = self._rows[rows].tolist()
-        return np.concatenate([self._reader.whole(self._memory[place : place + 1]) for place in places])
-
-    def most_likely(self, temperature: float) -> MostLikely:
-        """The most likely tokens of every row."""
-        found = self._reader.most_likely(self._memory[: int(self._rows.max()) + 1], temperature)
-        return MostLikely(*(getattr(found, name)[self._rows] for name in MostLikely.__slots__))
+    def _most_likely(self, temperatures: Sequence[float]) -> MostLikely:
+        """The most likely tokens of every row, each at its temperature."""
+        last = int(self._places.max()) + 1
+        by_place = np.ones(last, np.float64)
+        by_place[self._places] = temperatures
+        found = self._reader.most_likely(self._memory[:last], by_place)
+        return MostLikely(*(getattr(found, name)[self._places] for name in MostLikely.__slots__))

@@ -1,7 +1,6 @@
-"""Keys and values in the memory of the device that computes, where steps read and write them without crossing the bus.
+"""The memory of the device that computes: arrays there, and small graphs that run on them without crossing the bus.
 
-Rows are copied, moved and grown by a graph of three nodes on the same device. Knows onnxruntime's memory and the rows
-of a cache. Does not know the model, or which candidate a row belongs to.
+Rows of keys and values are copied, moved and grown by a graph of three nodes on the same device.
 """
 
 import math
@@ -14,7 +13,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from swift_edge.engine.device.small_graphs import graph, node
-from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.providers import DEVICES, onnxruntime_module, open_small_graph
 from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError, one_line
 
@@ -121,6 +119,11 @@ class Device:
             failure = f"onnxruntime could not run a graph on {self.name}: {reason}; leave providers out"
             raise (memory_failure(self.name, reason) or DeviceError(failure)) from error
 
+    def whole(self, array: DeviceArray) -> "NDArray[Any]":
+        """A copy in NumPy's memory of the first rows of what was made by `empty`."""
+        found: NDArray[Any] = array.memory.numpy()
+        return found[: array.shape[0]]
+
     def zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> DeviceArray:
         """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
         found = self.empty(shape, dtype)
@@ -167,39 +170,20 @@ def memory_failure(device: str, reason: str) -> DeviceMemoryError | None:
     return DeviceMemoryError(device, None if size is None else int(size[1]), reason)
 
 
-class DeviceCache(KVCache):
-    """A `KVCache` whose keys and values are `DeviceArray`s."""
-
-    def __init__(
-        self,
-        device: Device,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
-        dtype: DTypeLike,
-        rows: int,
-        tokens: int,
-        limit: int,
-    ) -> None:
-        """Make room on `device` for `rows` rows of `tokens` tokens; no row is live yet."""
-        self._device = device
-        super().__init__(num_layers, num_heads, head_dim, dtype, rows, tokens, limit)
-
-    def _buffer(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> Any:
-        return self._device.zeros(shape, dtype)
-
-    def _copy(self, source: Any, target: Any, tokens: int) -> None:
-        if tokens and target.shape[0]:
-            self._device.copy(source, target, tokens)
-
-
-def bind(to: Any, name: str, array: "DeviceArray | NDArray[Any]", *, words: bool = False) -> None:
+def bind(
+    to: Any,
+    name: str,
+    array: "DeviceArray | NDArray[Any]",
+    *,
+    words: bool = False,
+    shape: tuple[int, ...] | None = None,
+) -> None:
     """Bind a tensor to the memory of an array, which has to be contiguous and to outlive the binding.
 
     `to` is `bind_input` or `bind_output` of an `onnxruntime.IOBinding`. With `words` the numbers of the last axis are
-    taken as float32, whatever they are.
+    taken as float32, whatever they are. `shape` reads the same numbers in another shape.
     """
-    shape, kind = array.shape, array.dtype
+    shape, kind = array.shape if shape is None else shape, array.dtype
     if words:
         shape, kind = (*shape[:-1], shape[-1] * kind.itemsize // 4), np.dtype(np.float32)
     if isinstance(array, DeviceArray):

@@ -1,12 +1,9 @@
-"""The part of a head that reads hidden states, on the device where they lie: of each token g numbers come back.
+"""Hidden states that stay on the device: of each token, what a head multiplies them with comes back.
 
-Knows weights, and states in a device's memory. Does not know what the numbers are for.
-
-    g rows of weights   l layers   d numbers of a state   m tokens
+g rows of weights   l layers   d numbers of a state   m tokens
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,24 +11,7 @@ from numpy.typing import NDArray
 
 from swift_edge.engine.device.memory import Device, DeviceArray
 from swift_edge.engine.device.small_graphs import FLOAT, graph, node
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StateWeights:
-    """What hidden states are multiplied with."""
-
-    layers: tuple[int, ...]
-    """Hidden states that are read, in this order."""
-    weight: NDArray[np.float32]  # [g, l, d]
-    """Weights of each state."""
-    rms_epsilon: float | None
-    """Added to the mean square of a state before it is divided by its root; None where states are taken as they are."""
-
-    def same_as(self, other: "StateWeights") -> bool:
-        """Whether these are the very same numbers in memory, read alike."""
-        mine, theirs = self.weight, other.weight
-        alike = (self.layers, self.rms_epsilon, mine.shape) == (other.layers, other.rms_epsilon, theirs.shape)
-        return alike and mine.ctypes.data == theirs.ctypes.data
+from swift_edge.engine.states import StateWeights
 
 
 class StateReader:

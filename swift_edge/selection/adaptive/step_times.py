@@ -1,23 +1,23 @@
 """How long a decode step takes by the number of its rows: what turns steps into seconds, and says how many rows pay.
 
-A step is what the loop does for a pick: sampling, the graph with the states that the head reads, and bookkeeping. Knows
-the loop and the clock. Does not know candidates or heads.
+A step is what the engine does for a pick: sampling, the graph, and what is read of the states.
 """
 
 import itertools
 import random
 import statistics
-import time
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from swift_edge.engine.rows import DecodeLoop, Prefilled
-from swift_edge.engine.sampling import SamplingOptions
-from swift_edge.engine.session import ModelSession
-from swift_edge.scoring.candidate import Ranking
+from swift_edge.engine.engine import Engine
+from swift_edge.engine.request import Consumer, Generation, Orders, Step
+from swift_edge.errors import BusyEngineError
+from swift_edge.options import SamplingOptions
+from swift_edge.scoring.scorer import Scorer
 
 ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of rows that are measured where seconds are told."""
@@ -64,17 +64,15 @@ class StepTimes:
         return max(itertools.takewhile(lambda rows: self.of({rows: 1}) <= limit, sizes), default=fewest)
 
 
-def measure_steps(
-    session: ModelSession, ranking: Ranking, sampling: SamplingOptions, sizes: Sequence[int]
-) -> StepTimes:
+def measure_steps(engine: Engine, scorer: Scorer, sampling: SamplingOptions, sizes: Sequence[int]) -> StepTimes:
     """Time steps of so many rows: the median of some rounds, after one that warms up."""
-    timed = timed_steps(session, ranking, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS + 1)
+    timed = timed_steps(engine, scorer, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS + 1)
     return StepTimes({rows: statistics.median(map(statistics.fmean, found[1:])) for rows, found in timed.items()})
 
 
 def timed_steps(
-    session: ModelSession,
-    ranking: Ranking,
+    engine: Engine,
+    scorer: Scorer,
     sampling: SamplingOptions,
     sizes: Sequence[int],
     *,
@@ -83,31 +81,60 @@ def timed_steps(
 ) -> dict[int, list[list[float]]]:
     """Seconds of each of the `new_tokens` steps of every round, by number of rows: all `sizes` in turn in every round.
 
-    A prompt of some tokens is read once, and its rows go on together.
+    A prompt of some tokens is read once, and its rows go on together. Raises `BusyEngineError` where others were at
+    work meanwhile: such times say nothing.
     """
+    session = engine.session
     new_tokens = min(new_tokens, session.context_length // 2)
     tokens = min(PROMPT_TOKENS, session.context_length - new_tokens - 2)
     prompt_ids = np.random.default_rng(0).integers(0, session.vocab_size, tokens)  # [p]
-    cache = session.new_cache(1, tokens, tokens)
-    logits = session.prefill(cache, prompt_ids).logits
-    assert logits is not None
-    prompt = Prefilled(cache, logits, prompt_ids)
-    timed: dict[int, list[list[float]]] = {rows: [] for rows in sorted(sizes)}
     order = random.Random(0)
-    for _ in range(rounds):
-        for rows in order.sample(list(timed), len(timed)):
-            loop = DecodeLoop(
-                session,
-                sampling,
-                (),
-                new_tokens + 1,
-                layers=ranking.layers,
-                keep_logits=ranking.keep_logits,
-                statistics=ranking.statistics,
-                weights=ranking.weights,
-            )
-            loop.admit(prompt, {index: index for index in range(rows)}, seed=0)
-            # The last token is not fed where nothing is read of it: its step is no whole one.
-            moments = [time.perf_counter(), *(time.perf_counter() for _ in loop.steps())][:-1]
-            timed[rows].append([after - before for before, after in itertools.pairwise(moments)])
+    phases = [rows for _ in range(rounds) for rows in order.sample(sorted(sizes), len(sizes))]
+    timing = _Timing(phases, new_tokens)
+    generation = Generation(
+        prompt_ids, sampling, phases[0], 0, new_tokens + 1, frozenset(), scorer.reads, kept_rows=max(sizes)
+    )
+    ticket = engine.submit(generation, timing)
+    try:
+        timing.ended.wait()
+    finally:
+        ticket.cancel()
+    if timing.error is not None:
+        raise timing.error
+    timed: dict[int, list[list[float]]] = {rows: [] for rows in sorted(sizes)}
+    for rows, seconds in zip(phases, timing.seconds, strict=True):
+        timed[rows].append(seconds)
     return timed
+
+
+class _Timing(Consumer):
+    """Lets as many rows begin as a phase has, counts the seconds of their steps, and goes on to the next phase."""
+
+    def __init__(self, phases: Sequence[int], new_tokens: int) -> None:
+        """Begin with the first of the numbers of rows."""
+        self.seconds: list[list[float]] = [[]]
+        """Of each step, by phase."""
+        self.ended = threading.Event()
+        """Whether all is measured, or `error` says why not."""
+        self.error: BaseException | None = None
+        self._phases = phases
+        self._new_tokens = new_tokens
+
+    def step(self, step: Step) -> Orders | None:
+        """Count one more step, or let the next phase begin."""
+        if step.batch_rows != len(step.candidates):
+            raise BusyEngineError
+        self.seconds[-1].append(step.seconds)
+        if len(self.seconds[-1]) < self._new_tokens:
+            return None
+        drop = dict.fromkeys(step.candidates, "the phase is over")
+        if len(self.seconds) == len(self._phases):
+            return Orders(drop)
+        begin = self._phases[len(self.seconds)]
+        self.seconds.append([])
+        return Orders(drop, begin)
+
+    def closed(self, error: BaseException | None) -> None:
+        """Nothing more is measured."""
+        self.error = error
+        self.ended.set()

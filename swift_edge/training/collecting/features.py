@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.bundle.tokenizer import Tokenizer
+from swift_edge.engine.request import Reads, Step
 from swift_edge.engine.signals import TokenStatistics, added
-from swift_edge.engine.step_memory import Floats
+from swift_edge.arrays import Floats
 from swift_edge.errors import InvalidOptionError
 from swift_edge.results import Candidate, FinishReason
 from swift_edge.scoring.calibration import PREFIX_TOKENS
-from swift_edge.scoring.candidate import GrowingCandidate, Ranking
+from swift_edge.scoring.candidate import GrowingCandidate
 from swift_edge.scoring.head import RunningScore
+from swift_edge.scoring.scorer import Scorer
 from swift_edge.training.store.format import StoredFeature
 
-READ_STATISTICS: Final = ("entropy", "self_certainty")
+READ_STATISTICS: Final = frozenset({"entropy", "self_certainty"})
 """Statistics to ask for; the log-probability always comes."""
 
 
@@ -44,38 +46,26 @@ class FeatureReader:
     """Hidden states, logits, or none."""
     layers: tuple[int, ...]
     """Hidden states that are kept, ascending."""
-    scorers: Mapping[str, Ranking]
+    scorers: Mapping[str, Scorer]
     """Heads by name, each with the ids that it does not count."""
     tokens_per_candidate: int | None = None
     """Most tokens per candidate that are kept; None keeps all."""
 
     @property
-    def read_layers(self) -> tuple[int, ...]:
-        """Hidden states to ask the model for: those that are kept and those that heads read."""
-        return tuple(sorted(set(self.layers).union(*(each.layers for each in self.scorers.values()))))
+    def reads(self) -> Reads:
+        """What is read of every token: what is kept, and what the heads' weights make of its states."""
+        weights = tuple(weights for each in self.scorers.values() for weights in each.reads.weights)
+        return Reads(self.layers, self.feature == "logits", weights, READ_STATISTICS)
 
-    @property
-    def keep_logits(self) -> bool:
-        """Whether the logits of every response token are read."""
-        return self.feature == "logits" or any(each.keep_logits for each in self.scorers.values())
-
-    @property
-    def feeds_last(self) -> bool:
-        """Whether the last token of a response is fed, because something is read after it."""
-        return self.feature != "none" or bool(self.scorers)
-
-    def read(self, hidden_states: Floats | None, logits: Floats | None, statistics: TokenStatistics) -> FedTokens:
-        """Take what was computed for f tokens: states `[l, f, d]` of `read_layers`, and logits `[f, v]` if kept.
-
-        `statistics` are those of the same tokens, and may go on with tokens that were not fed.
-        """
+    def read(self, step: Step) -> FedTokens:
+        """Take what was computed for the tokens of a step that were fed."""
         scored = {
-            name: each.evaluate(self._of(hidden_states, each.layers), logits, statistics)
-            for name, each in self.scorers.items()
+            name: each.evaluate(products, step.statistics)
+            for (name, each), products in zip(self.scorers.items(), step.products, strict=False)
         }
-        kept = self._of(hidden_states, self.layers)
-        if self.feature == "logits" and logits is not None:
-            kept = logits[np.newaxis]
+        kept = step.hidden_states
+        if self.feature == "logits" and step.logits is not None:
+            kept = step.logits[np.newaxis]
         states: NDArray[np.float16] | None = None
         if self.feature != "none" and kept is not None:
             with np.errstate(over="ignore"):  # the store refuses infinity, and knows where it comes from
@@ -88,13 +78,6 @@ class FeatureReader:
         if most is None or tokens <= most:
             return np.arange(tokens, dtype=np.int32)
         return (np.arange(1, most + 1, dtype=np.int64) * tokens // most - 1).astype(np.int32)
-
-    def _of(self, hidden_states: Floats | None, layers: tuple[int, ...]) -> Floats | None:
-        """The states of some layers, `[l, f, d]`; None where there are none."""
-        if hidden_states is None or not layers:
-            return None
-        read = self.read_layers
-        return hidden_states if layers == read else hidden_states[[read.index(layer) for layer in layers]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +113,7 @@ class GrowingFeatures:
         """Start without tokens; the text ends before the first string of `stop`."""
         self.index = index
         self._reader = reader
-        self._growing = GrowingCandidate(index, Ranking(None, "self_certainty"), tokenizer, stop)
+        self._growing = GrowingCandidate(index, Scorer(None, "self_certainty"), tokenizer, stop)
         self._entropy = 0.0
         self._tokens = 0
         self._statistics: list[NDArray[np.float32]] = []

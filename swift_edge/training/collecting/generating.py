@@ -1,37 +1,40 @@
-"""Responses to many problems from one batch: rows that end are taken over by the candidates that wait.
+"""Responses to many problems from the engine that everybody shares.
 
-About `rows` rows stay busy, whichever problems they belong to; a problem's prompt is read once. Problems come out whole
-and in order, whatever was finished first, and every candidate is what `Selector.pick` writes for its prompt, seed and
-index. Knows prompts, rows and what is read of them. Does not know labels or files.
+Problems come out whole and in order, whatever was finished first, and every candidate is what `Selector.pick` writes for
+its prompt, seed and index.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+from time import perf_counter
 from typing import Final
 
-from swift_edge.engine.model import OpenedModel, Options
-from swift_edge.engine.rows import DecodeLoop
-from swift_edge.engine.sampling import SamplingOptions
-from swift_edge.engine.scheduler import ContinuousBatch, QueuedPrompt
+import numpy as np
+
+from swift_edge.arrays import Ids
+from swift_edge.engine.model import OpenedModel
+from swift_edge.engine.request import Consumer, Generation, Orders, Step, Ticket
 from swift_edge.engine.session import WORKING_BYTES
-from swift_edge.engine.step_memory import Ids
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import InvalidOptionError, PromptError, TokenizerError, size_text
+from swift_edge.options import PickOptions
 from swift_edge.system import machine
-from swift_edge.training.collecting.features import READ_STATISTICS, FeatureReader, GrowingFeatures, ReadCandidate
+from swift_edge.training.collecting.features import FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.collecting.problems import Problem, naming
 
 MOST_PROBLEMS: Final = 64
 """Problems begun and not given out: one with a long response does not hold up more than these."""
 HELD_BYTES: Final = 256 * 2**20
 """No further problem is begun while finished candidates, which wait for others of theirs, hold more."""
+LOOK_S: Final = 0.2
+"""Seconds after which progress is told although no step was made."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the loop has done so far; it counts on while it runs."""
+    """What has been done so far; it counts on while candidates are written."""
 
     watch: Stopwatch = field(default_factory=Stopwatch)
     """Where the time went."""
@@ -48,7 +51,7 @@ class Tally:
 def generate(
     opened: OpenedModel,
     problems: Sequence[Problem],
-    options: Options,
+    options: PickOptions,
     reader: FeatureReader,
     *,
     rows: int = 16,
@@ -57,128 +60,168 @@ def generate(
 ) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
     """Write `options.n` candidates per problem, and yield each problem with all of them, in order.
 
-    `tally` counts on, and `on_step` is called, after each step. Options, prompts and memory are checked before the
-    first problem is asked for: `InvalidOptionError`, `DataError` with the line of a prompt that cannot be answered,
-    `MemoryLimitError`.
+    About `rows` rows are kept busy. `tally` counts on, and `on_step` is called in the caller's thread, after steps.
+    Options, prompts and memory are checked before the first problem is asked for: `InvalidOptionError`, `DataError`
+    with the line of a prompt that cannot be answered, `MemoryLimitError`.
     """
     if rows < 1:
         raise InvalidOptionError(f"rows is {rows}; expected at least 1")
     sampling, _, plan = opened.verify(options)
     longest = max((len(_prompt_ids(opened, problem, options, reader)) for problem in problems), default=0)
     _require_memory(opened, options, reader, rows, longest)
-    return _Loop(opened, problems, options, sampling, plan.most, reader, rows, tally or Tally()).run(on_step)
+    generation = Generation(
+        np.zeros(0, np.int64),
+        sampling,
+        plan.most,
+        options.seed,
+        min(options.max_new_tokens, opened.session.context_length),
+        frozenset(opened.bundle.manifest.tokens.eos_ids),
+        reader.reads,
+        key=object(),
+    )
+    return _Writing(opened, problems, options, generation, reader, rows, tally or Tally()).run(on_step)
 
 
-@dataclass(slots=True)
-class _Begun:
-    """A problem whose candidates wait, are written, or wait for each other."""
+class _Written(Consumer):
+    """A problem whose candidates wait, are written, or wait for each other; the consumer of its request."""
 
-    problem: Problem
-    queued: QueuedPrompt
-    finished: dict[int, ReadCandidate] = field(default_factory=dict)
+    def __init__(self, writing: "_Writing", problem: Problem) -> None:
+        self.problem = problem
+        self.finished: dict[int, ReadCandidate] = {}
+        self.is_done = False
+        self.error: BaseException | None = None
+        self._writing = writing
+        self._growing: dict[int, GrowingFeatures] = {}
+
+    def begun(self, candidates: Sequence[int]) -> None:
+        """Candidates have rows: from now on they take memory."""
+        writing = self._writing
+        for index in candidates:
+            self._growing[index] = GrowingFeatures(
+                index, writing.reader, writing.opened.tokenizer, writing.options.stop
+            )
+
+    def step(self, step: Step) -> Orders:
+        """Take a token of each candidate with what was computed for it, and end those that a stop string ends."""
+        started = perf_counter()
+        fed = self._writing.reader.read(step)
+        scored_s = perf_counter() - started
+        finished = {end.candidate: end for end in step.finished}
+        orders = Orders()
+        for row, index in enumerate(step.candidates):
+            growing = self._growing[index]
+            growing.add([int(step.token_ids[row])], step.statistics, fed, slice(row, row + 1))
+            if growing.stopped or index in finished:
+                end = finished.get(index)
+                orders.drop[index] = "ended"
+                self.finished[index] = growing.finish(
+                    end.finish_reason if end else "stop", end.unscored_tokens if end else 0
+                )
+                del self._growing[index]
+        self._writing.stepped(len(step.candidates), step.batch_rows, scored_s)
+        return orders
+
+    def closed(self, error: BaseException | None) -> None:
+        """Nothing more comes."""
+        self.is_done, self.error = True, error
+        self._writing.outbox.put(None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that finished candidates hold while they wait for others."""
+        return sum(candidate.nbytes for candidate in list(self.finished.values()))
 
 
-class _Loop:
+class _Writing:
     """The state of `generate`."""
 
     def __init__(
         self,
         opened: OpenedModel,
         problems: Sequence[Problem],
-        options: Options,
-        sampling: SamplingOptions,
-        n: int,
+        options: PickOptions,
+        generation: Generation,
         reader: FeatureReader,
         rows: int,
         tally: Tally,
     ) -> None:
-        self._opened = opened
-        self._options = options
-        self._n = n
-        self._reader = reader
+        self.opened = opened
+        self.options = options
+        self.reader = reader
+        self.outbox: SimpleQueue[None] = SimpleQueue()
+        self._generation = generation
+        self._rows = rows
         self._tally = tally
-        self._decode = DecodeLoop(
-            opened.session,
-            sampling,
-            opened.bundle.manifest.tokens.eos_ids,
-            min(options.max_new_tokens, opened.session.context_length),
-            layers=reader.read_layers,
-            keep_logits=reader.keep_logits,
-            statistics=READ_STATISTICS,
-        )
-        self._batch = ContinuousBatch(opened.session, self._decode, rows)
         self._to_come = deque(problems)
-        self._begun: deque[_Begun] = deque()
-        self._held_bytes = 0
-        self._growing: dict[int, tuple[_Begun, GrowingFeatures]] = {}
+        self._begun: deque[tuple[_Written, Ticket]] = deque()
+
+    def stepped(self, tokens: int, batch_rows: int, scored_s: float) -> None:
+        """Count a step of one of the problems; called by the driver."""
+        self._tally.tokens += tokens
+        self._tally.rows = batch_rows
+        self._tally.watch.head_s += scored_s
+        if self.outbox.empty():
+            self.outbox.put(None)
 
     def run(self, on_step: Callable[[], None]) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
-        """Decode until every candidate is written."""
-        watch = self._tally.watch
-        self._submit()
-        for step in self._batch.steps():
-            begun = time.perf_counter()
-            fed = self._reader.read(step.hidden_states, step.logits, step.statistics)
-            watch.head_s += time.perf_counter() - begun
-            finished = {end.candidate: end for end in step.finished}
-            for row, number in enumerate(step.candidates):
-                begun_problem, growing = self._growing[number]
-                growing.add([int(step.token_ids[row])], step.statistics, fed, slice(row, row + 1))
-                if growing.stopped or number in finished:
-                    self._batch.drop(number)
-                    end = finished.get(number)
-                    candidate = growing.finish(end.finish_reason if end else "stop", end.unscored_tokens if end else 0)
-                    begun_problem.finished[growing.index] = candidate
-                    self._held_bytes += candidate.nbytes
-                    del self._growing[number]
-            watch.sample_s, watch.decode_s = self._decode.sample_s, self._decode.decode_s
-            self._tally.tokens += len(step.candidates)
-            self._tally.rows = len(step.candidates)
-            del step, fed
-            yield from self._whole()
+        """Write until every candidate is there; what is under way is cancelled if the caller leaves early."""
+        try:
             self._submit()
-            self._tally.held = len(self._begun)
-            on_step()
+            while self._begun:
+                try:
+                    self.outbox.get(timeout=LOOK_S)
+                except Empty:
+                    pass
+                while self._begun and self._begun[0][0].is_done:
+                    yield self._given_out()
+                self._submit()
+                self._tally.held = len(self._begun)
+                on_step()
+        finally:
+            for _, ticket in self._begun:
+                ticket.cancel()
 
-    def _whole(self) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
-        """Give out the problems at the front that are whole."""
-        while self._begun and len(self._begun[0].finished) == self._n:
-            begun = self._begun.popleft()
-            self._tally.watch.prefill_s += begun.queued.prefill_s
-            candidates = tuple(begun.finished[index] for index in range(self._n))
-            self._held_bytes -= sum(candidate.nbytes for candidate in candidates)
-            yield begun.problem, candidates
+    def _given_out(self) -> tuple[Problem, tuple[ReadCandidate, ...]]:
+        """The problem at the front, which is whole."""
+        written, ticket = self._begun.popleft()
+        if written.error is not None:
+            raise written.error
+        self._tally.watch.add(ticket.watch)
+        return written.problem, tuple(written.finished[index] for index in sorted(written.finished))
 
     def _submit(self) -> None:
-        """Begin further problems while the batch has room for them, and not too much is held."""
-        while self._to_come and self._batch.wants_prompt:
-            if len(self._begun) >= MOST_PROBLEMS or (self._begun and self._held_bytes > HELD_BYTES):
+        """Begin further problems while rows may soon be free for them, and not too much is held."""
+        while self._to_come:
+            missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._begun)
+            # As many again as are written: a prompt is read ahead, so that rows need not wait for it.
+            if missing >= 2 * self._rows or (self._begun and missing >= self._rows + self._generation.candidates):
+                return
+            if len(self._begun) >= MOST_PROBLEMS:
+                return
+            if self._begun and sum(written.nbytes for written, _ in self._begun) > HELD_BYTES:
                 return
             problem = self._to_come.popleft()
-            prompt_ids = _prompt_ids(self._opened, problem, self._options, self._reader)
-            queued = self._batch.submit(prompt_ids, range(self._n), self._options.seed)
-            begun = _Begun(problem, queued)
-            self._begun.append(begun)
+            prompt_ids = _prompt_ids(self.opened, problem, self.options, self.reader)
+            written = _Written(self, problem)
+            ticket = self.opened.engine.submit(replace(self._generation, prompt_ids=prompt_ids), written)
+            self._begun.append((written, ticket))
             self._tally.prompt_tokens += len(prompt_ids)
-            for index, number in enumerate(queued.numbers):
-                growing = GrowingFeatures(index, self._reader, self._opened.tokenizer, self._options.stop)
-                self._growing[number] = begun, growing
 
 
-def _prompt_ids(opened: OpenedModel, problem: Problem, options: Options, reader: FeatureReader) -> Ids:
+def _prompt_ids(opened: OpenedModel, problem: Problem, options: PickOptions, reader: FeatureReader) -> Ids:
     try:
-        return opened.prompt_ids(problem.prompt, raw=options.raw, feeds_last=reader.feeds_last)
+        return opened.prompt_ids(problem.prompt, raw=options.raw, feeds_last=reader.reads.feeds_last)
     except (PromptError, TokenizerError) as error:
         raise naming(problem, error) from error
 
 
 def _require_memory(
-    opened: OpenedModel, options: Options, reader: FeatureReader, rows: int, prompt_tokens: int
+    opened: OpenedModel, options: PickOptions, reader: FeatureReader, rows: int, prompt_tokens: int
 ) -> None:
     """Raise `MemoryLimitError`, with the numbers, if the rows and the features that they gather cannot fit."""
     session = opened.session
     new_tokens = min(options.max_new_tokens, session.context_length)
-    kv, logits, hidden = session.request_bytes(rows, prompt_tokens, new_tokens, layers=len(reader.read_layers))
+    kv, logits, hidden = session.request_bytes(rows, prompt_tokens, new_tokens, layers=len(reader.reads.all_layers))
     widths = {"hidden": len(reader.layers) * session.hidden_size, "logits": session.vocab_size, "none": 0}
     # Gathered by all rows, put together for one of them, and waiting for others.
     features = (rows + 1) * new_tokens * widths[reader.feature] * 2 + (HELD_BYTES if reader.feature != "none" else 0)

@@ -1,18 +1,19 @@
-"""Given responses to many problems: each is read in one go after its prompt, which is read once.
+"""Given responses to many problems: each is read in chunks after its prompt, which is read once.
 
-Yields what `generating` yields for responses that it writes, so that both are stored in the same way. Knows token ids
-and what is read of them. Does not know labels or files.
+Yields what `generating` yields for responses that it writes, so that both are stored in the same way.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
+from time import perf_counter
 
 from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.step_memory import Ids
+from swift_edge.engine.reading import RESPONSE_CHUNK_TOKENS
+from swift_edge.engine.request import Consumer, Reading, Step
+from swift_edge.arrays import Ids
 from swift_edge.errors import DataError, InvalidOptionError, PromptError, TokenizerError
-from swift_edge.scoring.reading import CHUNK_TOKENS, read_tokens
-from swift_edge.training.collecting.features import READ_STATISTICS, FeatureReader, GrowingFeatures, ReadCandidate
+from swift_edge.training.collecting.features import FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.collecting.generating import Tally
 from swift_edge.training.collecting.problems import naming
 from swift_edge.training.collecting.responses import AnsweredProblem
@@ -44,7 +45,7 @@ def check_given(
         longest_prompt = max(longest_prompt, len(prompt_ids))
         longest_answer = max(longest_answer, *map(len, answers))
     opened.session.require_memory(
-        1, longest_prompt, longest_answer, layers=len(reader.read_layers), tokens_per_run=CHUNK_TOKENS
+        1, longest_prompt, longest_answer, layers=len(reader.reads.all_layers), tokens_per_run=RESPONSE_CHUNK_TOKENS
     )
     return extent
 
@@ -59,40 +60,57 @@ def read_given(
     on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[AnsweredProblem, tuple[ReadCandidate, ...]]]:
     """Yield each problem with its responses; `tally` counts on, and `on_step` is called, after each response."""
-    session, watch = opened.session, tally.watch
     for problem in problems:
         prompt_ids, answers = _encoded(opened, problem, reader, raw)
-        limit = len(prompt_ids) + max(map(len, answers))
-        begun = time.perf_counter()
-        cache = session.new_cache(1, limit, limit)
-        first_logits = session.prefill(cache, prompt_ids).logits  # [1, v]
-        assert first_logits is not None
-        watch.prefill_s += time.perf_counter() - begun
+        given = _Given(opened, reader, tally, len(answers))
+        ticket = opened.engine.submit(Reading(prompt_ids, answers, reader.reads), given)
         tally.prompt_tokens += len(prompt_ids)
         tally.rows = tally.held = 1
         candidates = []
-        for index, (text, answer) in enumerate(zip(problem.completions, answers, strict=True)):
-            cache.truncate(len(prompt_ids))
-            growing = GrowingFeatures(index, reader, opened.tokenizer)
-            for read in read_tokens(
-                session,
-                cache,
-                answer,
-                first_logits,
-                watch,
-                layers=reader.read_layers,
-                statistics=READ_STATISTICS,
-                feeds_last=reader.feeds_last,
-            ):
-                started = time.perf_counter()
-                fed = reader.read(read.hidden_states, read.logits, read.statistics)
-                watch.head_s += time.perf_counter() - started
-                growing.add(read.token_ids, read.statistics, fed, slice(None))
-            unscored = max(0, len(prompt_ids) + len(answer) - session.context_length)
-            candidates.append(growing.finish("given", unscored, text))
-            tally.tokens += len(answer)
-            on_step()
+        try:
+            for index, (text, answer) in enumerate(zip(problem.completions, answers, strict=True)):
+                growing = given.next_read()
+                assert growing.index == index
+                unscored = max(0, len(prompt_ids) + len(answer) - opened.session.context_length)
+                candidates.append(growing.finish("given", unscored, text))
+                on_step()
+        finally:
+            ticket.cancel()
+        tally.watch.add(ticket.watch)
         yield problem, tuple(candidates)
+
+
+class _Given(Consumer):
+    """The responses of a problem; the consumer of the request that reads them."""
+
+    def __init__(self, opened: OpenedModel, reader: FeatureReader, tally: Tally, responses: int) -> None:
+        self._reader = reader
+        self._tally = tally
+        self._growing = [GrowingFeatures(index, reader, opened.tokenizer) for index in range(responses)]
+        self._current = 0
+        self._read: SimpleQueue[GrowingFeatures | BaseException] = SimpleQueue()
+
+    def next_read(self) -> GrowingFeatures:
+        """Wait for the next response to be read; raises what reading it raised."""
+        found = self._read.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def step(self, step: Step) -> None:
+        """Take a chunk of a response; the first of the next one says that this one is whole."""
+        if step.candidates[0] != self._current:
+            self._read.put(self._growing[self._current])
+            self._current = step.candidates[0]
+        started = perf_counter()
+        fed = self._reader.read(step)
+        self._tally.watch.head_s += perf_counter() - started
+        self._growing[self._current].add(step.token_ids.tolist(), step.statistics, fed, slice(None))
+        self._tally.tokens += len(step.token_ids)
+
+    def closed(self, error: BaseException | None) -> None:
+        """The last response is whole, or it failed."""
+        self._read.put(self._growing[self._current] if error is None else error)
 
 
 def _encoded(
@@ -100,7 +118,7 @@ def _encoded(
 ) -> tuple[Ids, list[list[int]]]:
     """Token ids of the prompt `[p]` and of the responses `[t]`, the EOS appended to texts without one."""
     try:
-        prompt_ids = opened.prompt_ids(problem.prompt, raw=raw, feeds_last=reader.feeds_last)
+        prompt_ids = opened.prompt_ids(problem.prompt, raw=raw, feeds_last=reader.reads.feeds_last)
         if problem.token_ids is None:
             return prompt_ids, [
                 opened.answer_ids(text, place, len(prompt_ids), with_eos=True)

@@ -1,0 +1,447 @@
+"""One batch for everybody: requests come in, prompts are read a chunk at a time, rows are given out, a step is made.
+
+`turn` is the whole of it. Whoever submits or cancels does so from any thread; turns are made by one, the driver.
+"""
+
+import itertools
+import os
+import time
+from collections import deque
+from typing import Final
+
+from swift_edge.checks import is_whole
+from swift_edge.engine.driver import Driver
+from swift_edge.engine.kv_cache import KVCache
+from swift_edge.engine.ledger import Ledger
+from swift_edge.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
+from swift_edge.engine.reading import read_responses
+from swift_edge.engine.request import Consumer, Generation, Orders, Prefilled, Reading, Request, Step, Ticket
+from swift_edge.engine.rows import BrokenRowsError, Rows
+from swift_edge.engine.scheduler import Scheduler
+from swift_edge.engine.session import CHUNK_TOKENS, ModelSession
+from swift_edge.errors import (
+    EngineClosedError,
+    EngineFailedError,
+    InvalidOptionError,
+    MemoryLimitError,
+    QueueTimeoutError,
+    RequestCancelledError,
+    SwiftEdgeError,
+    one_line,
+)
+
+MOST_ROWS: Final = 32
+"""Rows of a batch: more hardly raise the tokens per second of two cores, and take memory."""
+
+
+class Engine:
+    """Rows, a queue and a session, shared by all requests of a model.
+
+    >>> engine = Engine(session, rows=4)
+    >>> ticket = engine.submit(Generation(prompt_ids, SamplingOptions(), 8, 0, 64, frozenset({2})), consumer)
+    """
+
+    def __init__(
+        self,
+        session: ModelSession,
+        *,
+        rows: int = MOST_ROWS,
+        chunk: int = CHUNK_TOKENS,
+        kv_memory: int | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        """Decode at most `rows` rows together, and read `chunk` tokens of a prompt between two steps.
+
+        `kv_memory` bounds the bytes of all live requests, beside what the machine has. `prefixes` may know how prompts
+        begin; it cuts them as `chunk` says.
+        """
+        if not is_whole(rows, 1):
+            raise InvalidOptionError(f"rows is {rows!r}; expected an integer of at least 1")
+        if not is_whole(chunk, 1) or (prefixes is not None and BLOCK_TOKENS % chunk):
+            raise InvalidOptionError(
+                f"chunk is {chunk!r}; expected an integer of at least 1, and one that divides {BLOCK_TOKENS} where "
+                "beginnings of prompts are kept"
+            )
+        self.session = session
+        self.most_rows = rows
+        self.steps = 0
+        """Decode steps made so far."""
+        self.failures = 0
+        """Times that everything in flight failed."""
+        self._chunk = chunk
+        self._prefixes = prefixes
+        self._ledger = Ledger(session, kv_memory)
+        self._rows = Rows(session)
+        self._scheduler = Scheduler()
+        self._tickets: dict[Ticket, None] = {}  # all that are not closed, in the order of arrival
+        self._seated: dict[Ticket, int] = {}  # rows kept for those that have rows of their own
+        self._prompts: dict[Ticket, KVCache] = {}  # of requests whose prompt is being read, or is yet to be copied
+        self._timed: set[Ticket] = set()  # those that may be too late
+        self._held = 0  # tokens in memory after the last turn, for other threads
+        self._inbox: deque[Ticket] = deque()
+        self._obeys: deque[Ticket] = deque()
+        self._numbers = itertools.count()
+        self._driver = Driver(self.turn, self._has_mail)
+        self._closed = False
+        self._process = os.getpid()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not (self._tickets or self._inbox)
+
+    @property
+    def live_rows(self) -> int:
+        """Rows at work."""
+        return len(self._rows)
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Bytes that keys and values take now."""
+        return self._rows.kv_nbytes + sum(cache.nbytes for cache in list(self._prompts.values()))
+
+    def budget(self) -> int | None:
+        """Bytes that live requests may come to altogether; None where the system does not say."""
+        return self._ledger.budget(self._held)
+
+    def submit(self, request: Request, consumer: Consumer) -> Ticket:
+        """Put a request into the queue, from any thread; `consumer` is called by the driver.
+
+        Raises `InvalidOptionError` for one that asks for more rows of its own than there are, `EngineClosedError` after
+        `close`.
+        """
+        if isinstance(request, Generation) and not 1 <= (request.kept_rows or 1) <= self.most_rows:
+            raise InvalidOptionError(
+                f"kept_rows is {request.kept_rows}; expected at most {self.most_rows}, the rows of this engine"
+            )
+        if self._closed:
+            raise EngineClosedError
+        number = next(self._numbers)
+        ticket = Ticket(request, consumer, number, self._obey, number if request.key is None else request.key)
+        consumer.ticket = ticket
+        self._inbox.append(ticket)
+        self._driver.wake()
+        return ticket
+
+    def close(self) -> None:
+        """Fail what is under way, and wait for the driver to end. Nothing can be submitted afterwards."""
+        self._closed = True
+        if os.getpid() != self._process:
+            return  # a fork: the driver stayed behind
+        self._driver.wake(only_if_running=self.is_idle)
+        self._driver.join()
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether this is the thread that makes the turns, which must not wait for one."""
+        return self._driver.is_current
+
+    def _has_mail(self) -> bool:
+        return bool(self._inbox or self._obeys)
+
+    def _obey(self, ticket: Ticket) -> None:
+        """Note that a request was cancelled."""
+        self._obeys.append(ticket)
+        self._driver.wake(only_if_running=True)
+
+    def turn(self) -> bool:
+        """Obey, read at most one chunk, make at most one step; returns whether anything is left to do."""
+        try:
+            self._take_mail()
+            self._seat()
+            chosen = self._to_read()
+            if chosen is not None:
+                self._read(chosen)
+                self._take_mail()
+                self._seat()
+            if len(self._rows):
+                self._step()
+            self._rows.remove_ended()
+        except Exception as error:
+            self._fail(error)
+        self._held = self._held_tokens
+        return bool(self._tickets)
+
+    def _take_mail(self) -> None:
+        """Take in what was submitted, let go what was cancelled, is too late, or has no engine any more."""
+        while self._inbox:
+            ticket = self._inbox.popleft()
+            if ticket.state == "closed":
+                continue
+            self._tickets[ticket] = None
+            self._scheduler.add(ticket)
+            if ticket.request.deadline is not None:
+                self._timed.add(ticket)
+        freed = False
+        while self._obeys:
+            ticket = self._obeys.popleft()
+            if ticket.state != "closed":
+                self._close(ticket, RequestCancelledError())
+                freed = True
+        if self._closed:
+            for ticket in list(self._tickets):
+                self._close(ticket, EngineClosedError())
+        for ticket in list(self._timed):
+            if ticket.seated_at is not None:
+                self._timed.discard(ticket)
+            elif time.monotonic() > (ticket.request.deadline or 0.0):
+                self._close(ticket, QueueTimeoutError())
+        if freed or self._closed:
+            self._rows.remove_ended()
+
+    def _seat(self) -> None:
+        """Give rows to candidates that wait: first those that have rows of their own, then whose turn it is."""
+        for ticket in list(self._seated):
+            if ticket.waiting and self._takes_rows:
+                self._admit(ticket, len(ticket.waiting))
+        while self._takes_rows and self._free_rows > 0 and self._seat_next():
+            pass
+
+    def _seat_next(self) -> bool:
+        """Give rows to the next request that is read and fits; returns whether there was one.
+
+        One that does not fit lets others pass, but no more rows of theirs than it waits for itself.
+        """
+        passed: list[Ticket] = []
+        chosen, rows = None, 0
+        for tickets in self._scheduler.lines():
+            ticket = tickets[0]
+            if not ticket.is_read or isinstance(ticket.request, Reading):
+                continue
+            try:
+                rows = self._rows_for(ticket)
+            except MemoryLimitError as error:
+                self._close(ticket, error)
+                continue
+            if rows:
+                chosen = ticket
+                break
+            if ticket.overtaken >= (ticket.kept_rows or 1):
+                break
+            passed.append(ticket)
+        if chosen is None:
+            return False
+        self._scheduler.charge(chosen, rows)
+        for ticket in passed:
+            ticket.overtaken += rows
+        if chosen.kept_rows is not None:
+            self._seated[chosen] = chosen.kept_rows
+        if chosen.kept_rows is not None or rows == len(chosen.waiting):
+            self._scheduler.remove(chosen)
+        self._admit(chosen, rows)
+        return True
+
+    def _admit(self, ticket: Ticket, rows: int) -> None:
+        """Give rows to the next candidates of a request; its prompt is let go with the last that there will be."""
+        candidates, ticket.waiting = ticket.waiting[:rows], ticket.waiting[rows:]
+        if ticket.seated_at is None:
+            ticket.seated_at = time.perf_counter()
+        ticket.state = "decoding"
+        self._rows.admit(ticket, candidates)
+        ticket.live.update(candidates)
+        if not ticket.waiting and ticket.kept_rows is None:
+            self._forget_prompt(ticket)  # copied into all its rows
+        try:
+            ticket.consumer.begun(candidates)
+        except Exception as error:
+            self._close(ticket, error)
+
+    @property
+    def _free_rows(self) -> int:
+        """Rows that nobody has and nobody keeps."""
+        kept = sum(self._seated.values())
+        own = sum(len(ticket.live) for ticket in self._seated)
+        return self.most_rows - kept - (len(self._rows) - own)
+
+    @property
+    def _takes_rows(self) -> bool:
+        """Whether rows can be added to those at work: where a graph concatenates, all are equally long."""
+        return not len(self._rows) or self.session.takes_ragged_rows
+
+    def _rows_for(self, ticket: Ticket) -> int:
+        """How many rows a request that is read can be given now, by the rows that are free and by memory.
+
+        Raises `MemoryLimitError`, with the numbers, for one that does not fit although nothing else is at work.
+        """
+        kept = ticket.kept_rows
+        rows = min(len(ticket.waiting) if kept is None else kept, self._free_rows)
+        if kept is not None and rows < kept:
+            return 0
+        while rows and not self._fits(ticket, rows):
+            rows = rows // 2 if kept is None else 0
+        if not rows and not len(self._rows):
+            self._forget_prompts(ticket)
+            rows = kept or 1
+            if not self._fits(ticket, rows):
+                prompt, new = len(ticket.request.prompt_ids), _new_tokens(ticket.request)
+                self.session.require_rows(rows, prompt, new, self._ledger.budget(self._held_tokens))
+        return rows
+
+    def _fits(self, ticket: Ticket, rows: int) -> bool:
+        """Whether memory holds so many more rows of a request beside all that is live."""
+        budget = self._ledger.budget(self._held_tokens)
+        if budget is None:
+            return True
+        longest = max(self._rows.longest_limit, len(ticket.request.prompt_ids) + _new_tokens(ticket.request))
+        layers = len(self.session.layers)
+        needed = self._ledger.batch_bytes(len(self._rows) + rows, longest, layers) + self._prompt_bytes
+        return needed <= budget
+
+    def _forget_prompts(self, ticket: Ticket) -> None:
+        """Forget the prompts of others that were read ahead; they will be read again."""
+        for other in list(self._prompts):
+            if other is not ticket and other.seated_at is None and other.chunks is None:
+                self._forget_prompt(other)
+                other.state = "queued"
+
+    def _forget_prompt(self, ticket: Ticket) -> None:
+        ticket.prompt = None
+        self._prompts.pop(ticket, None)
+
+    @property
+    def _prompt_bytes(self) -> int:
+        """Bytes of the prompts that have been read and are not copied into all their rows."""
+        return sum(cache.capacity for cache in self._prompts.values()) * self.session.kv_bytes_per_token
+
+    @property
+    def _held_tokens(self) -> int:
+        """Tokens whose keys and values are in memory."""
+        return self._rows.held_tokens + sum(cache.longest for cache in self._prompts.values())
+
+    def _to_read(self) -> Ticket | None:
+        """The request of which a chunk is to be read next, if one is: not too far ahead of the rows."""
+        ahead, wanted = 0, max(1, self._free_rows, self.most_rows // 2)
+        for tickets in self._scheduler.lines():
+            for ticket in tickets:
+                if isinstance(ticket.request, Reading) or not ticket.is_read:
+                    # The prompt that is next waits for memory; those behind it do not pass.
+                    return ticket if ticket.prompt is not None or self._may_read(ticket) else None
+                ahead += len(ticket.waiting)
+                if ahead >= wanted and len(self._rows):
+                    return None
+        return None
+
+    def _may_read(self, ticket: Ticket) -> bool:
+        """Whether memory holds a prompt beside all that is live; with nothing at work it is tried in any case."""
+        budget = self._ledger.budget(self._held_tokens)
+        if budget is None or not (len(self._rows) or self._prompts):
+            return True
+        live = self._ledger.batch_bytes(len(self._rows), self._rows.longest_limit, len(self.session.layers))
+        return live + self._prompt_bytes + self._ledger.prompt_bytes(_row_tokens(ticket.request)) <= budget
+
+    def _read(self, ticket: Ticket) -> None:
+        """Read the next chunk of a prompt, or of a given response."""
+        self._scheduler.charge(ticket, 1)
+        try:
+            if not ticket.is_read:
+                self._read_prompt(ticket)
+                return
+            if ticket.chunks is None:
+                ticket.chunks = read_responses(self.session, ticket)
+            step = next(ticket.chunks, None)
+        except Exception as error:
+            self._close(ticket, error)
+            return
+        if step is None:
+            self._close(ticket, None)
+        else:
+            self._deliver(ticket, step)
+
+    def _read_prompt(self, ticket: Ticket) -> None:
+        """Read the next chunk of a prompt, after what is known of it."""
+        begun = time.perf_counter()
+        token_ids = ticket.request.prompt_ids
+        if ticket.prompt is not None:
+            cache = ticket.prompt.cache
+        else:
+            room = _row_tokens(ticket.request)
+            cache = self.session.new_cache(1, room, room)
+            self._prompts[ticket] = cache
+            if self._prefixes is not None:
+                self._prefixes.restore(cache, token_ids)
+        part = token_ids[cache.longest : cache.longest + self._chunk]
+        logits = self.session.prefill(cache, part, chunk=self._chunk).logits
+        ticket.prompt = Prefilled(cache, logits, token_ids)
+        ticket.state = "waiting" if ticket.is_read else "reading"
+        if self._prefixes is not None and ticket.is_read:
+            self._prefixes.keep(cache, token_ids)
+        ticket.watch.prefill_s += time.perf_counter() - begun
+
+    def _step(self) -> None:
+        """Decode a token for every row, and hand out what came of it."""
+        try:
+            steps = self._rows.step()
+        except BrokenRowsError as broken:
+            for ticket in broken.tickets:
+                self._close(ticket, broken.error)
+            return
+        self.steps += 1
+        for ticket, step in steps:
+            ticket.live.difference_update(end.candidate for end in step.finished)
+            self._deliver(ticket, step)
+            if ticket.state == "decoding" and not (ticket.live or ticket.waiting):
+                self._close(ticket, None)
+
+    def _deliver(self, ticket: Ticket, step: Step) -> None:
+        """Hand a step to its consumer, and do what it orders."""
+        try:
+            orders = ticket.consumer.step(step)
+        except Exception as error:
+            self._close(ticket, error)
+            return
+        if orders is not None:
+            self._follow(ticket, orders)
+
+    def _follow(self, ticket: Ticket, orders: Orders) -> None:
+        if orders.drop:
+            self._rows.drop(ticket, orders.drop)
+            ticket.live.difference_update(orders.drop)
+            if ticket.kept_rows is not None:
+                ticket.waiting = [candidate for candidate in ticket.waiting if candidate not in orders.drop]
+        if orders.begin:
+            ticket.waiting = [*ticket.waiting, *range(ticket.begun, ticket.begun + orders.begin)]
+            ticket.begun += orders.begin
+        if orders.most_rows is not None and ticket in self._seated:
+            self._seated[ticket] = max(len(ticket.live) + len(ticket.waiting), orders.most_rows)
+
+    def _close(self, ticket: Ticket, error: BaseException | None) -> None:
+        """End a request: its rows are free before the next step."""
+        if ticket.state == "closed":
+            return
+        ticket.state = "closed"
+        self._rows.drop(ticket)
+        self._scheduler.remove(ticket)
+        self._seated.pop(ticket, None)
+        self._tickets.pop(ticket, None)
+        self._forget_prompt(ticket)
+        self._timed.discard(ticket)
+        ticket.chunks = None
+        ticket.live.clear()
+        ticket.waiting = ()
+        try:
+            ticket.consumer.closed(error)
+        except Exception:
+            self.failures += 1  # nobody is left to be told
+
+    def _fail(self, error: Exception) -> None:
+        """Fail everything in flight, and begin with new rows."""
+        self.failures += 1
+        self._rows = Rows(self.session)
+        self._prompts.clear()
+        known = isinstance(error, SwiftEdgeError)
+        for ticket in list(self._tickets):
+            failure: Exception = error
+            if not known:
+                failure = EngineFailedError(f"{type(error).__name__}: {one_line(error)}")
+                failure.__cause__ = error
+            self._close(ticket, failure)
+
+
+def _new_tokens(request: Request) -> int:
+    return request.max_new_tokens if isinstance(request, Generation) else max(map(len, request.responses))
+
+
+def _row_tokens(request: Request) -> int:
+    """Tokens of the row that a prompt is read into; given responses are read behind it."""
+    own = 0 if isinstance(request, Generation) else _new_tokens(request)
+    return len(request.prompt_ids) + own

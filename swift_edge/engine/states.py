@@ -1,0 +1,44 @@
+"""What hidden states are multiplied with where they lie, and how NumPy does it.
+
+g rows of weights   l layers   d numbers of a state   m tokens
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateWeights:
+    """The part of a head that reads states: of each token, g numbers come out."""
+
+    layers: tuple[int, ...]
+    """Hidden states that are read, in this order; empty where the logits are read as one slice."""
+    weight: NDArray[np.float32]  # [g, l, d], or [g, 1, v] for logits
+    """Weights of each state."""
+    rms_epsilon: float | None
+    """Added to the mean square of a state before it is divided by its root; None where states are taken as they are."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """The same for the very same numbers in memory, read alike."""
+        return self.layers, self.rms_epsilon, self.weight.shape, self.weight.ctypes.data
+
+
+def state_products(states: NDArray[Any], weights: StateWeights) -> NDArray[np.float64]:
+    """Products of the weights with states, float32 or float16 `[l, m, d]`, summed over the slices: `[g, m]`.
+
+    A token's products do not depend on the tokens beside it, bit for bit.
+    """
+    contiguous = np.ascontiguousarray(states, dtype=np.float32)
+    # Without `optimize`, einsum has its own loop over d for each token and slice: no BLAS, no sum that m changes.
+    products = np.einsum("lmd,gld->gml", contiguous, weights.weight)  # [g, m, l]
+    if weights.rms_epsilon is not None:
+        # Dividing the products is dividing the states: one number per token and slice.
+        squares = np.einsum("lmd,lmd->ml", contiguous, contiguous)  # [m, l]
+        products /= np.sqrt(squares / np.float32(states.shape[2]) + np.float32(weights.rms_epsilon))
+    # The sum over l runs along memory for every m; across rows its order would be another at m = 1.
+    summed: NDArray[np.float64] = np.ascontiguousarray(products, dtype=np.float64).sum(axis=2)
+    return summed

@@ -1,0 +1,58 @@
+"""By what candidates are scored, and what that needs from the engine: a head, or a signal without one."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swift_edge.arrays import Floats
+from swift_edge.engine.request import Reads, Step
+from swift_edge.engine.signals import TokenStatistics
+from swift_edge.scoring.head import Head
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A head, or a signal."""
+
+    head: Head | None
+    """The head that scores; None for a signal."""
+    signal: str | None
+    """The label-free signal that scores; None with a head."""
+    uncounted: frozenset[int] = frozenset()
+    """Token ids that the head does not score: the EOS ids, where it was trained without them."""
+
+    @classmethod
+    def by_head(cls, head: Head, eos_ids: Collection[int]) -> "Scorer":
+        """Score by a head of a model with these EOS ids."""
+        return cls(head, None, frozenset(() if head.includes_eos else eos_ids))
+
+    @property
+    def counts_eos(self) -> bool:
+        """Whether a response is scored with the EOS that ends it."""
+        return self.head is not None and self.head.includes_eos
+
+    @property
+    def reads(self) -> Reads:
+        """What is read of every token."""
+        if self.head is None:
+            return Reads(statistics=frozenset({self.signal} & {"self_certainty"}))
+        named = frozenset(self.head.token_statistics) & {"entropy", "self_certainty"}
+        return Reads(weights=(self.head.state_weights,), statistics=named)
+
+    def evaluate(self, products: NDArray[Any], statistics: TokenStatistics) -> tuple[Floats, Floats]:
+        """Gates and rewards `[f]` of f tokens, by what their states come to with the head's weights, `[g, f]`.
+
+        `statistics` are those of the same tokens, and may go on with tokens that were not fed.
+        """
+        if self.head is None:
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        return self.head.evaluate_products(products, statistics.of(slice(products.shape[1])))
+
+    def evaluate_step(self, step: Step) -> tuple[Floats, Floats]:
+        """Gates and rewards `[f]` of the tokens of a step that were fed; f is 0 without a head."""
+        if not step.products:
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
+        return self.evaluate(step.products[0], step.statistics)

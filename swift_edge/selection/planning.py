@@ -1,0 +1,112 @@
+"""What the options of a pick come to with an opened model and its head: checked once, before anything is computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swift_edge.engine.model import OpenedModel
+from swift_edge.errors import InvalidOptionError
+from swift_edge.options import PickOptions, SamplingOptions, SignalName, options_of
+from swift_edge.scoring.head import Head, check_head, load_head
+from swift_edge.scoring.scorer import Scorer
+from swift_edge.selection.adaptive.pace import Pace
+from swift_edge.selection.adaptive.steering import Plan
+from swift_edge.selection.decision import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """A model with the head that scores its candidates; shared by calls and threads."""
+
+    model: OpenedModel
+    """The model."""
+    head: Head | None
+    """The head that scores unless a signal is asked for."""
+    head_name: str | None
+    """The head as the caller named it, or its file name in the bundle."""
+    bundle: str
+    """The bundle, as the caller named it."""
+    warnings: tuple[str, ...]
+    """What the caller should know, one line each."""
+    pace: Pace
+    """How long steps take here, and what plans make of it."""
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        head: str | Head | None = None,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        prefix_cache_bytes: int = 0,
+        rows: int | None = None,
+    ) -> "Planner":
+        """Open and check a bundle and its head; `head` replaces the bundle's own. The others are `OpenedModel.open`'s.
+
+        Raises what that does, and `HeadFileError` and `HeadMismatchError` before the graph is opened.
+        """
+        bundle = OpenedModel.bundle_at(path)
+        loaded: Head | None
+        name: str | None
+        if isinstance(head, Head):
+            loaded, name = head, f"a head of {head.base_model or 'an unnamed model'}"
+        elif head is not None:
+            loaded, name = load_head(head), head
+        elif bundle.head_path is not None:
+            loaded, name = load_head(bundle.head_path), bundle.head_path.name
+        else:
+            loaded, name = None, None
+        warnings = [] if loaded is None else check_head(loaded, bundle.manifest)
+        if not bundle.manifest.hidden_states.indices:
+            warnings.append(
+                f"{path} ({bundle.origin}) gives no hidden states: it serves label-free signals and heads on logits; "
+                "run swift-edge export for other heads"
+            )
+        model = OpenedModel.open(bundle, providers, threads, prefix_cache_bytes, rows)
+        return cls(model, loaded, name, path, (*warnings, *model.warnings), Pace(bundle, model.engine))
+
+    def scorer(self, signal: SignalName | None) -> Scorer:
+        """By what to score: the signal that was asked for, else the head, else the mean log-probability."""
+        if signal is None and self.head is not None:
+            return Scorer.by_head(self.head, self.model.bundle.manifest.tokens.eos_ids)
+        return Scorer(None, signal or "mean_logprob")
+
+    def planned(self, options: PickOptions) -> "PlannedPick":
+        """Check every combination of options; raises `InvalidOptionError`."""
+        manifest = self.model.bundle.manifest
+        resolved = options.resolved(manifest.sampling)
+        assert resolved.seed is not None
+        sampling = SamplingOptions(**{name: getattr(resolved, name) for name in options_of(SamplingOptions)})
+        scorer = self.scorer(resolved.signal)
+        plan = Plan.of(resolved, Decision.of(scorer.head, resolved))
+        if plan.most > 1 and sampling.temperature == 0:
+            raise InvalidOptionError(
+                f"n is {options.n} at temperature 0, where all candidates are the same; "
+                "expected n=1, or a temperature above 0"
+            )
+        stop_ids = frozenset(manifest.tokens.eos_ids)
+        return PlannedPick(self, resolved, resolved.seed, sampling, scorer, self.pace.applied(plan), stop_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPick:
+    """What picks with the same options have in common."""
+
+    planner: Planner
+    """The model and its head."""
+    options: PickOptions
+    """What was asked for, the bundle's own filled in."""
+    seed: int
+    """Seed of all candidates' random numbers."""
+    sampling: SamplingOptions
+    """How tokens are drawn."""
+    scorer: Scorer
+    """By what candidates are scored."""
+    plan: Plan
+    """How many candidates there are, which are dropped, and how the pick is made."""
+    stop_ids: frozenset[int]
+    """Ids that end a response: the bundle's, or none where every response has to have the same length."""
+
+    @property
+    def model(self) -> OpenedModel:
+        """The model."""
+        return self.planner.model
