@@ -1,8 +1,7 @@
 """The pace of a model on this machine: how its steps grow with their rows, measured once, and what picks make of it.
 
 The measurement is kept in the user's cache folder, so that a seed fixes the outcome the next time, too. Where none may
-be kept nothing is measured, and picks go by nothing but what was asked for. Knows bundles, plans and step times.
-Does not know how a step is timed.
+be kept nothing is measured, and picks go by nothing but what was asked for. Nothing is measured beside other work.
 """
 
 import contextlib
@@ -15,21 +14,26 @@ from dataclasses import replace
 from typing import Any, Final
 
 from swift_edge.bundle.folder import Bundle
+from swift_edge.engine.engine import Engine
 from swift_edge.engine.providers import onnxruntime_module
-from swift_edge.engine.sampling import SamplingOptions
-from swift_edge.engine.session import ModelSession
 from swift_edge.errors import SwiftEdgeError
-from swift_edge.scoring.candidate import Ranking
+from swift_edge.options import SamplingOptions
+from swift_edge.scoring.scorer import Scorer
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import PROMPT_TOKENS, StepTimes, timed_steps
 from swift_edge.system.cache_folder import CacheRecord
 from swift_edge.system.machine import available_memory
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
 ROWS: Final = (1, 4, 8, 16)
 """Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
 NEW_TOKENS: Final = 3
-ROUNDS: Final = 2
+ROUNDS: Final = 3
+NOISE: Final = 1.15
+"""Times as long as the shortest step of a round that the next shortest one of another round may take: where the rounds
+differ more, the machine is busy, and what was measured would be kept although it is wrong."""
+MOST_TRIES: Final = 3
+"""Measurements that are refused before nothing more is measured in this process."""
 LONG_PROMPT: Final = 1024
 """Prompt tokens beyond which what was measured with short prompts says little: attention takes its time and memory."""
 
@@ -37,16 +41,17 @@ LONG_PROMPT: Final = 1024
 class Pace:
     """How long the steps of an opened bundle take; shared by threads.
 
-    >>> pace = Pace(bundle, session)
+    >>> pace = Pace(bundle, engine)
     >>> plan = pace.applied(plan)
     """
 
-    def __init__(self, bundle: Bundle, session: ModelSession) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
         """Remember what to measure."""
         self._bundle = bundle
-        self._session = session
+        self._engine = engine
         self._lock = threading.Lock()
         self._times: StepTimes | None = None
+        self._tries = 0
         self.is_settled = False
         """Whether it is known how long steps take, or that it is not to be known."""
 
@@ -74,16 +79,19 @@ class Pace:
             if not self.is_settled:
                 record, key = self._record()
                 self._times = _read(record.read(), key)
-                if self._times is None and record.is_kept and may_measure:
+                measures = self._times is None and record.is_kept and may_measure
+                if measures and self._tries < MOST_TRIES and self._engine.is_idle:
+                    self._tries += 1
                     self._measure(record, key)
-                self.is_settled = may_measure or self._times is not None
+                gives_up = not record.is_kept or self._tries >= MOST_TRIES
+                self.is_settled = self._times is not None or (may_measure and gives_up)
             return self._times
         finally:
             self._lock.release()
 
     def _record(self) -> tuple[CacheRecord, dict[str, Any]]:
         """Where the times are kept, and under which conditions they hold."""
-        session, files = self._session, self._bundle.manifest.files
+        session, files = self._engine.session, self._bundle.manifest.files
         key = {
             "version": RECORD_VERSION,
             "files": {name: files[name].sha256 for name in self._bundle.manifest.fixed_files},
@@ -95,18 +103,24 @@ class Pace:
         return CacheRecord("pace", "\n".join(subject)), key
 
     def _measure(self, record: CacheRecord, key: Mapping[str, Any]) -> None:
-        """Time a few steps and keep the times; where memory does not hold so many rows, a later start may."""
-        session = self._session
+        """Time a few steps and keep the times, unless memory does not hold so many rows or the machine is busy.
+
+        A later pick may then; until then the plan is what was asked for.
+        """
+        engine = self._engine
         # What cannot be measured or kept now must not decide what is picked now, nor be a reason not to pick.
         with contextlib.suppress(SwiftEdgeError, OSError):
             available = available_memory()
-            if session.fitting_rows(ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < ROWS[-1]:
+            if engine.session.fitting_rows(ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < ROWS[-1]:
                 return
             # A head and filters are left out: they add little to a step, and what came first would decide for all.
-            ranking = Ranking(None, "mean_logprob")
-            timed = timed_steps(session, ranking, SamplingOptions(), ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
-            # The shortest: whatever else the machine is at makes steps longer, those of many rows most of all.
-            record.write({**key, "seconds": {str(rows): min(map(min, found)) for rows, found in timed.items()}})
+            scorer = Scorer(None, "mean_logprob")
+            timed = timed_steps(engine, scorer, SamplingOptions(), ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+            # The shortest of each round: whatever else the machine is at makes steps longer, those of many rows most.
+            least = {rows: sorted(map(min, rounds)) for rows, rounds in timed.items()}
+            if any(second > NOISE * first for first, second, *_ in least.values()):
+                return
+            record.write({**key, "seconds": {str(rows): found[0] for rows, found in least.items()}})
             # As it was written: another process may have done so meanwhile.
             self._times = _read(record.read(), key)
 
