@@ -4,22 +4,23 @@ What happens between the two is `picking.pick_each`, for one prompt or many; `st
 """
 
 import os
-import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Unpack
 
 from swift_edge.bundle.folder import Bundle
-from swift_edge.engine.model import OpenedModel, Options, Prompt
+from swift_edge.engine.model import OpenedModel, Prompt
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import InvalidOptionError
+from swift_edge.options import PickInput, PickOptions, SignalName
 from swift_edge.results import Event, Picked, Selection
 from swift_edge.scoring.candidate import GrowingCandidate
 from swift_edge.scoring.head import Head
 from swift_edge.scoring.reading import CHUNK_TOKENS, read_answer
-from swift_edge.selection.decision import Decision, ExternalScorer, Extractor
+from swift_edge.selection.decision import Decision
 from swift_edge.selection.pick import Request, Work, pick_each, select
+from swift_edge.selection.planning import planned, ranking_by
 
 
 class Selector:
@@ -70,104 +71,25 @@ class Selector:
         """The bundle, opened and checked."""
         return self._open().bundle
 
-    def pick(
-        self,
-        prompt: Prompt,
-        *,
-        n: int | Literal["auto"] = 8,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = 0,
-        signal: str | None = None,
-        strategy: str = "auto",
-        task: str | Extractor | None = None,
-        external: ExternalScorer | None = None,
-        min_confidence: float | None = None,
-        max_n: int | None = None,
-        prune: str | Mapping[int, int] | None = None,
-        budget_tokens: int | None = None,
-        budget_seconds: float | None = None,
-        raw: bool = False,
-    ) -> Selection:
+    def pick(self, prompt: Prompt, *, options: PickOptions | None = None, **changes: Unpack[PickInput]) -> Selection:
         """Sample `n` responses to `prompt`, a text or chat messages, and pick the best.
 
-        Sampling options that are None are the bundle's own; 0 (top_k, min_p) and 1 (top_p, repetition_penalty) switch a
-        filter off. A response ends at an EOS id, before a string of `stop`, at `max_new_tokens`, or where the context
-        is full. The same seed gives the same candidates, and candidate i does not depend on n; None draws a seed.
-        Candidates are scored by the head; `signal` scores them by `mean_logprob` or `self_certainty` instead. `raw`
-        takes the prompt as it is, without the chat template.
-
-        `strategy` says how the pick is made from the scores: `strategies` lists them. `auto` is `ranking` with external
-        scores; `calibrated` with a calibrated head where answers can be found, `best-of-majority` where they can and
-        the head is not calibrated; else `best`. `task` says how answers are found: one of `answers.ANSWER_TASKS`, or a
-        function from a text to its answer or None; None is the task that the head was trained on. `external` is a
-        function from the candidates' texts to one score each. With `min_confidence` the selection says whether the
-        pick is less likely to be right than that.
-
-        With `n="auto"` four candidates are begun, or as many as take hardly longer on this machine, and more, up to
-        `max_n` (16), until an answer is as likely as `min_confidence`; without that, until what more of them could
-        change is not worth their tokens. `prune` drops rows while they are written: `auto` those that the head
-        calibrated on prefixes finds much less likely than the best, a schedule such as `{16: 8, 32: 4}` all but the
-        best 8 at 16 tokens and all but 4 at 32, `off` none. None is `auto` with `n="auto"`, where tokens are to be
-        saved, and `off` with a number. `budget_tokens` bounds the response tokens of all candidates, `budget_seconds`
-        the time, but for one step and the reading of the prompt. Candidates that are dropped are in the selection, with
-        the reason.
+        Options come as `PickOptions`, which says what each of them means, or as keywords, which win. A response ends at
+        an EOS id, before a string of `stop`, at `max_new_tokens`, or where the context is full. The same seed gives the
+        same candidates, and candidate i does not depend on n.
 
         Raises `InvalidOptionError` for options out of range or n > 1 at temperature 0, `PromptError` for a prompt that
         is empty, too long or refused by the template, `MemoryLimitError` if the rows cannot fit into memory.
         """
-        options = _options(
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            signal=signal,
-            strategy=strategy,
-            task=task,
-            external=external,
-            min_confidence=min_confidence,
-            max_n=max_n,
-            prune=prune,
-            budget_tokens=budget_tokens,
-            budget_seconds=budget_seconds,
-            raw=raw,
-        )
-        return _last(self._events(prompt, options, watched=False))
+        return _last(self._events(prompt, PickOptions.of(options, changes), watched=False))
 
     def pick_many(
         self,
         prompts: Iterable[Prompt],
         *,
         in_order: bool = False,
-        n: int | Literal["auto"] = 8,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = 0,
-        signal: str | None = None,
-        strategy: str = "auto",
-        task: str | Extractor | None = None,
-        external: ExternalScorer | None = None,
-        min_confidence: float | None = None,
-        max_n: int | None = None,
-        prune: str | Mapping[int, int] | None = None,
-        budget_tokens: int | None = None,
-        budget_seconds: float | None = None,
-        raw: bool = False,
+        options: PickOptions | None = None,
+        **changes: Unpack[PickInput],
     ) -> Iterator[Selection]:
         """Pick for every prompt; yields selections as they finish, or in the order of the prompts if `in_order`.
 
@@ -176,98 +98,39 @@ class Selector:
         Options are checked at once, prompts when their turn comes: the error of one is raised when those before it have
         been answered.
         """
-        options = _options(
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            signal=signal,
-            strategy=strategy,
-            task=task,
-            external=external,
-            min_confidence=min_confidence,
-            max_n=max_n,
-            prune=prune,
-            budget_tokens=budget_tokens,
-            budget_seconds=budget_seconds,
-            raw=raw,
-        )
+        asked = PickOptions.of(options, changes)
         if isinstance(prompts, str):
             raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
-        work = self._work(options)
+        work = self._work(asked)
         requests = (Request.of(work, prompt, time.perf_counter(), 0.0) for prompt in prompts)
         picked = (event.selection for _, event in pick_each(work, requests, watched=False) if isinstance(event, Picked))
         return _in_order(picked) if in_order else picked
 
     def stream(
-        self,
-        prompt: Prompt,
-        *,
-        n: int | Literal["auto"] = 8,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Sequence[str] = (),
-        seed: int | None = 0,
-        signal: str | None = None,
-        strategy: str = "auto",
-        task: str | Extractor | None = None,
-        external: ExternalScorer | None = None,
-        min_confidence: float | None = None,
-        max_n: int | None = None,
-        prune: str | Mapping[int, int] | None = None,
-        budget_tokens: int | None = None,
-        budget_seconds: float | None = None,
-        raw: bool = False,
+        self, prompt: Prompt, *, options: PickOptions | None = None, **changes: Unpack[PickInput]
     ) -> Iterator[Event]:
         """Do what `pick` does and tell about it: tokens with scores so far, finished candidates, `Picked` at the end.
 
         Options and prompt are checked before the first event is asked for.
         """
-        options = _options(
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            signal=signal,
-            strategy=strategy,
-            task=task,
-            external=external,
-            min_confidence=min_confidence,
-            max_n=max_n,
-            prune=prune,
-            budget_tokens=budget_tokens,
-            budget_seconds=budget_seconds,
-            raw=raw,
-        )
-        return self._events(prompt, options, watched=True)
+        return self._events(prompt, PickOptions.of(options, changes), watched=True)
 
-    def score(self, prompt: Prompt, texts: Sequence[str], *, signal: str | None = None, raw: bool = False) -> Selection:
+    def score(
+        self, prompt: Prompt, texts: Sequence[str], *, signal: SignalName | None = None, raw: bool = False
+    ) -> Selection:
         """Rank given responses to `prompt`; each is read in one go, after the prompt, which is read once.
 
         The EOS is appended to a text without one if the head was trained with it. Raises as `pick` does.
         """
+        asked = PickOptions(signal=signal, raw=raw)
         started = time.perf_counter()
         was_open = self._opened is not None
         opened = self._open()
         loaded = time.perf_counter()
-        ranking = opened.ranking(signal)
+        ranking = ranking_by(opened, asked.signal)
         if isinstance(texts, str) or not (texts := list(texts)) or not all(isinstance(text, str) for text in texts):
             raise InvalidOptionError(f"texts is {texts!r}; expected a list of at least one response to rank")
-        prompt_ids = opened.prompt_ids(prompt, raw=raw, feeds_last=ranking.feeds_last)  # [p]
+        prompt_ids = opened.prompt_ids(prompt, raw=asked.raw, feeds_last=ranking.feeds_last)  # [p]
         answers = [
             opened.answer_ids(text, place, len(prompt_ids), with_eos=ranking.counts_eos)
             for place, text in enumerate(texts)
@@ -302,14 +165,14 @@ class Selector:
                 )
             return self._opened
 
-    def _work(self, options: Options) -> Work:
+    def _work(self, options: PickOptions) -> Work:
         """Check options against the bundle."""
         opened = self._open()
-        sampling, ranking, plan = opened.verify(options)
-        plan = opened.pace.applied(plan)
-        return Work(opened, options, sampling, ranking, plan, self._path, opened.bundle.manifest.tokens.eos_ids)
+        found = planned(opened, options)
+        plan, eos_ids = opened.pace.applied(found.plan), opened.bundle.manifest.tokens.eos_ids
+        return Work(opened, found.options, found.seed, found.sampling, found.ranking, plan, self._path, eos_ids)
 
-    def _events(self, prompt: Prompt, options: Options, *, watched: bool) -> Iterator[Event]:
+    def _events(self, prompt: Prompt, options: PickOptions, *, watched: bool) -> Iterator[Event]:
         """Pick for one prompt; everything is checked before the first event is asked for."""
         started = time.perf_counter()
         was_open = self._opened is not None
@@ -321,55 +184,6 @@ class Selector:
             load_s += time.perf_counter() - begun
         request = Request.of(work, prompt, started, load_s)
         return (event for _, event in pick_each(work, iter((request,)), watched=watched))
-
-
-def _options(
-    *,
-    n: int | Literal["auto"],
-    max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    stop: Sequence[str],
-    seed: int | None,
-    signal: str | None,
-    strategy: str,
-    task: str | Extractor | None,
-    external: ExternalScorer | None,
-    min_confidence: float | None,
-    max_n: int | None,
-    prune: str | Mapping[int, int] | None,
-    budget_tokens: int | None,
-    budget_seconds: float | None,
-    raw: bool,
-) -> Options:
-    """Take the options as they were given: one stop string may come alone, and a seed that is None is drawn here.
-
-    By name, so that two of a type cannot change places, and without defaults, so that none can be forgotten.
-    """
-    return Options(
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        seed=secrets.randbits(32) if seed is None else seed,
-        signal=signal,
-        strategy=strategy,
-        task=task,
-        external=external,
-        min_confidence=min_confidence,
-        max_n=max_n,
-        prune=prune,
-        budget_tokens=budget_tokens,
-        budget_seconds=budget_seconds,
-        raw=raw,
-    )
 
 
 def _last(events: Iterator[Event]) -> Selection:

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from swift_edge.engine.model import OpenedModel, Options, Prompt
+from swift_edge.engine.model import OpenedModel, Prompt
 from swift_edge.engine.rows import DecodeLoop, Finished, Step
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.scheduler import ContinuousBatch
 from swift_edge.engine.step_memory import Ids
 from swift_edge.engine.stopwatch import Stopwatch
+from swift_edge.options import PickOptions, SamplingOptions
 from swift_edge.results import (
     Candidate,
     CandidateDropped,
@@ -47,8 +47,10 @@ class Work:
 
     opened: OpenedModel
     """The model."""
-    options: Options
-    """What was asked for."""
+    options: PickOptions
+    """What was asked for, the bundle's own filled in."""
+    seed: int
+    """Seed of all candidates' random numbers."""
     sampling: SamplingOptions
     """How tokens are drawn, the bundle's defaults filled in."""
     ranking: Ranking
@@ -140,7 +142,7 @@ class _Pick:
             plan = replace(plan, rows=min(rows, request.rows), refills=refills)
             self.steering, kept_rows = Steering(plan), plan.rows
         begun = range(plan.most if kept_rows is None else kept_rows)
-        self.queued = batch.submit(request.prompt_ids, begun, work.options.seed, kept_rows=kept_rows)
+        self.queued = batch.submit(request.prompt_ids, begun, work.seed, kept_rows=kept_rows)
         self._grow(self.queued.numbers)
         self.ends: dict[int, Finished | None] = {}
         self.candidates: dict[int, Candidate] = {}  # those that have been shown
@@ -210,7 +212,7 @@ class _Pick:
             prompt_tokens,
             timings,
             bundle=work.bundle,
-            seed=work.options.seed,
+            seed=work.seed,
             stopped_because=None if self.steering is None else self.steering.stopped_because,
             rows=self.queued.kept_rows,
             prompt_index=self.place,

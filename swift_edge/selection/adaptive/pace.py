@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from swift_edge.bundle.folder import Bundle
 from swift_edge.engine.providers import onnxruntime_module
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import SwiftEdgeError
+from swift_edge.options import SamplingOptions
 from swift_edge.scoring.candidate import Ranking
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import PROMPT_TOKENS, StepTimes, timed_steps

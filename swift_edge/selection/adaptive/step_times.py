@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from swift_edge.engine.rows import DecodeLoop, Prefilled
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.session import ModelSession
+from swift_edge.options import SamplingOptions
 from swift_edge.scoring.candidate import Ranking
 
 ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)

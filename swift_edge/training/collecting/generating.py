@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from swift_edge.engine.model import OpenedModel, Options
+from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.rows import DecodeLoop
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.scheduler import ContinuousBatch, QueuedPrompt
 from swift_edge.engine.session import WORKING_BYTES
 from swift_edge.engine.step_memory import Ids
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import InvalidOptionError, PromptError, TokenizerError, size_text
+from swift_edge.options import PickOptions
+from swift_edge.selection.planning import Planned, planned
 from swift_edge.system import machine
 from swift_edge.training.collecting.features import READ_STATISTICS, FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.collecting.problems import Problem, naming
@@ -48,7 +49,7 @@ class Tally:
 def generate(
     opened: OpenedModel,
     problems: Sequence[Problem],
-    options: Options,
+    options: PickOptions,
     reader: FeatureReader,
     *,
     rows: int = 16,
@@ -63,10 +64,10 @@ def generate(
     """
     if rows < 1:
         raise InvalidOptionError(f"rows is {rows}; expected at least 1")
-    sampling, _, plan = opened.verify(options)
+    work = planned(opened, options)
     longest = max((len(_prompt_ids(opened, problem, options, reader)) for problem in problems), default=0)
     _require_memory(opened, options, reader, rows, longest)
-    return _Loop(opened, problems, options, sampling, plan.most, reader, rows, tally or Tally()).run(on_step)
+    return _Loop(opened, problems, work, reader, rows, tally or Tally()).run(on_step)
 
 
 @dataclass(slots=True)
@@ -85,23 +86,22 @@ class _Loop:
         self,
         opened: OpenedModel,
         problems: Sequence[Problem],
-        options: Options,
-        sampling: SamplingOptions,
-        n: int,
+        work: Planned,
         reader: FeatureReader,
         rows: int,
         tally: Tally,
     ) -> None:
         self._opened = opened
-        self._options = options
-        self._n = n
+        self._options = work.options
+        self._seed = work.seed
+        self._n = work.plan.most
         self._reader = reader
         self._tally = tally
         self._decode = DecodeLoop(
             opened.session,
-            sampling,
+            work.sampling,
             opened.bundle.manifest.tokens.eos_ids,
-            min(options.max_new_tokens, opened.session.context_length),
+            min(work.options.max_new_tokens, opened.session.context_length),
             layers=reader.read_layers,
             keep_logits=reader.keep_logits,
             statistics=READ_STATISTICS,
@@ -156,7 +156,7 @@ class _Loop:
                 return
             problem = self._to_come.popleft()
             prompt_ids = _prompt_ids(self._opened, problem, self._options, self._reader)
-            queued = self._batch.submit(prompt_ids, range(self._n), self._options.seed)
+            queued = self._batch.submit(prompt_ids, range(self._n), self._seed)
             begun = _Begun(problem, queued)
             self._begun.append(begun)
             self._tally.prompt_tokens += len(prompt_ids)
@@ -165,7 +165,7 @@ class _Loop:
                 self._growing[number] = begun, growing
 
 
-def _prompt_ids(opened: OpenedModel, problem: Problem, options: Options, reader: FeatureReader) -> Ids:
+def _prompt_ids(opened: OpenedModel, problem: Problem, options: PickOptions, reader: FeatureReader) -> Ids:
     try:
         return opened.prompt_ids(problem.prompt, raw=options.raw, feeds_last=reader.feeds_last)
     except (PromptError, TokenizerError) as error:
@@ -173,7 +173,7 @@ def _prompt_ids(opened: OpenedModel, problem: Problem, options: Options, reader:
 
 
 def _require_memory(
-    opened: OpenedModel, options: Options, reader: FeatureReader, rows: int, prompt_tokens: int
+    opened: OpenedModel, options: PickOptions, reader: FeatureReader, rows: int, prompt_tokens: int
 ) -> None:
     """Raise `MemoryLimitError`, with the numbers, if the rows and the features that they gather cannot fit."""
     session = opened.session
