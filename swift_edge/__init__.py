@@ -10,6 +10,7 @@ d hidden size, v vocabulary, h KV heads, k head dim, c KV capacity in tokens.
 """
 
 from swift_edge.errors import SwiftEdgeError
+from swift_edge.options import PickOptions
 from swift_edge.results import Candidate, CandidateFinished, Event, Picked, Selection, Timings, TokenSampled, Usage
 from swift_edge.selector import Selector
 
@@ -19,6 +20,7 @@ __all__ = [
     "Candidate",
     "CandidateFinished",
     "Event",
+    "PickOptions",
     "Picked",
     "Selection",
     "Selector",

@@ -1,18 +1,37 @@
-"""Options as callers give them: whole numbers, Python's own or NumPy's, and texts that name hidden states.
+"""Options as callers give them: numbers, Python's own or NumPy's, and texts that name hidden states."""
 
-Knows no option by name but `layers`, which is the same wherever it is asked for.
-"""
-
+import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 
 from swift_edge.errors import InvalidOptionError
 
 
-def is_whole(value: object, least: int) -> bool:
+def is_whole(value: object, least: float) -> bool:
     """Whether `value` is an integer of at least `least`, and not a truth value."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a finite number, and not a truth value."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    # An integer is finite, though it may be too great to be made a float.
+    return real and (isinstance(value, (int, np.integer)) or math.isfinite(value))  # type: ignore[arg-type]
+
+
+def expect(condition: bool, name: str, found: object, expected: str) -> None:
+    """Raise `InvalidOptionError`, with what an option is and what was expected, unless the condition holds."""
+    if not condition:
+        shown = repr(found)
+        raise InvalidOptionError(f"{name} is {shown if len(shown) <= 80 else shown[:77] + '...'}; expected {expected}")
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise `InvalidOptionError` unless an option is an integer of at least `least`."""
+    # A float would pass a comparison and fail later, where nobody knows its name.
+    expect(is_whole(value, least), name, value, f"an integer of at least {least}")
 
 
 def parse_layers(text: str, available: Sequence[int]) -> tuple[int, ...]:

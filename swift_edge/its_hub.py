@@ -15,10 +15,12 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeAlias
+from dataclasses import replace
+from typing import Any, Final, TypeAlias, Unpack
 
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import InvalidOptionError, PromptError
+from swift_edge.options import PickOptions, SignalName, WritingInput, WritingOptions
 from swift_edge.results import Selection
 from swift_edge.selector import Selector
 from swift_edge.system.extras import import_extra
@@ -48,15 +50,9 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         self,
         selector: Selector,
         *,
-        max_new_tokens: int = 512,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Sequence[str] = (),
-        signal: str | None = None,
+        signal: SignalName | None = None,
         seed: int = 0,
+        **writing: Unpack[WritingInput],
     ) -> None:
         """Take the options of `Selector.pick` that hold unless a call brings its own; its_hub's algorithms bring few.
 
@@ -64,17 +60,8 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         same calls in the same order give the same responses. `signal` scores by it in place of the head.
         """
         self._selector = selector
-        self._max_new_tokens = max_new_tokens
-        self._temperature = temperature
-        self._stop = stop
-        self._signal = signal
-        self._options: dict[str, Any] = {
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "signal": signal,
-        }
+        # its_hub's algorithms compare answers themselves.
+        self._options = WritingOptions.of(None, writing).for_pick(signal=signal, seed=seed, strategy="best")
         self._seeds = itertools.count(seed)
         self._kept: dict[tuple[Turns, str], float] = {}
         self._lock = threading.Lock()
@@ -114,11 +101,12 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
             raise InvalidOptionError(
                 f"max_completion_tokens is {max_completion_tokens} and max_tokens is {max_tokens}; expected one of them"
             )
-        limits = (max_completion_tokens, max_tokens, self._max_new_tokens)
-        options = self._options | {
-            "max_new_tokens": next(limit for limit in limits if limit is not None),
-            "stop": self._stop if stop is None else stop,
-        }
+        limits = (max_completion_tokens, max_tokens, self._options.max_new_tokens)
+        options = replace(
+            self._options,
+            max_new_tokens=next(limit for limit in limits if limit is not None),
+            stop=self._options.stop if stop is None else stop,
+        )
         conversations = messages if _is_batch(messages) else [messages]
         temperatures = temperature if isinstance(temperature, Sequence) else [temperature] * len(conversations)
         if len(temperatures) != len(conversations):
@@ -127,14 +115,14 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
             )
         picks = _picks(
             [_question(conversation) for conversation in conversations],
-            [self._temperature if value is None else value for value in temperatures],
+            [self._options.temperature if value is None else value for value in temperatures],
         )
         # Counted before anything waits: a call that is canceled meanwhile does not change what later ones draw.
         seeds = [next(self._seeds) for _ in picks]
         responses: list[dict[str, str]] = [{}] * len(conversations)
         running = asyncio.get_running_loop()
         for ((shared, n), places), seed in zip(picks.items(), seeds, strict=True):
-            drawn = options | {"temperature": shared, "n": n, "seed": seed}
+            drawn = replace(options, temperature=shared, n=n, seed=seed)
             for prompt, selection in await running.run_in_executor(self._worker, self._pick, list(places), drawn):
                 self._keep(prompt, selection)
                 if usage_accumulator is not None:
@@ -171,7 +159,7 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
             if (prompt, text) not in known:
                 unread.setdefault(prompt, []).append(text)
         for prompt, texts in unread.items():
-            read = self._selector.score(_prompt(prompt), texts, signal=self._signal)
+            read = self._selector.score(_prompt(prompt), texts, signal=self._options.signal, raw=self._options.raw)
             known |= {(prompt, candidate.text): candidate.score for candidate in read.candidates}
         scores = [known[each] for each in asked]
         return scores if _is_batch(messages) else scores[0]
@@ -180,9 +168,9 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         """Do what `score` does while the event loop goes on."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, self.score, messages)
 
-    def _pick(self, prompts: list[Turns], options: dict[str, Any]) -> list[tuple[Turns, Selection]]:
+    def _pick(self, prompts: list[Turns], options: PickOptions) -> list[tuple[Turns, Selection]]:
         """Draw for different prompts in one batch."""
-        selections = self._selector.pick_many(map(_prompt, prompts), strategy="best", **options)
+        selections = self._selector.pick_many(map(_prompt, prompts), options=options)
         return [(prompts[selection.prompt_index], selection) for selection in selections]
 
     def _keep(self, prompt: Turns, selection: Selection) -> None:

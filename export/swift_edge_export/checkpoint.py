@@ -25,8 +25,9 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
-from swift_edge.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Architecture, DefaultSampling, Tokens
+from swift_edge.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Architecture, Tokens
 from swift_edge.errors import ExportError, TokenizerError, UnsupportedModelError
+from swift_edge.options import SamplingOptions
 from swift_edge_export.tracing.attention_config import buffer_head_dim, check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
@@ -51,7 +52,7 @@ class Checkpoint:
     """sizes of the graph's tensors"""
     tokens: Tokens
     """EOS, BOS and padding ids"""
-    sampling: DefaultSampling
+    sampling: SamplingOptions
     """sampling that the makers recommend"""
     tokenizer: Any
     """the fast tokenizer of transformers"""
@@ -282,11 +283,11 @@ def _token_ids(generation: Mapping[str, Any], config: PretrainedConfig, tokenize
     return Tokens(eos_ids=tuple(dict.fromkeys(eos)), bos_id=tokenizer.bos_token_id, pad_id=tokenizer.pad_token_id)
 
 
-def _sampling(generation: Mapping[str, Any]) -> DefaultSampling:
+def _sampling(generation: Mapping[str, Any]) -> SamplingOptions:
     # Zero stands for "off" in all of these; one filter alone is a recommendation not to use the others.
     temperature, top_p, top_k, min_p = (generation.get(name) or None for name in _SAMPLING)
     silent = temperature is top_p is top_k is min_p is None
-    return DefaultSampling(
+    return SamplingOptions(
         temperature=float(temperature or FALLBACK_TEMPERATURE),
         top_p=float(top_p or (FALLBACK_TOP_P if silent else 1.0)),
         top_k=top_k if top_k is not None and top_k > 0 else None,

@@ -13,14 +13,17 @@ to be timed or stopped. Knows text only: not where it came from, not how its can
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from swift_edge.answers import plain
 from swift_edge.answers.latex import canonical_latex
 from swift_edge.answers.stated import displayed, displayed_first, last_box, stated
 from swift_edge.errors import InvalidOptionError
 
-__all__ = ["ANSWER_TASKS", "AnswerTask", "answer_task"]
+__all__ = ["ANSWER_TASKS", "AnswerTask", "TaskName", "answer_task"]
+
+TaskName: TypeAlias = Literal["number", "latex", "letter", "yes-no", "literal", "text", "exact"]
+"""Names of the tasks, for type checkers and options; a test holds them equal to `ANSWER_TASKS`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from swift_edge.bundle.manifest import (
     TOKENIZER_NAME,
     Architecture,
     Bundle,
-    DefaultSampling,
     Graph,
     HiddenStates,
     Manifest,
@@ -25,7 +24,9 @@ from swift_edge.bundle.manifest import (
     file_inside,
     read_text,
 )
-from swift_edge.errors import ManifestError, UnknownFolderError
+from swift_edge.checks import is_number
+from swift_edge.errors import InvalidOptionError, ManifestError, UnknownFolderError
+from swift_edge.options import SamplingOptions, options_of
 
 GENAI_CONFIG_NAME = "genai_config.json"
 CONFIG_NAME = "config.json"
@@ -186,7 +187,7 @@ def _manifest(
     architecture: Architecture,
     kv: Literal["in-place", "concatenated"],
     tokens: Tokens,
-    sampling: DefaultSampling,
+    sampling: SamplingOptions,
     source: Path,
 ) -> Manifest:
     try:
@@ -236,20 +237,16 @@ def _tokens(sources: tuple[Mapping[str, Any], ...], path: Path) -> Tokens:
     return Tokens(eos_ids=ids("eos_token_id"), bos_id=bos[0] if bos else None, pad_id=pad[0] if pad else None)
 
 
-def _sampling(values: Mapping[str, Any], path: Path) -> DefaultSampling:
+def _sampling(values: Mapping[str, Any], path: Path) -> SamplingOptions:
     """Take over sampling values only where sampling is asked for: else they are a tool's fillers, not advice."""
     given = _set_values(values) if values.get("do_sample") is True else {}
-    kept: dict[str, Any] = {}
-    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "top_k"):
-        value = given.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
-            raise ManifestError(f"{path}: {name} is {value!r}; expected a number")
-        kept[name] = value
-    if kept.get("top_k", 1) <= 0:  # 0 and -1 switch the filter off
+    kept = {name: given[name] for name in options_of(SamplingOptions) if name in given}
+    if is_number(top_k := kept.get("top_k")) and top_k <= 0:  # 0 and -1 switch the filter off
         del kept["top_k"]
-    return DefaultSampling(**kept)
+    try:
+        return SamplingOptions(**kept)
+    except InvalidOptionError as error:
+        raise ManifestError(f"{path}: {error}: correct it, or copy the folder again") from error
 
 
 def _check_names(found: Mapping[str, Any], expected: Mapping[str, str], optional: set[str], where: str) -> None:

@@ -5,14 +5,14 @@ there are, how their files are checked, or what the model computes: `bundle.py` 
 """
 
 import json
-import math
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from swift_edge.errors import ManifestError, NewerFormatError, UnsafePathError
+from swift_edge.errors import InvalidOptionError, ManifestError, NewerFormatError, UnsafePathError
+from swift_edge.options import SamplingOptions
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "swift_edge.json"
@@ -94,22 +94,6 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class DefaultSampling:
-    """Sampling that the model's makers recommend."""
-
-    temperature: float = 1.0
-    """Divides the logits; 0 is greedy."""
-    top_p: float = 1.0
-    """Probability mass that is kept, in (0, 1]."""
-    top_k: int | None = None
-    """Most likely tokens that are kept."""
-    min_p: float | None = None
-    """Least probability that is kept, as a share of the greatest one."""
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens that were seen; 1 is none."""
-
-
-@dataclass(frozen=True, slots=True)
 class FileRecord:
     """A file as it was published."""
 
@@ -139,7 +123,7 @@ class Manifest:
     """What the graph asks of its caller."""
     tokens: Tokens
     """Token ids with a meaning."""
-    sampling: DefaultSampling
+    sampling: SamplingOptions
     """Sampling that the model's makers recommend."""
     files: Mapping[str, FileRecord]
     """Every file of the bundle but the manifest itself, by its name in the folder."""
@@ -165,20 +149,6 @@ class Manifest:
             self.precision.kv_cache,
             "null, as the graph concatenates keys and values",
         )
-        sampling = self.sampling
-        _expect(
-            math.isfinite(sampling.temperature) and sampling.temperature >= 0,
-            "sampling.temperature",
-            sampling.temperature,
-            "a finite number of at least 0",
-        )
-        _expect(0 < sampling.top_p <= 1, "sampling.top_p", sampling.top_p, "a number in (0, 1]")
-        _expect(sampling.top_k is None or sampling.top_k >= 1, "sampling.top_k", sampling.top_k, "null or at least 1")
-        _expect(
-            sampling.min_p is None or 0 <= sampling.min_p <= 1, "sampling.min_p", sampling.min_p, "null or in [0, 1]"
-        )
-        penalty = sampling.repetition_penalty
-        _expect(math.isfinite(penalty) and penalty > 0, "sampling.repetition_penalty", penalty, "a number above 0")
         for name, record in self.files.items():
             digits = set(record.sha256) <= set("0123456789abcdef") and len(record.sha256) == 64
             _expect(digits, f"files.{name}.sha256", record.sha256, "64 lower-case hex digits")
@@ -210,6 +180,8 @@ class Manifest:
             raise ManifestError(f"{source} is not JSON ({error}); export or copy the bundle again") from error
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}; export or copy the bundle again") from error
+        except InvalidOptionError as error:
+            raise ManifestError(f"{source}: sampling.{error}; export or copy the bundle again") from error
         assert isinstance(manifest, Manifest)
         return manifest
 

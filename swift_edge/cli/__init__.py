@@ -1,8 +1,9 @@
 """The command line: `swift-edge COMMAND`, also `python -m swift_edge COMMAND`.
 
 The answer goes to stdout, the report and every complaint to stderr. Exit status 0: done; 1: a `SwiftEdgeError` or a
-refusal of the operating system, told in one line; 2: the command was called wrongly; 130: interrupted, or asked to end
-(SIGTERM); 141: the reader of the output went away. This is the only place where errors become lines and exit statuses.
+refusal of the operating system, told in one line; 2: the command was called wrongly, the value of an option too; 3: a
+pick is less likely to be right than was asked for, and nothing is picked; 130: interrupted, or asked to end (SIGTERM);
+141: the reader of the output went away. This is the only place where errors become lines and exit statuses.
 
 Neither onnxruntime nor the tokenizers nor the exporter is imported before a command needs it.
 """
@@ -25,9 +26,10 @@ from swift_edge.cli.fitting import fit, recalibrate
 from swift_edge.cli.inspecting import inspect
 from swift_edge.cli.selecting import pick, score
 from swift_edge.cli.training import collect
-from swift_edge.errors import SwiftEdgeError
+from swift_edge.errors import InvalidOptionError, SwiftEdgeError
 
 EXIT_FAILED = 1
+EXIT_CALLED_WRONGLY = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
@@ -47,7 +49,7 @@ class CommandLine(click.Group):
             context.exit(EXIT_INTERRUPTED)
         except SwiftEdgeError as error:
             click.echo(f"error: {error}", err=True)
-            context.exit(EXIT_FAILED)
+            context.exit(EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED)
         except ImportError as error:
             # A library that is interrupted while it loads may turn the interruption into a failure to load.
             if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from swift_edge.cli.evaluating import size_list
-from swift_edge.cli.options import Command
+from swift_edge.cli.options import Command, declared
 from swift_edge.cli.progress import ProgressLine
 
 
@@ -32,13 +32,11 @@ def _sizes(name: str, default: str, what: str) -> Callable[[Command], Command]:
 @_sizes("prompt-tokens", "128", "Lengths of the prompt.")
 @_sizes("new-tokens", "128", "Lengths of the candidates.")
 @click.option("--rounds", type=int, default=5, show_default=True, metavar="N", help="Picks of each shape.")
-@click.option(
-    "--temperature",
-    type=float,
-    metavar="T",
+@declared(
+    "temperature",
     help="Random weights give flat logits: a low one makes them a trained model's.  [default: the bundle's]",
 )
-@click.option("--top-p", type=float, metavar="P", help="Probability mass to keep.  [default: the bundle's]")
+@declared("top_p")
 @click.option("--head", metavar="FILE", help="Head to score with.  [default: the bundle's, or a random one]")
 @click.option("--provider", "providers", multiple=True, metavar="NAME", help="Execution provider.  [default: cpu]")
 @click.option("--threads", type=int, metavar="N", help="Threads for the model.  [default: the cores allowed]")
@@ -49,12 +47,11 @@ def bench(
     prompt_tokens: tuple[int, ...],
     new_tokens: tuple[int, ...],
     rounds: int,
-    temperature: float | None,
-    top_p: float | None,
     head: str | None,
     providers: tuple[str, ...],
     threads: int | None,
     as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Time picks of every number of candidates with every length of prompt and candidate, in turn.
 
@@ -69,12 +66,11 @@ def bench(
             model,
             shapes,
             rounds=rounds,
-            temperature=temperature,
-            top_p=top_p,
             head=head,
             providers=providers or None,
             threads=threads,
             progress=lambda done, total: line.show(f"{done} of {total} picks"),
+            **sampling,
         )
     click.echo(json.dumps(results) if as_json else table(results))
 

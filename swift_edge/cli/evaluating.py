@@ -5,13 +5,13 @@ Ranges are checked by the runtime, whose messages say the way out.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from swift_edge.cli.options import running_options, writing_options
+from swift_edge.cli.options import declared, running_options, writing_options
 from swift_edge.cli.progress import ProgressLine, duration_text
-from swift_edge.cli.text import text_from
+from swift_edge.options import CollectOptions
 
 if TYPE_CHECKING:
     from swift_edge.training.collecting.collected import CollectProgress
@@ -91,7 +91,7 @@ file_path = click.Path(path_type=Path)
     "--recalibration-problems", type=int, default=300, show_default=True, metavar="N", help="How many of them."
 )
 @writing_options
-@click.option("--rows", type=int, default=16, show_default=True, metavar="N", help="Candidates to write at a time.")
+@declared("rows")
 @click.option("--limit", type=int, metavar="N", help="Take the first N problems only.")
 @running_options
 @click.option("--force", is_flag=True, help="Start over in a folder that holds a test.")
@@ -109,32 +109,22 @@ def evaluate(
     others: NamedPaths,
     recalibration_data: Path | None,
     recalibration_problems: int,
-    max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    stop: tuple[str, ...],
-    seed: int,
-    rows: int,
     limit: int | None,
     threads: int | None,
     providers: tuple[str, ...],
-    raw: bool,
     force: bool,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Write candidates for problems with answers, and tell how often each way to pick one of them is right.
 
     Figures, tables and drawings are written to --out; the same command goes on with a test that was interrupted.
     """
-    stops = tuple(text_from(text, "--stop") for text in stop)
+    writing = CollectOptions.of(None, asked)
 
     from swift_edge.evaluation.ablations import Ablations
     from swift_edge.evaluation.evaluate import evaluate as run
     from swift_edge.evaluation.tables import markdown
-    from swift_edge.evaluation.trial import Writing
 
     ablations = Ablations(train, train_logits, dict(others), recalibration_data, recalibration_problems)
     with ProgressLine() as line:
@@ -152,18 +142,7 @@ def evaluate(
                 sizes=sizes,
                 heads=dict(heads),
                 external=external,
-                writing=Writing(
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    top_p=top_p,
-                    top_k=top_k,
-                    min_p=min_p,
-                    repetition_penalty=repetition_penalty,
-                    stop=stops,
-                    seed=seed,
-                    raw=raw,
-                    rows=rows,
-                ),
+                writing=writing,
                 ablations=ablations if ablations.any else None,
                 limit=limit,
                 force=force,

@@ -6,51 +6,34 @@ Options that are not given are left to the bundle. Ranges are checked by the run
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from swift_edge.cli.options import Command, running_options, writing_options
+from swift_edge.cli.options import Command, declared, running_options, with_options, writing_options
 from swift_edge.cli.report import Progress, report
 from swift_edge.cli.text import prompt_from, text_from
+from swift_edge.options import PickOptions, SignalName
 
 if TYPE_CHECKING:
     from swift_edge.results import Selection
     from swift_edge.selector import Selector
 
 
+EXIT_ABSTAINED = 3
+"""Exit status of a pick that is less likely to be right than was asked for."""
+
+
 def model_options(command: Command) -> Command:
     """Add the options of every command that answers with a selection."""
-    options = (
+    return with_options(
+        command,
         click.option("-m", "--model", required=True, metavar="DIR", help="Bundle to run."),
         click.option("--head", metavar="FILE", help="Head to score with, instead of the bundle's own."),
-        click.option("--signal", metavar="NAME", help="Rank by mean_logprob or self_certainty instead of a head."),
+        declared("signal"),
         running_options,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON line with everything."),
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def candidate_count(_context: click.Context, _parameter: click.Parameter, text: str) -> int | Literal["auto"]:
-    """Read a number of candidates, or `auto`."""
-    if text == "auto":
-        return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a number; expected one such as 8, or auto") from None
-
-
-def pruning(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | dict[int, int] | None:
-    """Read `auto`, `off`, or a schedule such as `16:8,32:4`."""
-    if text in (None, "auto", "off"):
-        return text
-    try:
-        return {int(tokens): int(keep) for tokens, keep in (part.split(":") for part in text.split(","))}
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no schedule; expected auto, off, or one such as 16:8,32:4") from None
 
 
 explain_option = click.option(
@@ -64,71 +47,33 @@ explain_option = click.option(
 
 @click.command(short_help="Write N answers and print the best one.")
 @click.argument("prompt")
-@click.option(
-    "-n",
-    "--n",
-    default="8",
-    show_default=True,
-    callback=candidate_count,
-    metavar="N",
-    help="Candidates to write; auto writes as many as the answer takes.",
-)
-@click.option("--max-n", type=int, metavar="N", help="Most candidates with -n auto.  [default: 16]")
-@click.option(
-    "--prune",
-    callback=pruning,
-    metavar="RULE",
-    help="Drop weak candidates early: auto, off, or how many stay at token counts, such as 16:8,32:4.  "
-    "[default: auto with -n auto, else off]",
-)
-@click.option("--budget-tokens", type=int, metavar="N", help="Most tokens of all candidates together.")
-@click.option("--budget-seconds", type=float, metavar="S", help="Most seconds; the pick is from what is there by then.")
+@declared("n", "-n", "--n")
+@declared("max_n")
+@declared("prune")
+@declared("budget_tokens")
+@declared("budget_seconds")
 @writing_options
-@click.option(
-    "--strategy",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="How to pick: best, majority, vote, calibrated, best-of-majority; auto goes by what the head and task allow.",
-)
-@click.option(
-    "--task", metavar="NAME", help="What answers are: number, latex, letter, ...  [default: what the head learned from]"
-)
-@click.option(
-    "--min-confidence", type=float, metavar="P", help="Print nothing where the pick is less likely to be right."
-)
+@declared("strategy")
+@declared("task")
+@declared("min_confidence")
 @explain_option
 @model_options
+@click.pass_context
 def pick(
+    context: click.Context,
+    /,
     prompt: str,
-    n: int | Literal["auto"],
-    max_n: int | None,
-    prune: str | dict[int, int] | None,
-    budget_tokens: int | None,
-    budget_seconds: float | None,
-    max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    stop: tuple[str, ...],
-    seed: int,
-    strategy: str,
-    task: str | None,
-    min_confidence: float | None,
     page: Path | None,
     model: str,
     head: str | None,
-    signal: str | None,
     providers: tuple[str, ...],
     threads: int | None,
-    raw: bool,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Write N answers to PROMPT in one batch and print the best one. PROMPT - reads stdin."""
+    options = PickOptions.of(None, asked)
     question = prompt_from(prompt)
-    stops = [text_from(text, "--stop") for text in stop]
     check_page(page)
 
     from swift_edge.results import CandidateDropped, CandidateFinished, Picked, TokenSampled
@@ -136,27 +81,7 @@ def pick(
 
     selector = Selector(model, head=head, providers=providers or None, threads=threads)
     with Progress(shown=sys.stderr is not None and sys.stderr.isatty()) as progress:
-        for event in selector.stream(
-            question,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stop=stops,
-            seed=seed,
-            signal=signal,
-            strategy=strategy,
-            task=task,
-            min_confidence=min_confidence,
-            max_n=max_n,
-            prune=prune,
-            budget_tokens=budget_tokens,
-            budget_seconds=budget_seconds,
-            raw=raw,
-        ):
+        for event in selector.stream(question, options=options):
             match event:
                 case TokenSampled():
                     progress.token(event.index)
@@ -166,6 +91,8 @@ def pick(
                     selection = event.selection
     show(selection, selector.providers, as_json)
     explain(page, question, selection, selector)
+    if selection.abstained:
+        context.exit(EXIT_ABSTAINED)
 
 
 @click.command(short_help="Rank given answers.")
@@ -179,7 +106,7 @@ def score(
     page: Path | None,
     model: str,
     head: str | None,
-    signal: str | None,
+    signal: SignalName | None,
     providers: tuple[str, ...],
     threads: int | None,
     raw: bool,

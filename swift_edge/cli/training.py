@@ -10,25 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from swift_edge.cli.options import running_options, writing_options
+from swift_edge.cli.options import declared, running_options, writing_options
 from swift_edge.cli.progress import ProgressLine, duration_text
-from swift_edge.cli.text import text_from
+from swift_edge.options import CollectOptions, options_of
 
 if TYPE_CHECKING:
     from swift_edge.training.collecting.collected import CollectProgress
 
-WRITING_OPTIONS = (
-    "n",
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "stop",
-    "seed",
-    "rows",
-)
+WRITING_OPTIONS = {"n", *options_of(CollectOptions)} - {"raw"}
 """Options that say how candidates are written, and nothing about given ones."""
 
 
@@ -48,7 +37,7 @@ WRITING_OPTIONS = (
 )
 @click.option("--task", metavar="NAME", help="What answers are: number, latex, letter, yes-no, literal, text or exact.")
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Store to write.")
-@click.option("-n", type=int, default=8, show_default=True, metavar="N", help="Candidates per problem.")
+@declared("n", "-n", callback=None, type=int, help="Candidates per problem.")
 @click.option(
     "--layers", metavar="all|last:K|I,J,...", help="Hidden states to keep.  [default: all that the bundle has]"
 )
@@ -57,7 +46,7 @@ WRITING_OPTIONS = (
 )
 @click.option("--tokens-per-candidate", type=int, metavar="K", help="Keep K tokens, evenly spread.  [default: all]")
 @writing_options
-@click.option("--rows", type=int, default=16, show_default=True, metavar="N", help="Candidates to write at a time.")
+@declared("rows")
 @click.option("--limit", type=int, metavar="N", help="Take the first N problems only.")
 @running_options
 @click.option("--force", is_flag=True, help="Start over in a folder that holds a store.")
@@ -65,6 +54,7 @@ WRITING_OPTIONS = (
 @click.pass_context
 def collect(
     context: click.Context,
+    /,
     model: str,
     data: Path | None,
     responses: Path | None,
@@ -74,28 +64,19 @@ def collect(
     layers: str | None,
     feature: str,
     tokens_per_candidate: int | None,
-    max_new_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    stop: tuple[str, ...],
-    seed: int,
-    rows: int,
     limit: int | None,
     threads: int | None,
     providers: tuple[str, ...],
-    raw: bool,
     force: bool,
     as_json: bool,
+    **asked: Any,
 ) -> None:
     """Write candidates for the problems of a file, grade them, and store them with their hidden states.
 
     The same command goes on with a store that was interrupted.
     """
     _check_combination(context, data, responses, task)
-    stops = [text_from(text, "--stop") for text in stop]
+    writing = CollectOptions.of(None, asked)
 
     from swift_edge.checks import parse_layers
     from swift_edge.training.collecting.collect import collect as write
@@ -118,32 +99,16 @@ def collect(
             "layers": kept,
             "feature": feature,
             "tokens_per_candidate": tokens_per_candidate,
-            "raw": raw,
             "force": force,
             "report": line.say,
             "progress": progress,
         }
         try:
             if given is not None:
-                collected = collect_responses(opened, given, out, **common)
+                collected = collect_responses(opened, given, out, raw=writing.raw, **common)
             else:
                 assert problems is not None
-                collected = write(
-                    opened,
-                    problems,
-                    out,
-                    n=n,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    top_p=top_p,
-                    top_k=top_k,
-                    min_p=min_p,
-                    repetition_penalty=repetition_penalty,
-                    stop=stops,
-                    seed=seed,
-                    rows=rows,
-                    **common,
-                )
+                collected = write(opened, problems, out, n=n, **common, **asked)
         except KeyboardInterrupt:
             line.say(f"what is complete stays in {out}; the same command goes on with it")
             raise

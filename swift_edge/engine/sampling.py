@@ -13,18 +13,15 @@ holds what greedy takes; transformers keeps as many, but which ones its unstable
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.checks import is_whole
+from swift_edge.checks import expect
 from swift_edge.engine.signals import CHUNK_LOGITS, LogitSummary, require_distribution
 from swift_edge.errors import InvalidOptionError
-
-LOWEST_TEMPERATURE: Final = 1e-6
-"""Below it, and above 0, a temperature is refused: it is greedy in all but name."""
+from swift_edge.options import SamplingOptions
 
 _FIRST_TAIL = 1024
 """The first threshold of the nucleus supposes at most so many tokens just below it."""
@@ -36,43 +33,6 @@ _BLOCK = 128
 """Tokens per block in the unfiltered draw, which looks for the block first."""
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingOptions:
-    """How a token is drawn; the defaults draw from the model's own distribution."""
-
-    temperature: float = 1.0
-    """Divides the logits; 0 is greedy: the greatest logit after the repetition penalty, and nothing is drawn."""
-    top_p: float = 1.0
-    """Probability mass kept, in (0, 1]: the most likely tokens up to and with the one that reaches it; 1 keeps all."""
-    top_k: int | None = None
-    """How many of the most likely tokens are kept; None or 0 keeps all."""
-    min_p: float | None = None
-    """Tokens less likely than this share of the most likely one are removed, in [0, 1]."""
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens of the prompt and the response so far; 1 is none."""
-
-    def __post_init__(self) -> None:
-        """Raise `InvalidOptionError` for a value out of its range."""
-        temperature, penalty = self.temperature, self.repetition_penalty
-        _expect(
-            temperature == 0 or LOWEST_TEMPERATURE <= temperature < math.inf,
-            "temperature",
-            temperature,
-            f"0 (greedy) or a finite number of at least {LOWEST_TEMPERATURE}",
-        )
-        _expect(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0 and at most 1 (1 keeps every token)")
-        whole = self.top_k is None or is_whole(self.top_k, 0)
-        _expect(whole, "top_k", self.top_k, "an integer of at least 1, or None or 0 to keep every token")
-        in_range = self.min_p is None or 0 <= self.min_p <= 1
-        _expect(in_range, "min_p", self.min_p, "a number from 0 to 1, or None")
-        _expect(1e-3 <= penalty <= 1e3, "repetition_penalty", penalty, "a number from 0.001 to 1000 (1 is none)")
-
-    @property
-    def draws_from_all(self) -> bool:
-        """Whether every token of the vocabulary may be drawn."""
-        return self.temperature > 0 and self.top_p == 1 and not self.top_k and not self.min_p
-
-
 def candidate_generator(seed: int, index: int, prompt_ids: NDArray[np.int64]) -> np.random.Generator:
     """Random numbers of candidate `index` of a prompt, int64 [p]: a stream of its own, whatever the others draw.
 
@@ -80,7 +40,7 @@ def candidate_generator(seed: int, index: int, prompt_ids: NDArray[np.int64]) ->
     for many prompts, candidate i would otherwise draw the same numbers every time, lucky or unlucky on all of them.
     """
     for name, value in (("seed", seed), ("candidate index", index)):
-        _expect(0 <= value < 2**64, name, value, "an integer from 0 to 2**64 - 1")
+        expect(0 <= value < 2**64, name, value, "an integer from 0 to 2**64 - 1")
     ids = np.ascontiguousarray(prompt_ids, dtype="<i8")
     digest = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
     # Streams of one key lie 2**192 draws apart.
@@ -393,8 +353,3 @@ def _first_above(reached: NDArray[np.float64], targets: NDArray[np.float64]) -> 
     below_total = np.minimum(targets, np.nextafter(reached[:, -1], 0.0))
     found: NDArray[np.int64] = (reached <= below_total[:, np.newaxis]).sum(axis=1)
     return found
-
-
-def _expect(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InvalidOptionError(f"{name} is {value}; expected {expected}")

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from swift_edge.errors import InvalidOptionError, LogitsError
 
-SIGNALS: Final = ("mean_logprob", "self_certainty")
-"""Names of the signals that can rank candidates; larger is better in both."""
-
 CHUNK_LOGITS: Final = 2**18
 """Logits handled at once; 1 MiB of float32 stays in the cache between two passes."""
 
@@ -194,13 +191,6 @@ def _weighted_sums(shifted: NDArray[np.float32], exponentials: NDArray[np.float3
         products[exponentials == 0] = 0
         sums = products.sum(axis=1)
     return sums
-
-
-def check_signal(name: str) -> str:
-    """Return the name if it is one of `SIGNALS`, else raise `InvalidOptionError`."""
-    if name not in SIGNALS:
-        raise InvalidOptionError(f"the signal {name!r} is not known; expected one of {', '.join(SIGNALS)}")
-    return name
 
 
 def require_distribution(maximum: NDArray[Any], first_row: int = 0) -> None:

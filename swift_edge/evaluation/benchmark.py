@@ -10,17 +10,19 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import numpy as np
 
 from swift_edge.bundle.manifest import Manifest
-from swift_edge.engine.model import OpenedModel, Options
+from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import InvalidOptionError
 from swift_edge.evaluation.record import machine_facts, versions
+from swift_edge.options import PickOptions, SamplingInput
 from swift_edge.results import Picked, Selection, TokenSampled
 from swift_edge.scoring.head import Head
 from swift_edge.selection.pick import Request, Work, pick_each
+from swift_edge.selection.planning import planned
 from swift_edge.system.machine import process_memory, reset_peak_memory
 
 RESAMPLES: Final = 2000
@@ -55,12 +57,11 @@ def bench(
     shapes: Sequence[Shape],
     *,
     rounds: int = 5,
-    temperature: float | None = None,
-    top_p: float | None = None,
     head: str | None = None,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
+    **sampling: Unpack[SamplingInput],
 ) -> dict[str, Any]:
     """Time picks of all `shapes`, `rounds` times each, in another order in every round.
 
@@ -79,7 +80,7 @@ def bench(
     scored_by = opened.head_name
     if opened.head is None and manifest.hidden_states.indices:
         opened, scored_by = dataclasses.replace(opened, head=random_head(manifest), head_name=None), "a random head"
-    work = {shape: work_of(opened, path, shape, temperature, top_p) for shape in shapes}
+    work = {shape: work_of(opened, path, shape, **sampling) for shape in shapes}
     timed: dict[Shape, list[Timed]] = {shape: [] for shape in shapes}
     order = random.Random(0)
     for number in range(rounds + 1):
@@ -88,14 +89,13 @@ def bench(
             if number:  # the first round warms up
                 timed[shape].append(found)
                 progress(sum(map(len, timed.values())), rounds * len(work))
-    sampling = next(iter(work.values())).sampling
     return {
         "bundle": path,
         "model": manifest.base_model,
         "architecture": dataclasses.asdict(manifest.architecture),
         "precision": manifest.precision.label,
         "scored_by": scored_by or "mean log-probability",
-        "sampling": dataclasses.asdict(sampling),
+        "sampling": dataclasses.asdict(next(iter(work.values())).sampling),
         "providers": list(opened.session.providers),
         "threads": opened.session.threads,
         "machine": machine_facts(),
@@ -114,34 +114,20 @@ def random_head(manifest: Manifest) -> Head:
     return Head(weight, np.zeros(2, np.float32), layers=layers, fingerprint=manifest.fingerprint)
 
 
-def work_of(
-    opened: OpenedModel, path: str, shape: Shape, temperature: float | None, top_p: float | None, seed: int = 0
-) -> Work:
+def work_of(opened: OpenedModel, path: str, shape: Shape, seed: int = 0, **sampling: Unpack[SamplingInput]) -> Work:
     """What picks of a shape have in common: no token ends a candidate.
 
     Raises `InvalidOptionError` for a shape that the model's context does not hold.
     """
-    options = Options(
-        n=shape.n,
-        max_new_tokens=shape.new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=None,
-        min_p=None,
-        repetition_penalty=None,
-        stop=(),
-        seed=seed,
-        signal=None,
-        raw=True,
-    )
-    sampling, ranking, plan = opened.verify(options)
+    asked = {"n": shape.n, "max_new_tokens": shape.new_tokens, "seed": seed, "strategy": "best", "raw": True}
+    work = planned(opened, PickOptions.of(None, asked | sampling))
     context = opened.session.context_length
     if shape.prompt_tokens < 1 or shape.prompt_tokens + shape.new_tokens > context:
         raise InvalidOptionError(
             f"a prompt of {shape.prompt_tokens} tokens and {shape.new_tokens} new ones do not fit: the prompt needs at "
             f"least one token, and the model's context holds {context} in all; ask for others"
         )
-    return Work(opened, options, sampling, ranking, plan, path, eos_ids=())
+    return Work(opened, work.options, work.seed, work.sampling, work.ranking, work.plan, path, eos_ids=())
 
 
 def _time(work: Work, shape: Shape, number: int) -> Timed:

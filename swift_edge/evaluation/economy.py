@@ -19,6 +19,7 @@ from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampl
 from swift_edge.evaluation.measure import plain_figure
 from swift_edge.evaluation.replay import replay
 from swift_edge.evaluation.selectors import ORACLE
+from swift_edge.options import PickOptions
 from swift_edge.scoring.calibration import calibration_error
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import StepTimes
@@ -116,14 +117,8 @@ class _Picks:
 def plan_of(decision: Decision, most: int, asked: Mapping[str, str]) -> Plan:
     """How a pick of at most `most` candidates goes about what is `asked` for; all of them, where nothing is."""
     adaptive = asked.get("n") == "auto"
-    return Plan.of(
-        "auto" if adaptive else most,
-        max_n=most if adaptive else None,
-        prune=asked.get("prune"),
-        budget_tokens=None,
-        budget_seconds=None,
-        decision=decision,
-    )
+    options = {"n": "auto", "max_n": most} if adaptive else {"n": most}
+    return Plan.of(PickOptions.of(None, options | {"prune": asked.get("prune")}), decision)
 
 
 def _replayed(

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from swift_edge.answers import answer_task
 from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.errors import InvalidOptionError, StoreError
 from swift_edge.evaluation.ablations import Ablations
 from swift_edge.evaluation.bootstrap import RESAMPLES, Floats
@@ -30,11 +29,13 @@ from swift_edge.evaluation.record import file_sha256, machine_facts, versions
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import RESERVED, expected_by_size
 from swift_edge.evaluation.tables import markdown
-from swift_edge.evaluation.trial import Trial, Writing
+from swift_edge.evaluation.trial import Trial
+from swift_edge.options import CollectOptions, PickOptions, SamplingOptions
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.head import Head, load_head
 from swift_edge.selection.adaptive.step_times import ROWS, measure_steps
 from swift_edge.selection.decision import Decision
+from swift_edge.selection.planning import ranking_by
 from swift_edge.system.files import write_whole
 from swift_edge.training.collecting.collect import open_model
 from swift_edge.training.collecting.collected import CollectProgress
@@ -61,7 +62,7 @@ def evaluate(
     sizes: Sequence[int] = SIZES,
     heads: Mapping[str, str | os.PathLike[str]] | None = None,
     external: str | os.PathLike[str] | None = None,
-    writing: Writing | None = None,
+    writing: CollectOptions | None = None,
     ablations: Ablations | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -99,9 +100,8 @@ def evaluate(
     opened = open_model(model, providers, threads)
     files = _head_files(opened, heads or {})
     loaded = {name: load_head(path) for name, path in files.items()}
-    trial = Trial(
-        opened, problems, task, _ascending(sizes), Path(out), writing or Writing(), force, resamples, report, progress
-    )
+    writing = CollectOptions() if writing is None else writing
+    trial = Trial(opened, problems, task, _ascending(sizes), Path(out), writing, force, resamples, report, progress)
     external_file = None if external is None else Path(external)
     if external_file is not None:
         read_external(external_file, len(problems.rows), max(sizes))  # known before anything is computed
@@ -150,7 +150,7 @@ def _economy(
     name, head = next(iter(heads.items()), (None, None))
     if name is None or head is None or head.calibration is None:
         return None
-    decision = Decision.of(head, strategy="calibrated", task=trial.task)
+    decision = Decision.of(head, PickOptions.of(None, {"strategy": "calibrated", "task": trial.task}))
     candidates, n = store.candidates, trial.sizes[-1]
     # A store of an earlier version has no running scores.
     known = all(
@@ -162,7 +162,7 @@ def _economy(
     sampling = {option: value for option, value in (store.info.sampling or {}).items() if option != "stop"}
     opened = replace(trial.opened, head=head)
     sizes = [rows for rows in ROWS if rows < n] + [n]
-    times = measure_steps(opened.session, opened.ranking(None), SamplingOptions(**sampling), sizes)
+    times = measure_steps(opened.session, ranking_by(opened, None), SamplingOptions(**sampling), sizes)
     return economy(
         [candidates[start : start + n] for start in range(0, len(candidates), n)],
         decision,

@@ -9,37 +9,12 @@ from pathlib import Path
 
 from swift_edge.engine.model import OpenedModel
 from swift_edge.evaluation.measure import main_size
+from swift_edge.options import CollectOptions
 from swift_edge.scoring.head import Head
 from swift_edge.training.collecting.collect import collect
 from swift_edge.training.collecting.collected import CollectProgress
 from swift_edge.training.collecting.problems import Problems
 from swift_edge.training.store.writer import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """How candidates are written; None is the bundle's own."""
-
-    max_new_tokens: int = 512
-    """Most tokens of a candidate."""
-    temperature: float | None = None
-    """Divides the logits; 0 is greedy."""
-    top_p: float | None = None
-    """Probability mass kept; 1 keeps all."""
-    top_k: int | None = None
-    """Most likely tokens kept; 0 keeps all."""
-    min_p: float | None = None
-    """Least share of the greatest probability kept; 0 keeps all."""
-    repetition_penalty: float | None = None
-    """Penalty of tokens that were seen; 1 is none."""
-    stop: tuple[str, ...] = ()
-    """Strings before which a candidate's text ends."""
-    seed: int = 0
-    """Seed of all candidates; the bootstrap takes it, too."""
-    raw: bool = False
-    """Whether prompts are taken without the chat template."""
-    rows: int = 16
-    """Candidates to write at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +31,7 @@ class Trial:
     """Numbers of candidates to judge rules at, ascending."""
     out: Path
     """The folder of the test."""
-    writing: Writing
+    writing: CollectOptions
     """How candidates are written."""
     force: bool
     """Whether stores in the folder are started over."""

@@ -3,25 +3,21 @@
 Knows texts, scores and a head's calibration. Does not know how candidates come to be.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import AnswerTask, answer_task
 from swift_edge.errors import InvalidOptionError
+from swift_edge.options import ExternalScorer, Extractor, PickOptions, StrategyName
 from swift_edge.results import Answer, Candidate
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head
 from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
-from swift_edge.selection.strategies import BY_ANSWER, STRATEGIES, rank_by_answer, redraw_weights
-
-Extractor: TypeAlias = Callable[[str], str | None]
-"""From a response to its answer, or None."""
-ExternalScorer: TypeAlias = Callable[[Sequence[str]], Sequence[float]]
-"""From the texts of all candidates to one score each, the greatest best."""
+from swift_edge.selection.strategies import BY_ANSWER, rank_by_answer, redraw_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +40,8 @@ class Decided:
 class Decision:
     """A strategy with all that it needs."""
 
-    strategy: str
-    """One of `STRATEGIES`."""
+    strategy: StrategyName
+    """How the pick is made from the scores."""
     task: AnswerTask | None
     """What candidates answer; None where that is not looked at."""
     external: ExternalScorer | None
@@ -56,24 +52,16 @@ class Decision:
     """What the scores are worth; None without a calibrated head."""
 
     @classmethod
-    def of(
-        cls,
-        head: Head | None,
-        *,
-        strategy: str = "auto",
-        task: str | Extractor | None = None,
-        external: ExternalScorer | None = None,
-        min_confidence: float | None = None,
-    ) -> "Decision":
+    def of(cls, head: Head | None, options: PickOptions) -> "Decision":
         """Check what was asked for against the head, and find out what `auto` comes to.
 
-        Raises `InvalidOptionError` for a name that is not known, and for a strategy whose needs are not there.
+        Raises `InvalidOptionError` for a strategy whose needs are not there.
         """
-        calibration, found = _calibration(head), _task(task, head)
+        external, min_confidence = options.external, options.min_confidence
+        calibration, found = _calibration(head), _task(options.task, head)
+        strategy = options.strategy
         if strategy == "auto":
             strategy = _automatic(found, external, calibration)
-        if strategy not in STRATEGIES:
-            raise InvalidOptionError(f"strategy is {strategy!r}; expected auto or one of {', '.join(STRATEGIES)}")
         if strategy in BY_ANSWER and found is None:
             raise InvalidOptionError(
                 f"the strategy {strategy} compares answers, and nothing says how to find them; name a task, "
@@ -89,14 +77,11 @@ class Decision:
                 f"the strategy is {strategy}, and external scores are {'missing' if external is None else 'given'}; "
                 "expected external scores with the strategies ranking and scaling, and with no other"
             )
-        if min_confidence is not None:
-            if not 0 <= min_confidence <= 1:
-                raise InvalidOptionError(f"min_confidence is {min_confidence}; expected a probability from 0 to 1")
-            if calibration is None:
-                raise InvalidOptionError(
-                    "min_confidence is given, but nothing says how likely a pick is to be right; "
-                    "calibrate a head with swift-edge recalibrate, or leave it out"
-                )
+        if min_confidence is not None and calibration is None:
+            raise InvalidOptionError(
+                "min_confidence is given, but nothing says how likely a pick is to be right; "
+                "calibrate a head with swift-edge recalibrate, or leave it out"
+            )
         return cls(strategy, found, external, min_confidence, calibration)
 
     @classmethod
@@ -203,7 +188,9 @@ def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:
     return None if name is None else answer_task(name)
 
 
-def _automatic(task: AnswerTask | None, external: ExternalScorer | None, calibration: Calibration | None) -> str:
+def _automatic(
+    task: AnswerTask | None, external: ExternalScorer | None, calibration: Calibration | None
+) -> StrategyName:
     """What `auto` comes to, by what is there."""
     if external is not None:
         return "ranking"

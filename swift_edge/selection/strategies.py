@@ -15,8 +15,6 @@ from typing import Final
 
 from swift_edge.selection.ranking import answer_sums, rank
 
-STRATEGIES: Final = ("best", "majority", "vote", "calibrated", "best-of-majority", "ranking", "scaling")
-"""Names of the strategies, as `strategy` takes them beside `auto`."""
 BY_ANSWER: Final = ("majority", "vote", "calibrated", "best-of-majority")
 """Those that compare answers and not candidates."""
 

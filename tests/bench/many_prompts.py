@@ -102,7 +102,7 @@ def main() -> None:
         prompts = [draws.integers(0, vocabulary, arguments.prompt_tokens) for _ in range(arguments.prompts)]
     room = manifest.architecture.context_length - max(map(len, prompts))
     shape = Shape(arguments.n, max(map(len, prompts)), min(arguments.new, room))
-    work = work_of(opened, arguments.bundle, shape, arguments.temperature, arguments.top_p)
+    work = work_of(opened, arguments.bundle, shape, temperature=arguments.temperature, top_p=arguments.top_p)
     work = dataclasses.replace(work, eos_ids=manifest.tokens.eos_ids)
     if arguments.drawn:
         picking.DecodeLoop = DrawnLengths

@@ -23,10 +23,10 @@ import numpy as np
 from swift_edge import __version__
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.rows import DecodeLoop, Prefilled, statistics_of
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.session import ModelSession
 from swift_edge.evaluation.benchmark import Shape, median_with_interval, random_head, work_of
 from swift_edge.evaluation.economy import PLANS, plan_of
+from swift_edge.options import PickOptions, SamplingOptions
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.head import Head, load_head
 from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
@@ -107,13 +107,15 @@ def main() -> None:
     per_problem = len(store.candidates) // store.problems
     if per_problem < arguments.n:
         parser.error(f"{arguments.candidates} holds {per_problem} candidates per problem; expected {arguments.n}")
-    decision = Decision.of(load_head(arguments.head), strategy="calibrated", task=arguments.task)
+    decision = Decision.of(load_head(arguments.head), PickOptions(strategy="calibrated", task=arguments.task))
     opened = OpenedModel.open(arguments.bundle, None, None, None)
     head = random_head(opened.bundle.manifest)
     paced = opened.pace.applied
     plans = {name: paced(plan_of(decision, arguments.n, asked)) for name, asked in ({"all": {}} | PLANS).items()}
     shape = Shape(arguments.n, arguments.prompt_tokens, 1)
-    sampling = work_of(opened, arguments.bundle, shape, arguments.temperature, arguments.top_p).sampling
+    sampling = work_of(
+        opened, arguments.bundle, shape, temperature=arguments.temperature, top_p=arguments.top_p
+    ).sampling
     vocabulary = opened.session.vocab_size
     prompt = np.random.default_rng(0).integers(0, vocabulary, arguments.prompt_tokens)  # [p]
     order = random.Random(0)

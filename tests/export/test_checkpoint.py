@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 
-from swift_edge.bundle.folder import Bundle, DefaultSampling, Graph, HiddenStates, Manifest, Precision
+from swift_edge.bundle.folder import Bundle, Graph, HiddenStates, Manifest, Precision
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.errors import ExportError, SwiftEdgeError, TokenizerError, UnsupportedModelError
+from swift_edge.options import SamplingOptions
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
 
 TEMPLATE = (
@@ -117,24 +118,24 @@ def save_tokenizer_files(folder: Path) -> None:
     ("stated", "sampling"),
     [
         # Nothing is recommended: as in the method's paper.
-        ({}, DefaultSampling(temperature=1.0, top_p=0.9)),
-        ({"do_sample": False, "temperature": 0.0}, DefaultSampling(temperature=1.0, top_p=0.9)),
-        ({"repetition_penalty": 1.1}, DefaultSampling(temperature=1.0, top_p=0.9, repetition_penalty=1.1)),
+        ({}, SamplingOptions(temperature=1.0, top_p=0.9)),
+        ({"do_sample": False, "temperature": 0.0}, SamplingOptions(temperature=1.0, top_p=0.9)),
+        ({"repetition_penalty": 1.1}, SamplingOptions(temperature=1.0, top_p=0.9, repetition_penalty=1.1)),
         (
             {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
-            DefaultSampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05),
+            SamplingOptions(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05),
         ),
         # What is recommended is not mixed with what is not.
-        ({"temperature": 0.6}, DefaultSampling(temperature=0.6, top_p=1.0)),
-        ({"min_p": 0.05}, DefaultSampling(temperature=1.0, top_p=1.0, min_p=0.05)),
+        ({"temperature": 0.6}, SamplingOptions(temperature=0.6, top_p=1.0)),
+        ({"min_p": 0.05}, SamplingOptions(temperature=1.0, top_p=1.0, min_p=0.05)),
         # Also where the numbers are those that transformers takes when nothing is said.
-        ({"top_k": 50}, DefaultSampling(temperature=1.0, top_p=1.0, top_k=50)),
-        ({"top_p": 1.0, "top_k": 0}, DefaultSampling(temperature=1.0, top_p=1.0)),
+        ({"top_k": 50}, SamplingOptions(temperature=1.0, top_p=1.0, top_k=50)),
+        ({"top_p": 1.0, "top_k": 0}, SamplingOptions(temperature=1.0, top_p=1.0)),
     ],
     ids=str,
 )
 def test_the_sampling_that_the_makers_recommend_travels(
-    folder: Path, stated: dict[str, Any], sampling: DefaultSampling
+    folder: Path, stated: dict[str, Any], sampling: SamplingOptions
 ) -> None:
     change(folder / "generation_config.json", **stated)
     assert read_checkpoint(str(folder)).sampling == sampling
@@ -145,7 +146,7 @@ def test_a_checkpoint_needs_no_generation_config_but_a_damaged_one_is_refused(fo
     file.write_text('{"temperature": ')
     assert "generation_config.json" in refusal(folder)
     file.unlink()
-    assert read_checkpoint(str(folder)).sampling == DefaultSampling(temperature=1.0, top_p=0.9)
+    assert read_checkpoint(str(folder)).sampling == SamplingOptions(temperature=1.0, top_p=0.9)
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from swift_edge.bundle.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.bundle.manifest import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError, MissingExtraError
+from swift_edge.options import SamplingOptions
 from swift_edge.scoring.head import load_head, score_tokens
 from swift_edge_export.convert_head import convert_head
 
@@ -29,7 +30,7 @@ def make_manifest(vocab_size: int = VOCABULARY, indices: tuple[int, ...] = (0, 1
         hidden_states=HiddenStates(indices),
         graph=Graph("in-place"),
         tokens=Tokens((1,)),
-        sampling=DefaultSampling(),
+        sampling=SamplingOptions(),
         files={},
         exporter={},
         parity={},

@@ -15,7 +15,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from swift_edge.engine.sampling import SamplingOptions, kept_tokens
+from swift_edge.engine.sampling import kept_tokens
+from swift_edge.options import SamplingOptions
 
 
 def theirs(logits: NDArray[np.float32], options: SamplingOptions, seen: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from swift_edge import Selection, Selector
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.evaluation.replay import replay
 from swift_edge.explain import explain_page
+from swift_edge.options import PickOptions
 from swift_edge.results import CandidateDropped, CandidateFinished, Picked
 from swift_edge.scoring.head import load_head
 from swift_edge.selection.adaptive.steering import Plan
@@ -96,10 +97,9 @@ def test_a_replay_of_what_was_collected_is_the_pick(selector: Selector, tmp_path
         store_features=False,
     )
     stored = Store.open(tmp_path / "store").candidates
-    decision = Decision.of(head)
+    decision = Decision.of(head, PickOptions())
     for asked in PLANS[:3]:
-        given = {"max_n": None, "prune": None, "budget_tokens": None, "budget_seconds": None, **asked}
-        plan = Plan.of(given.pop("n"), decision=decision, **given)  # type: ignore[arg-type]
+        plan = Plan.of(PickOptions.of(None, asked), decision)
         for number, question in enumerate(QUESTIONS):
             replayed = replay(plan, stored[16 * number : 16 * (number + 1)], "default")
             selection = selector.pick(question, max_new_tokens=96, **asked)  # type: ignore[arg-type]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from swift_edge.engine import scheduler as batching
 from swift_edge.engine.rows import DecodeLoop, Prefilled
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.scheduler import ContinuousBatch
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.step_memory import StepOutput
+from swift_edge.options import SamplingOptions
 
 SAMPLING = SamplingOptions(temperature=1.0, top_p=0.95)
 EOS = {426, 432, 398}  # full stop, comma, and another: candidates end at many different steps

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from swift_edge import errors
 from swift_edge.bundle.folder import (
     Architecture,
-    DefaultSampling,
     FileRecord,
     Graph,
     HiddenStates,
@@ -28,6 +27,7 @@ from swift_edge.bundle.folder import (
     staging_folder,
     write_bundle,
 )
+from swift_edge.options import SamplingOptions
 
 MANIFEST = Manifest(
     base_model="tiny",
@@ -38,7 +38,7 @@ MANIFEST = Manifest(
     hidden_states=HiddenStates((0, 1, 2)),
     graph=Graph("in-place"),
     tokens=Tokens((2, 1), 1, None),
-    sampling=DefaultSampling(temperature=0.7, top_p=0.9, top_k=20),
+    sampling=SamplingOptions(temperature=0.7, top_p=0.9, top_k=20),
     files={},
     exporter={"torch": "2.13.0"},
     parity={"logits": 1e-6},

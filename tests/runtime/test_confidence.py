@@ -5,6 +5,7 @@ import pytest
 
 from swift_edge.evaluation.confidence import confidence
 from swift_edge.evaluation.sampled import HeadScores, Sampled
+from swift_edge.options import PickOptions
 from swift_edge.results import Candidate
 from swift_edge.scoring.calibration import AnswerCalibration, Calibration
 from swift_edge.selection.decision import Decision
@@ -24,7 +25,7 @@ def sampled(problems: int = 200, n: int = 8) -> Sampled:
 
 def test_the_figures_are_those_of_the_picks_that_the_runtime_makes() -> None:
     found = sampled()
-    task = Decision.of(None, task=lambda text: text or None).task
+    task = Decision.of(None, PickOptions(task=lambda text: text or None)).task
     decision = Decision("calibrated", task, None, None, CURVE)
     chances, right = [], []
     for scores, answers, correct in zip(found.heads["default"].scores, found.answers, found.correct, strict=True):

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from swift_edge import Selector
 from swift_edge.errors import InvalidOptionError
+from swift_edge.options import PickOptions, StrategyName
 from swift_edge.results import Candidate
 from swift_edge.scoring.calibration import AnswerCalibration, Calibration
 from swift_edge.scoring.head import Head
 from swift_edge.selection.decision import Decided, Decision
 from swift_edge.selection.ranking import rank
-from swift_edge.selection.strategies import BY_ANSWER, STRATEGIES, rank_by_answer, redraw_weights
+from swift_edge.selection.strategies import BY_ANSWER, rank_by_answer, redraw_weights
 
 CURVE = Calibration(4.0, -2.0, 0.4, 0.02, 400, 100, AnswerCalibration(0.7, -0.5, 0.02, 100))
 HEAD = Head(
@@ -39,7 +40,7 @@ def candidates(texts: Sequence[str] = TEXTS, scores: Sequence[float] = SCORES) -
 
 
 def decide(head: Head | None = HEAD, **options: Any) -> Decided:
-    return Decision.of(head, **({"task": "number"} | options)).apply(candidates())
+    return Decision.of(head, PickOptions.of(None, {"task": "number"} | options)).apply(candidates())
 
 
 def test_best_takes_the_greatest_score_whatever_it_answers() -> None:
@@ -75,7 +76,7 @@ def test_one_likely_candidate_outweighs_many_unlikely_ones() -> None:
     """A vote does not see it: a ratio has no upper end, where a probability has."""
     texts, scores = ("is 7",) * 3 + ("is 8",), (0.6, 0.6, 0.6, 1.5)
     voted, weighed = (
-        Decision.of(HEAD, task="number", strategy=strategy).apply(candidates(texts, scores))
+        Decision.of(HEAD, PickOptions(task="number", strategy=strategy)).apply(candidates(texts, scores))
         for strategy in ("vote", "calibrated")
     )
     assert voted.answers[0].text == "7"
@@ -116,13 +117,13 @@ def test_external_scores_must_be_one_each() -> None:
 @given(
     scores=st.lists(st.one_of(st.floats(-3, 3), st.just(math.nan)), min_size=1, max_size=7),
     answers=st.lists(st.sampled_from(["is 1", "is 2", "is 3", "none"]), min_size=7, max_size=7),
-    strategy=st.sampled_from([name for name in STRATEGIES if name not in ("ranking", "scaling")]),
+    strategy=st.sampled_from([name for name in get_args(StrategyName) if name not in ("ranking", "scaling")]),
 )
 def test_every_candidate_has_a_place_and_equal_answers_stand_together(
     scores: list[float], answers: list[str], strategy: str
 ) -> None:
     texts = answers[: len(scores)]
-    decided = Decision.of(HEAD, strategy=strategy, task="number").apply(candidates(texts, scores))
+    decided = Decision.of(HEAD, PickOptions(task="number", strategy=strategy)).apply(candidates(texts, scores))
     assert sorted(decided.ranked) == list(range(len(scores)))
     assert sorted(index for answer in decided.answers for index in answer.candidates) == [
         index for index, text in enumerate(texts) if text != "none"
@@ -174,13 +175,13 @@ def test_less_confidence_than_asked_for_is_an_abstention_with_its_evidence() -> 
 @pytest.mark.parametrize(
     ("head", "options", "words"),
     [
-        (HEAD, {"strategy": "luck"}, "expected auto or one of best, majority"),
+        (HEAD, {"strategy": "luck"}, "expected auto, best, majority"),
         (HEAD, {"strategy": "majority", "task": None}, "name a task"),
         (UNCALIBRATED, {"strategy": "calibrated"}, "swift-edge recalibrate"),
         (None, {"strategy": "vote"}, "swift-edge recalibrate"),
         (HEAD, {"strategy": "ranking"}, "external scores are missing"),
         (HEAD, {"strategy": "best", "external": len}, "external scores are given"),
-        (HEAD, {"task": "poetry"}, "there is no task 'poetry'"),
+        (HEAD, {"task": "poetry"}, "task is 'poetry'; expected number, latex"),
         (HEAD, {"min_confidence": 1.5}, "min_confidence is 1.5"),
         (UNCALIBRATED, {"min_confidence": 0.5}, "swift-edge recalibrate"),
     ],

@@ -19,10 +19,11 @@ from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.device.logits import MOST_LIKELY, DeviceLogits, LogitReader
 from swift_edge.engine.device.memory import Device, DeviceArray
 from swift_edge.engine.rows import DecodeLoop, Prefilled
-from swift_edge.engine.sampling import SamplingOptions, sample, sample_most_likely
+from swift_edge.engine.sampling import sample, sample_most_likely
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import summarize
 from swift_edge.errors import LogitsError
+from swift_edge.options import SamplingOptions
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 Laid = Callable[[NDArray[Any]], tuple[LogitReader, DeviceArray]]

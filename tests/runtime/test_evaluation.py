@@ -18,7 +18,7 @@ from swift_edge.evaluation.ablations import Ablations, Variant, options_of, stor
 from swift_edge.evaluation.evaluate import evaluate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.tables import markdown
-from swift_edge.evaluation.trial import Writing
+from swift_edge.options import CollectOptions
 from swift_edge.scoring.head import Head, save_head, score_tokens
 from swift_edge.training.collecting.collect import collect
 from swift_edge.training.fitting.fit import FitOptions
@@ -26,7 +26,7 @@ from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"
-WRITING = Writing(max_new_tokens=4)
+WRITING = CollectOptions(max_new_tokens=4)
 CALIBRATION = {"slope": 0.8, "intercept": -0.2, "base_rate": 0.4, "error": 0.1, "candidates": 80, "problems": 10}
 
 

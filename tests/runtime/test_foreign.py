@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from swift_edge import errors
-from swift_edge.bundle.folder import Architecture, Bundle, DefaultSampling, Graph, HiddenStates, Tokens, open_bundle
+from swift_edge.bundle.folder import Architecture, Bundle, Graph, HiddenStates, Tokens, open_bundle
+from swift_edge.options import SamplingOptions
 
 LLAMA = {
     "model_type": "llama",
@@ -91,7 +92,7 @@ def test_a_genai_folder_opens_with_a_shared_buffer_and_no_hidden_states(tmp_path
     assert manifest.tokens == Tokens((2, 7), 1, 3)
     assert (manifest.fingerprint, manifest.precision.name) == ("", "unknown")
     # top_k 50 is what the builder writes where nobody asked for sampling.
-    assert manifest.sampling == DefaultSampling()
+    assert manifest.sampling == SamplingOptions()
 
 
 def test_a_genai_folder_without_a_shared_buffer_concatenates(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_generation_config_wins_and_its_sampling_travels(tmp_path: Path) -> None
     generation = {"do_sample": True, "eos_token_id": [7, 2], "temperature": 0.6, "top_p": 0.95, "top_k": 0}
     manifest = optimum(tmp_path, generation).manifest
     assert manifest.tokens.eos_ids == (7, 2)
-    assert manifest.sampling == DefaultSampling(temperature=0.6, top_p=0.95)
+    assert manifest.sampling == SamplingOptions(temperature=0.6, top_p=0.95)
 
 
 def test_sampling_that_is_no_number_is_refused(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swift_edge.bundle.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.bundle.manifest import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
+from swift_edge.options import SamplingOptions
 from swift_edge.scoring.head import Head, Norm, RunningScore, check_head, load_head, save_head, score_tokens
 
 
@@ -47,7 +48,7 @@ def make_manifest(indices: tuple[int, ...] = (0, 1, 2), **changes: object) -> Ma
         hidden_states=HiddenStates(indices),
         graph=Graph("in-place"),
         tokens=Tokens((1,)),
-        sampling=DefaultSampling(),
+        sampling=SamplingOptions(),
         files={},
         exporter={},
         parity={},

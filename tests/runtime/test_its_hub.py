@@ -48,7 +48,7 @@ class Watched(Selector):
 
     def pick_many(self, prompts: Any, **options: Any) -> Iterator[Selection]:
         prompts = list(prompts)
-        self.picks.append((len(prompts), options["n"], options["seed"]))
+        self.picks.append((len(prompts), options["options"].n, options["options"].seed))
         return super().pick_many(prompts, **options)
 
     def score(self, prompt: Any, texts: Any, **options: Any) -> Selection:

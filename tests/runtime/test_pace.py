@@ -14,10 +14,10 @@ import pytest
 from swift_edge import Selector
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import DeviceMemoryError
+from swift_edge.options import PickOptions, SamplingOptions
 from swift_edge.scoring.candidate import Ranking
 from swift_edge.selection.adaptive import pace
 from swift_edge.selection.adaptive.steering import Plan
@@ -56,8 +56,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], li
 
 
 def plan_of(opened: OpenedModel, n: int | str = "auto", **given: object) -> Plan:
-    asked = {"max_n": None, "prune": None, "budget_tokens": None, "budget_seconds": None, **given}
-    return opened.pace.applied(Plan.of(n, decision=Decision.of(opened.head), **asked))  # type: ignore[arg-type]
+    asked = PickOptions.of(None, {"n": n, **given})
+    return opened.pace.applied(Plan.of(asked, Decision.of(opened.head, asked)))
 
 
 def opened(path: Path = MODEL, threads: int = 1) -> OpenedModel:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge.bundle.manifest import Architecture, DefaultSampling, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.bundle.manifest import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.errors import HeadMismatchError, InvalidOptionError, StoreError, TrainingError
+from swift_edge.options import SamplingOptions
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head, check_head, load_head, save_head
 from swift_edge.training.fitting.fit import FitOptions, fit_head
@@ -122,7 +123,7 @@ def test_the_result_is_a_head_file_without_a_warning_at_its_new_precision(
         hidden_states=HiddenStates((0, 1, 2, 3)),
         graph=Graph("in-place"),
         tokens=Tokens((1,)),
-        sampling=DefaultSampling(),
+        sampling=SamplingOptions(),
         files={},
         exporter={},
         parity={},

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swift_edge.engine.sampling import SamplingOptions, candidate_generator, kept_tokens, sample
+from swift_edge.engine.sampling import candidate_generator, kept_tokens, sample
 from swift_edge.engine.signals import summarize
 from swift_edge.errors import InvalidOptionError, LogitsError
+from swift_edge.options import SamplingOptions
 
 VOCABULARY = 151_936
 DISTANCE = 1e-5  # mass from the nucleus' boundary within which float32 sums may decide differently

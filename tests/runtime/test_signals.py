@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swift_edge.engine.signals import check_signal, summarize, token_statistics
+from swift_edge.engine.signals import summarize, token_statistics
 from swift_edge.errors import InvalidOptionError, LogitsError
 
 
@@ -141,9 +141,3 @@ def test_token_ids_that_do_not_fit_are_refused(token_ids: np.ndarray) -> None:
 def test_no_rows_are_summed_up_to_nothing() -> None:
     empty = token_statistics(np.zeros((0, 5), np.float32), np.zeros(0, np.int64), entropy=True)
     assert empty.logprob.shape == (0,)
-
-
-def test_unknown_signal_is_refused_with_the_known_ones() -> None:
-    assert check_signal("self_certainty") == "self_certainty"
-    with pytest.raises(InvalidOptionError, match="mean_logprob, self_certainty"):
-        check_signal("length")

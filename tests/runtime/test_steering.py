@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from swift_edge.answers import answer_task
 from swift_edge.errors import InvalidOptionError
+from swift_edge.options import PickOptions
 from swift_edge.scoring.calibration import AnswerCalibration, Calibration, PrefixCalibration
 from swift_edge.selection.adaptive.pruning import Pruning
 from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
@@ -30,8 +31,7 @@ BY_SCORE = Decision("best", None, None, None, None)
 
 
 def plan(n: object = "auto", decision: Decision = CALIBRATED, **options: object) -> Plan:
-    given = {"max_n": None, "prune": None, "budget_tokens": None, "budget_seconds": None, **options}
-    return Plan.of(n, decision=decision, **given)  # type: ignore[arg-type]
+    return Plan.of(PickOptions.of(None, {"n": n, **options}), decision)
 
 
 class Play:
@@ -250,7 +250,7 @@ def test_whatever_comes_it_ends_within_its_budget_with_something_to_pick(
         ({"max_n": 0}, "max_n is 0"),
         ({"budget_tokens": 0}, "budget_tokens is 0"),
         ({"budget_seconds": 0.0}, "budget_seconds is 0.0"),
-        ({"prune": "hard"}, "prune is 'hard'; expected auto, off, or how many candidates stay"),
+        ({"prune": "hard"}, "prune is 'hard'; expected auto, off, how many candidates stay"),
         ({"prune": {}}, "prune is {}"),
         ({"prune": {16: 0}}, "prune is {16: 0}"),
     ],

@@ -15,7 +15,6 @@ from swift_edge import errors
 from swift_edge.bundle.folder import (
     Architecture,
     Bundle,
-    DefaultSampling,
     Graph,
     HiddenStates,
     Manifest,
@@ -23,6 +22,7 @@ from swift_edge.bundle.folder import (
     Tokens,
 )
 from swift_edge.bundle.tokenizer import Message, Tokenizer
+from swift_edge.options import SamplingOptions
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k" / "tokenizer.json"
 
@@ -98,7 +98,7 @@ def bundle_with(
         hidden_states=HiddenStates(()),
         graph=Graph("in-place"),
         tokens=tokens or Tokens((2,), 1, None),
-        sampling=DefaultSampling(),
+        sampling=SamplingOptions(),
         files={},
         exporter={},
         parity={},

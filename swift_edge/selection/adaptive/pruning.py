@@ -12,10 +12,8 @@ texts stay. Knows scores and token counts. Does not know rows, heads or texts.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
-from swift_edge.checks import is_whole
-from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring.calibration import Calibration
 
 LARGEST_GAP: Final = 1.5
@@ -34,22 +32,13 @@ class Pruning:
     """What running scores are worth; None with a schedule."""
 
     @classmethod
-    def of(cls, prune: object, calibration: Calibration | None) -> "Pruning | None":
-        """The rule that was asked for: `auto`, `off` or a schedule. Without calibrated prefixes `auto` drops nothing.
-
-        Raises `InvalidOptionError` for anything else.
-        """
+    def of(cls, prune: Literal["auto", "off"] | Mapping[int, int], calibration: Calibration | None) -> "Pruning | None":
+        """The rule that was asked for; without calibrated prefixes `auto` drops nothing."""
         if prune == "off":
             return None
         if prune == "auto":
             return cls(None, calibration) if calibration is not None and calibration.prefixes else None
-        pairs = list(prune.items()) if isinstance(prune, Mapping) else []
-        if not pairs or not all(is_whole(number, 1) for pair in pairs for number in pair):
-            raise InvalidOptionError(
-                f"prune is {prune!r}; expected auto, off, or how many candidates stay by token count, "
-                "such as {16: 8, 32: 4}"
-            )
-        return cls(dict(sorted(pairs)), None)
+        return cls(dict(sorted(prune.items())), None)
 
     @property
     def token_counts(self) -> frozenset[int]:

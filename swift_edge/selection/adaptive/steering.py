@@ -6,13 +6,12 @@ from what was written down. Knows token counts, scores and answers. Does not kno
 """
 
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias, TypeGuard
+from typing import Final, Literal, TypeAlias
 
-from swift_edge.checks import is_whole
 from swift_edge.errors import InvalidOptionError
+from swift_edge.options import PickOptions
 from swift_edge.selection.adaptive.pruning import Pruning
 from swift_edge.selection.adaptive.stopping import (
     FIRST_CANDIDATES,
@@ -58,37 +57,22 @@ class Plan:
     """Rows where the prompt is longer than those that the machine was measured with; None: as many."""
 
     @classmethod
-    def of(
-        cls,
-        n: int | str,
-        max_n: int | None,
-        prune: object,
-        budget_tokens: int | None,
-        budget_seconds: float | None,
-        decision: Decision,
-    ) -> "Plan":
-        """Check what was asked for; raises `InvalidOptionError`. Where nothing is said, only `n="auto"` prunes."""
+    def of(cls, options: PickOptions, decision: Decision) -> "Plan":
+        """What was asked for; raises `InvalidOptionError`. Where nothing is said, only `n="auto"` prunes."""
+        n, max_n, budget_tokens, prune = options.n, options.max_n, options.budget_tokens, options.prune
         if n == "auto":
             most = MOST_CANDIDATES if max_n is None else max_n
-            if not is_whole(most, 1):
-                raise InvalidOptionError(f"max_n is {max_n!r}; expected an integer of at least 1")
             rows = min(FIRST_CANDIDATES, most)
-        elif is_whole(n, 1):
-            if max_n is not None:
-                raise InvalidOptionError(f'max_n is {max_n!r} and n is {n}; expected n="auto" with max_n, or n alone')
-            rows = most = int(n)
+        elif max_n is None:
+            rows = most = n
         else:
-            raise InvalidOptionError(f"n is {n!r}; expected an integer of at least 1, or auto")
-        if budget_tokens is not None and not is_whole(budget_tokens, 1):
-            raise InvalidOptionError(f"budget_tokens is {budget_tokens!r}; expected an integer of at least 1, or None")
-        if budget_seconds is not None and not (_number(budget_seconds) and budget_seconds > 0):
-            raise InvalidOptionError(f"budget_seconds is {budget_seconds!r}; expected seconds above 0, or None")
+            raise InvalidOptionError(f'max_n is {max_n} and n is {n}; expected n="auto" with max_n, or n alone')
         if budget_tokens is not None:
             rows = min(rows, budget_tokens)
         if prune is None:
             prune = "auto" if n == "auto" else "off"
         pruning = Pruning.of(prune, decision.calibration)
-        return cls(rows, most, n == "auto", pruning, decision, budget_tokens, budget_seconds)
+        return cls(rows, most, n == "auto", pruning, decision, budget_tokens, options.budget_seconds)
 
     @property
     def is_fixed(self) -> bool:
@@ -290,7 +274,3 @@ _REASONS: Final[Mapping[StopReason, str]] = {
     "budget_tokens": "the budget of tokens was used up",
     "budget_seconds": "the budget of time was used up",
 }
-
-
-def _number(number: object) -> TypeGuard[float]:
-    return isinstance(number, numbers.Real) and not isinstance(number, bool)

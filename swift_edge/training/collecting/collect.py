@@ -11,17 +11,21 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Unpack
 
 import numpy as np
 
 from swift_edge import __version__
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.bundle.manifest import HEAD_NAME, Bundle
-from swift_edge.engine.model import OpenedModel, Options, open_parts
+from swift_edge.checks import check_whole
+from swift_edge.engine.model import OpenedModel, open_parts
 from swift_edge.errors import DataError, InvalidOptionError
+from swift_edge.options import CollectInput, CollectOptions
 from swift_edge.scoring.candidate import Ranking
 from swift_edge.scoring.head import Feature, Head, check_head
 from swift_edge.selection.adaptive.pace import Pace
+from swift_edge.selection.planning import planned
 from swift_edge.system import machine
 from swift_edge.training.collecting.collected import (
     BYTES_PER_LINE,
@@ -54,22 +58,13 @@ def collect(
     tokens_per_candidate: int | None = None,
     store_features: bool = True,
     heads: Mapping[str, Head] | None = None,
-    max_new_tokens: int = 512,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    stop: Sequence[str] = (),
-    seed: int = 0,
-    raw: bool = False,
-    rows: int = 16,
     limit: int | None = None,
     force: bool = False,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     report: Callable[[str], None] = lambda _: None,
     progress: Callable[[CollectProgress], None] = lambda _: None,
+    **writing: Unpack[CollectInput],
 ) -> Collected:
     """Write `n` candidates for each problem of `data`, grade them, and store them with their features in `out`.
 
@@ -88,26 +83,19 @@ def collect(
         tokens_per_candidate: most tokens to keep of a candidate, evenly spread, the last one always among them.
         store_features: off, no features are kept: a store of labels, statistics and scores.
         heads: heads by name that score every candidate while it is written.
-        max_new_tokens: most tokens of a candidate.
-        temperature: as in `Selector.pick`, like all that follow up to `raw`.
-        top_p: see there.
-        top_k: see there.
-        min_p: see there.
-        repetition_penalty: see there.
-        stop: see there.
-        seed: see there.
-        raw: see there.
-        rows: rows to decode at a time.
         limit: take the first problems only.
         force: start over in a folder that holds a store.
         providers: execution providers, where `model` is a folder.
         threads: threads, where `model` is a folder.
         report: called with each line of the report.
         progress: called after each step.
+        writing: how candidates are written, see `CollectOptions`.
 
     Raises:
         SwiftEdgeError: a leaf that says what was found; what was stored before stays.
     """
+    check_whole("n", n, 1)
+    asked = CollectOptions.of(None, writing)
     problems = (data if isinstance(data, Problems) else read_problems(data, answers=task is not None)).first(limit)
     grading = Grading(task, grader)
     if not grading.grades:
@@ -116,29 +104,17 @@ def collect(
         grading.check(problem)
     opened = open_model(model, providers, threads)
     reader = _reader(opened, layers, feature, tokens_per_candidate, store_features, heads or {}, report)
-    options = Options(
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        seed=seed,
-        signal=None,
-        raw=raw,
-    )
-    sampling, _, _ = opened.verify(options)
+    options = asked.for_pick(n=n)
+    sampling = planned(opened, options).sampling
     info = _info(
         opened,
         reader,
         problems=len(problems.rows),
         n=n,
-        seed=seed,
-        sampling=asdict(sampling) | {"stop": list(options.stop)},
-        max_new_tokens=max_new_tokens,
-        raw=raw,
+        seed=asked.seed,
+        sampling=asdict(sampling) | {"stop": list(asked.stop)},
+        max_new_tokens=asked.max_new_tokens,
+        raw=asked.raw,
         task=task,
         data_sha256=problems.sha256,
     )
@@ -147,11 +123,11 @@ def collect(
         _say_where(writer, report)
         to_come = problems.rows[writer.done :]
         if to_come:
-            longest = len(reader.kept_positions(min(max_new_tokens, opened.session.context_length)))
+            longest = len(reader.kept_positions(min(asked.max_new_tokens, opened.session.context_length)))
             candidates = len(to_come) * n
             require_disk_or_warn(writer.path, _disk_bytes(info, candidates, candidates * longest), report)
             written = generate(
-                opened, to_come, options, reader, rows=rows, tally=collection.tally, on_step=collection.step
+                opened, to_come, options, reader, rows=asked.rows, tally=collection.tally, on_step=collection.step
             )
             try:
                 for problem, candidates_read in written:

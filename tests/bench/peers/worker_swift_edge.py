@@ -37,7 +37,7 @@ def open_model(bundle: Path, threads: int) -> Generate:
 
     def generate(request: Request) -> Answer:
         shape = Shape(request.n, len(request.prompt_ids), request.longest)
-        work = work_of(opened, str(bundle), shape, request.temperature, request.top_p, request.seed)
+        work = work_of(opened, str(bundle), shape, request.seed, temperature=request.temperature, top_p=request.top_p)
         return (pick if request.is_fixed else pick_drawn)(work, request)
 
     return generate
