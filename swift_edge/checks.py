@@ -1,13 +1,16 @@
-"""Options as callers give them: whole numbers, Python's own or NumPy's, and texts that name hidden states.
-
-Knows no option by name but `layers`, which is the same wherever it is asked for.
-"""
+"""Checks of what callers give: values out of their range, whole numbers, and texts that name hidden states."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from swift_edge.errors import InvalidOptionError
+
+
+def expect(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise `InvalidOptionError` unless the condition holds: `expect(n > 0, "n", n, "a number above 0")`."""
+    if not condition:
+        raise InvalidOptionError(f"{name} is {value}; expected {expected}")
 
 
 def is_whole(value: object, least: int) -> bool:

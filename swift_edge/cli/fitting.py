@@ -69,7 +69,11 @@ def require_place(out: Path, force: bool) -> None:
 
 def show(out: Path, head: "Head", as_json: bool) -> None:
     """Print the path, or the summary in one line, to stdout."""
-    document = {"head": str(out), "calibration": head.calibration, "summary": head.summary}
+    document = {
+        "head": str(out),
+        "calibration": None if head.calibration is None else head.calibration.to_dict(),
+        "summary": head.summary,
+    }
     click.echo(json.dumps(document, default=dict) if as_json else out)
 
 

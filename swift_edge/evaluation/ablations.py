@@ -26,6 +26,7 @@ from swift_edge.evaluation.measure import plain_figure, ratio_estimate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import problem_aurocs
 from swift_edge.evaluation.trial import Trial
+from swift_edge.records import RecordError, read_fields
 from swift_edge.scoring.head import LEAST_GATE_SUM, Head
 from swift_edge.system.extras import import_extra
 from swift_edge.training.collecting.collect import open_model
@@ -216,10 +217,9 @@ def options_of(head: Head | None) -> FitOptions:
     names = {each.name for each in fields(FitOptions)}
     if not isinstance(told, Mapping) or not set(told) <= names:
         return FitOptions()
-    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
     try:
-        return FitOptions(**options)
-    except (SwiftEdgeError, TypeError):  # written by an older or a newer swift-edge
+        return FitOptions(**read_fields(told, FitOptions, told))
+    except (SwiftEdgeError, RecordError):  # written by an older or a newer swift-edge
         return FitOptions()
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from swift_edge.answers import AnswerTask
 from swift_edge.errors import StoreError
-from swift_edge.scoring.calibration import AnswerCalibration, Calibration, sigmoid
+from swift_edge.scoring.calibration import AnswerCalibration, sigmoid
 from swift_edge.scoring.head import Head
 from swift_edge.training.store.writer import Store, StoredCandidate
 
@@ -37,9 +37,9 @@ class HeadScores:
     @classmethod
     def of(cls, head: Head, scores: Floats) -> "HeadScores":
         """Put the probabilities beside the scores, where the head is calibrated."""
-        if head.calibration is None:
+        calibration = head.calibration
+        if calibration is None:
             return cls(scores, None)
-        calibration = Calibration.from_dict(head.calibration)
         return cls(scores, calibration.probability(scores), calibration.likelihood_ratio(scores), calibration.answers)
 
     @property

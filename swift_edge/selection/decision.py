@@ -69,7 +69,7 @@ class Decision:
 
         Raises `InvalidOptionError` for a name that is not known, and for a strategy whose needs are not there.
         """
-        calibration, found = _calibration(head), _task(task, head)
+        calibration, found = None if head is None else head.calibration, _task(task, head)
         if strategy == "auto":
             strategy = _automatic(found, external, calibration)
         if strategy not in STRATEGIES:
@@ -102,7 +102,7 @@ class Decision:
     @classmethod
     def by_score(cls, head: Head | None) -> "Decision":
         """The greatest score, whatever the texts answer: for texts that were not drawn from the model."""
-        return cls("best", None, None, None, _calibration(head))
+        return cls("best", None, None, None, None if head is None else head.calibration)
 
     def apply(self, candidates: Sequence[Candidate]) -> Decided:
         """Decide between the candidates of a prompt, given in sampling order.
@@ -189,10 +189,6 @@ class Decision:
             if index in answer.candidates and answer.posterior is not None:
                 return answer.posterior
         return None if self.calibration is None else self.calibration.chance(score)
-
-
-def _calibration(head: Head | None) -> Calibration | None:
-    return None if head is None or head.calibration is None else Calibration.from_dict(head.calibration)
 
 
 def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from swift_edge.scoring.head import Head, score_tokens
+from swift_edge.scoring.head import Head
 from swift_edge.training.fitting.descent import Limits, Objective, Standard, Weights, descend
 from swift_edge.training.fitting.examples import Examples, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fitting.inputs import Inputs
@@ -254,7 +254,8 @@ def test_the_numpy_head_scores_as_the_published_one(setting: Setting, store: Sto
                 rows = slice(shard.starts[place], shard.starts[place + 1])
                 logprob, entropy, _ = np.array(shard.statistics[rows], np.float64).T
                 states = np.array(shard.states[rows]).transpose(1, 0, 2)
-                scores.append(score_tokens(*head.evaluate(states, _statistics(logprob, entropy))))
+                gates, rewards = head.evaluate(states, _statistics(logprob, entropy))
+                scores.append(np.average(rewards, weights=gates))
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 

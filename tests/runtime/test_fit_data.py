@@ -69,7 +69,7 @@ def test_few_problems_are_enough_to_go_on_and_the_notes_say_what_is_missing(make
     found = fit_head(make_store(problems=4, labels=[[True, False, True]] * 4), QUICK)
     assert found.summary["problems"] == {"train": 2, "validation": 1, "calibration": 1}
     assert found.calibration is not None
-    assert found.calibration["problems"] == 2
+    assert found.calibration.problems == 2
     assert any("too few" in note for note in found.summary["notes"])
 
 

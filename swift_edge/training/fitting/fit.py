@@ -133,7 +133,7 @@ def _finished(
         gate=options.gate,
         feature="hidden" if info.feature == "hidden" else "logits",
         includes_eos=inputs.includes_eos,
-        calibration=None if calibration is None else calibration.to_dict(),
+        calibration=calibration,
         fingerprint=info.fingerprint,
         precision=info.precision,
         base_model=info.base_model,

@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from swift_edge.checks import is_whole
+from swift_edge.checks import expect, is_whole
 from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring.head import Norm, TokenStatistic
 from swift_edge.training.fitting.descent import Limits
@@ -70,34 +70,36 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         """Check each option and each combination; raises `InvalidOptionError`."""
-        _expect(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
-        _expect(_number(self.pairwise_weight, 0), "pairwise_weight", self.pairwise_weight, "a number of at least 0")
+        expect(self.loss in LOSSES, "loss", repr(self.loss), f"one of {', '.join(LOSSES)}")
+        for name in ("pairwise_weight", "prefix_weight"):
+            expect(_number(weight := getattr(self, name), 0), name, repr(weight), "a number of at least 0")
         known, names = get_args(TokenStatistic), self.token_statistics
         distinct = isinstance(names, tuple) and set(names) <= set(known) and len(set(names)) == len(names)
-        _expect(distinct, "token_statistics", names, f"distinct names out of {', '.join(known)}")
-        _expect(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
+        expect(distinct, "token_statistics", names, f"distinct names out of {', '.join(known)}")
+        expect(self.norm in get_args(Norm), "norm", repr(self.norm), " or ".join(get_args(Norm)))
         for name, least in (("prefixes", 0), ("max_iterations", 1), ("patience", 1), ("seed", 0)):
-            _expect(is_whole(getattr(self, name), least), name, getattr(self, name), f"an integer of at least {least}")
-        _expect(self.problems is None or is_whole(self.problems, 2), "problems", self.problems, "2 or more, or None")
-        _expect(_number(self.prefix_weight, 0), "prefix_weight", self.prefix_weight, "a number of at least 0")
+            value = getattr(self, name)
+            expect(is_whole(value, least), name, repr(value), f"an integer of at least {least}")
+        some = self.problems is None or is_whole(self.problems, 2)
+        expect(some, "problems", repr(self.problems), "2 or more, or None")
         decays = self.weight_decays if self.weight_decay is None else (self.weight_decay,)
         positive = bool(decays) and all(_number(decay, 0) for decay in decays)
         name = "weight_decays" if self.weight_decay is None else "weight_decay"
-        _expect(positive, name, getattr(self, name), "numbers of at least 0, at least one")
-        _expect(self.search in ("full", "start"), "search", self.search, "full or start")
+        expect(positive, name, repr(getattr(self, name)), "numbers of at least 0, at least one")
+        expect(self.search in ("full", "start"), "search", repr(self.search), "full or start")
         for name in ("validation_share", "calibration_share"):
             share = getattr(self, name)
-            _expect(_number(share, 0) and share < 1, name, share, "a share from 0 up to 1")
-        _expect(self.validation_share + self.calibration_share < 1, "shares", "1 or more together", "some to train on")
-        _expect(
+            expect(_number(share, 0) and share < 1, name, repr(share), "a share from 0 up to 1")
+        expect(self.validation_share + self.calibration_share < 1, "shares", "1 or more together", "some to train on")
+        expect(
             is_whole(self.memory_bytes, LEAST_MEMORY),
             "memory_bytes",
-            self.memory_bytes,
+            repr(self.memory_bytes),
             f"at least {LEAST_MEMORY} bytes",
         )
         if self.layers is not None:
             ascending = bool(self.layers) and list(self.layers) == sorted(set(self.layers))
-            _expect(ascending, "layers", self.layers, "ascending numbers, at least one, or None for all")
+            expect(ascending, "layers", self.layers, "ascending numbers, at least one, or None for all")
 
     def limits(self, weight_decay: float) -> Limits:
         """What holds a descent with this weight decay back."""
@@ -114,8 +116,3 @@ class FitOptions:
 def _number(value: object, least: float) -> bool:
     real = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
     return real and math.isfinite(value) and bool(value >= least)  # type: ignore[arg-type,operator]
-
-
-def _expect(condition: bool, name: str, found: object, expected: str) -> None:
-    if not condition:
-        raise InvalidOptionError(f"{name} is {found!r}; expected {expected}")

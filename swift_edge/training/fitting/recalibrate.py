@@ -62,7 +62,7 @@ def recalibrate(
     if problems < FEW_PROBLEMS:
         notes.append(f"{problems} problems make a rough calibration; 200 to 500 make a good one")
     surveyed = survey(examples, range(problems), [store], pool=False)
-    known = None if head.calibration is None else Calibration.from_dict(head.calibration)
+    known = head.calibration
     if store.info.task is None and known is not None and known.answers is not None:
         notes.append("the store names no task to find answers by, so the head judges candidates, and answers no longer")
     prefixes = _prefixes(head, examples)
@@ -101,7 +101,7 @@ def recalibrate(
     }
     return replace(
         moved,
-        calibration=calibration.to_dict(),
+        calibration=calibration,
         fingerprint=store.info.fingerprint or head.fingerprint,
         precision=store.info.precision,
         base_model=store.info.base_model or head.base_model,
