@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
+from swift_edge.arrays import Ids
 from swift_edge.bundle.folder import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle, check_hashes, open_bundle
 from swift_edge.bundle.tokenizer import Message, Tokenizer
 from swift_edge.bundle.verified import VerifiedFiles
@@ -18,7 +19,6 @@ from swift_edge.engine.prefix_cache import PrefixCache
 from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import check_signal
-from swift_edge.engine.step_memory import Ids
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
 from swift_edge.scoring.candidate import Ranking
 from swift_edge.scoring.head import Head, check_head, load_head

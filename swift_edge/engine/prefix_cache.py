@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.kv_cache import KVCache
-from swift_edge.engine.step_memory import Ids
 
 BLOCK_TOKENS: Final = 128
 """Tokens of a block: short, a prompt is read in more runs of the graph; long, prompts share less."""

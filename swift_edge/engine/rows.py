@@ -11,13 +11,13 @@ from typing import Final, Literal
 
 import numpy as np
 
+from swift_edge.arrays import Floats, Ids
 from swift_edge.engine.device.logits import DeviceLogits
 from swift_edge.engine.device.states import StateWeights
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.sampling import SamplingOptions, candidate_generator, sample, sample_most_likely
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import TokenStatistics, summarize, token_statistics
-from swift_edge.engine.step_memory import Floats, Ids
 
 FIRST_TOKENS: Final = 128
 """Response tokens that there is room for at first: many responses are no longer, and growing copies every row."""

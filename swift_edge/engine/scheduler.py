@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from swift_edge.engine.rows import DecodeLoop, Prefilled, Step
 from swift_edge.engine.session import CHUNK_TOKENS, ModelSession
-from swift_edge.engine.step_memory import Ids
 
 
 class QueuedPrompt:

@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 
+from swift_edge.arrays import Floats, Ids
 from swift_edge.bundle.manifest import Bundle
 from swift_edge.engine.device.memory import DeviceCache
 from swift_edge.engine.device.states import StateReader, StateWeights
 from swift_edge.engine.graph import DecoderGraph
 from swift_edge.engine.kv_cache import ConcatenatedCache, KVCache, cache_tokens
-from swift_edge.engine.step_memory import Floats, Ids, StepMemory, StepOutput
+from swift_edge.engine.step_memory import StepMemory, StepOutput
 from swift_edge.errors import InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.system.machine import available_memory, default_threads, require_available
 

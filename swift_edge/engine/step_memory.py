@@ -5,19 +5,17 @@ what is fed, and to which cache, comes from the session.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Floats, Ids
 from swift_edge.engine.device.logits import DeviceLogits
 from swift_edge.engine.device.memory import DeviceArray, bind
 from swift_edge.engine.device.states import StateReader
 from swift_edge.engine.graph import DecoderGraph
 from swift_edge.engine.kv_cache import ConcatenatedCache, KVCache
-
-Floats: TypeAlias = NDArray[np.float32]
-Ids: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

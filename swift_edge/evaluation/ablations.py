@@ -17,11 +17,12 @@ from typing import Any, Final
 import numpy as np
 
 from swift_edge.answers import answer_task
+from swift_edge.arrays import Doubles
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import InvalidOptionError, StoreError, SwiftEdgeError
 from swift_edge.evaluation.bootstrap import estimate, resampled_means
-from swift_edge.evaluation.expectation import Floats, expected_best, expected_vote, subsets_of
+from swift_edge.evaluation.expectation import expected_best, expected_vote, subsets_of
 from swift_edge.evaluation.measure import plain_figure, ratio_estimate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import problem_aurocs
@@ -223,14 +224,14 @@ def options_of(head: Head | None) -> FitOptions:
         return FitOptions()
 
 
-def stored_scores(store: Store, head: Head) -> Floats:
+def stored_scores(store: Store, head: Head) -> Doubles:
     """Scores `[c]` that a head gives the candidates of a store, from the features stored with them; NaN without any."""
     places = [store.info.layers.index(layer) for layer in head.layers] if head.feature == "hidden" else [0]
     uncounted = () if head.includes_eos else store.info.eos_ids
     return np.concatenate([_shard_scores(shard, head, places, uncounted) for shard in store.shards])
 
 
-def _shard_scores(shard: Shard, head: Head, places: Sequence[int], uncounted: Sequence[int]) -> Floats:
+def _shard_scores(shard: Shard, head: Head, places: Sequence[int], uncounted: Sequence[int]) -> Doubles:
     tokens = len(shard.token_ids)
     gates, weighted, counted = np.zeros(tokens), np.zeros(tokens), np.zeros(tokens)
     for begin in range(0, tokens, BLOCK_TOKENS):
@@ -258,18 +259,18 @@ class _Judged:
     """To what."""
     inputs: int
     """Inputs of the head."""
-    pass_at_1: Floats  # [q]
+    pass_at_1: Doubles  # [q]
     """Share of right candidates."""
-    best: Floats  # [q]
+    best: Doubles  # [q]
     """Chance that its pick is right."""
-    vote: Floats  # [q]
+    vote: Doubles  # [q]
     """Chance that the pick of its vote is right."""
-    auroc: Floats  # [q]
+    auroc: Doubles  # [q]
     """AUROC within the problem; NaN where all candidates are right or all are wrong."""
 
     @classmethod
     def of(
-        cls, group: str, name: str, head: Head, store: Store, trial: Trial, scores: Floats | None = None
+        cls, group: str, name: str, head: Head, store: Store, trial: Trial, scores: Doubles | None = None
     ) -> "_Judged":
         """Judge a head by its `scores`, `[c]`, or by those it gave while the candidates were written, as `name`."""
         given = None if scores is None else {name: scores.reshape(store.problems, -1)}

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from swift_edge.answers import answer_task
+from swift_edge.arrays import Doubles
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.errors import InvalidOptionError, StoreError
 from swift_edge.evaluation.ablations import Ablations
-from swift_edge.evaluation.bootstrap import RESAMPLES, Floats
+from swift_edge.evaluation.bootstrap import RESAMPLES
 from swift_edge.evaluation.economy import economy
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.figures import check_drawing, draw_accuracy, draw_calibration, draw_economy
@@ -144,7 +145,7 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
 
 
 def _economy(
-    trial: Trial, store: Store, by_size: Mapping[int, Mapping[str, Floats]], heads: Mapping[str, Head]
+    trial: Trial, store: Store, by_size: Mapping[int, Mapping[str, Doubles]], heads: Mapping[str, Head]
 ) -> dict[str, Any] | None:
     """What adaptive and pruned picks by the first head come to; None where it is not calibrated for answers."""
     name, head = next(iter(heads.items()), (None, None))

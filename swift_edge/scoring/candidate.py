@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 
+from swift_edge.arrays import Floats, Ids
 from swift_edge.bundle.tokenizer import TextStream, Tokenizer
 from swift_edge.engine.device.states import StateWeights
 from swift_edge.engine.rows import Finished, Step, joined_statistics, statistics_of
 from swift_edge.engine.signals import TokenStatistics, added
-from swift_edge.engine.step_memory import Floats, Ids
 from swift_edge.results import Candidate, FinishReason
 from swift_edge.scoring.head import RMS_EPSILON, Head, RunningScore
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from swift_edge.arrays import Floats
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import TokenStatistics, token_statistics
-from swift_edge.engine.step_memory import Floats
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.scoring.candidate import GrowingCandidate
 

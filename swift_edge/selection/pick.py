@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel, Options, Prompt
 from swift_edge.engine.rows import DecodeLoop, Finished, Step
 from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.scheduler import ContinuousBatch
-from swift_edge.engine.step_memory import Ids
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.results import (
     Candidate,

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from swift_edge import Selection, __version__
+from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.rows import DecodeLoop, Prefilled
 from swift_edge.engine.signals import TokenStatistics
-from swift_edge.engine.step_memory import Ids
 from swift_edge.evaluation.benchmark import Shape, median_with_interval, random_head, work_of
 from swift_edge.results import Picked
 from swift_edge.selection import pick as picking

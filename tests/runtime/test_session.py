@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Ids
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.kv_cache import BLOCK_TOKENS, ConcatenatedCache, KVCache
 from swift_edge.engine.session import ModelSession
-from swift_edge.engine.step_memory import Ids, StepOutput
+from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import BundleError, InvalidOptionError, MemoryLimitError, PromptTooLongError, ProviderError
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"

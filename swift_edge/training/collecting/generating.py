@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel, Options
 from swift_edge.engine.rows import DecodeLoop
 from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.scheduler import ContinuousBatch, QueuedPrompt
 from swift_edge.engine.session import WORKING_BYTES
-from swift_edge.engine.step_memory import Ids
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import InvalidOptionError, PromptError, TokenizerError, size_text
 from swift_edge.system import machine

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.step_memory import Ids
 from swift_edge.errors import DataError, InvalidOptionError, PromptError, TokenizerError
 from swift_edge.scoring.reading import CHUNK_TOKENS, read_tokens
 from swift_edge.training.collecting.features import READ_STATISTICS, FeatureReader, GrowingFeatures, ReadCandidate

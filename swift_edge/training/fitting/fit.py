@@ -19,6 +19,7 @@ import numpy as np
 
 import swift_edge
 from swift_edge.answers import AnswerTask
+from swift_edge.arrays import Doubles
 from swift_edge.errors import InvalidOptionError, TrainingError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration
 from swift_edge.scoring.head import Head
@@ -37,7 +38,7 @@ from swift_edge.training.fitting.examples import (
     survey,
 )
 from swift_edge.training.fitting.inputs import Inputs, starts_of
-from swift_edge.training.fitting.objectives import Doubles, contrasts, cut_after
+from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
 from swift_edge.training.store.writer import Store

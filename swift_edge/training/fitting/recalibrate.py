@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from swift_edge.arrays import Doubles
 from swift_edge.errors import HeadMismatchError, InvalidOptionError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration, calibration_error
 from swift_edge.scoring.head import Head
@@ -23,7 +24,7 @@ from swift_edge.training.fitting.calibrate import calibrate, task_of
 from swift_edge.training.fitting.descent import Objective, Standard, Weights
 from swift_edge.training.fitting.examples import Examples, Survey, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fitting.inputs import Inputs
-from swift_edge.training.fitting.objectives import Doubles, cut_after
+from swift_edge.training.fitting.objectives import cut_after
 from swift_edge.training.fitting.options import LEAST_MEMORY
 from swift_edge.training.store.writer import Store
 
