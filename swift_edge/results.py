@@ -115,7 +115,7 @@ class Selection:
     ranked: tuple[Candidate, ...]
     """All candidates, the best first, those that were dropped last; equal ones stay in sampling order."""
     strategy: str
-    """How the pick was made from the scores, as `strategies` explains them: `best` is the greatest one."""
+    """How the pick was made from the scores, as `selection.ranking` explains them: `best` is the greatest one."""
     signal: str | None
     """The label-free signal that scored the candidates, `mean_logprob` or `self_certainty`; None with a head."""
     p_correct: float | None

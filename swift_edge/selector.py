@@ -102,7 +102,7 @@ class Selector:
         Candidates are scored by the head; `signal` scores them by `mean_logprob` or `self_certainty` instead. `raw`
         takes the prompt as it is, without the chat template.
 
-        `strategy` says how the pick is made from the scores: `strategies` lists them. `auto` is `ranking` with external
+        `strategy` says how the pick is made from the scores: `STRATEGIES` lists them. `auto` is `ranking` with external
         scores; `calibrated` with a calibrated head where answers can be found, `best-of-majority` where they can and
         the head is not calibrated; else `best`. `task` says how answers are found: one of `answers.ANSWER_TASKS`, or a
         function from a text to its answer or None; None is the task that the head was trained on. `external` is a

@@ -59,7 +59,7 @@ class Options:
     raw: bool
     """Whether the prompt is taken without the chat template."""
     strategy: str = "best"
-    """How the pick is made from the scores: `auto`, or one of `strategies.STRATEGIES`."""
+    """How the pick is made from the scores: `auto`, or one of `ranking.STRATEGIES`."""
     task: str | Extractor | None = None
     """What candidates answer; None is the task that the head was trained on."""
     external: ExternalScorer | None = None

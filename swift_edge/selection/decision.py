@@ -15,8 +15,16 @@ from swift_edge.errors import InvalidOptionError
 from swift_edge.results import Answer, Candidate
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head
-from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
-from swift_edge.selection.strategies import BY_ANSWER, STRATEGIES, rank_by_answer, redraw_weights
+from swift_edge.selection.ranking import (
+    BY_ANSWER,
+    STRATEGIES,
+    answer_sums,
+    combine_by_rank,
+    combine_by_scaling,
+    rank,
+    rank_by_answer,
+    redraw_weights,
+)
 
 Extractor: TypeAlias = Callable[[str], str | None]
 """From a response to its answer, or None."""

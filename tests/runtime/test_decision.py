@@ -18,8 +18,7 @@ from swift_edge.results import Candidate
 from swift_edge.scoring.calibration import AnswerCalibration, Calibration
 from swift_edge.scoring.head import Head
 from swift_edge.selection.decision import Decided, Decision
-from swift_edge.selection.ranking import rank
-from swift_edge.selection.strategies import BY_ANSWER, STRATEGIES, rank_by_answer, redraw_weights
+from swift_edge.selection.ranking import BY_ANSWER, STRATEGIES, rank, rank_by_answer, redraw_weights
 
 CURVE = Calibration(4.0, -2.0, 0.4, 0.02, 400, 100, AnswerCalibration(0.7, -0.5, 0.02, 100))
 HEAD = Head(np.ones((2, 4), np.float32), np.zeros(2, np.float32), layers=(1,), fingerprint="f", calibration=CURVE)

@@ -20,7 +20,7 @@ from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
 from swift_edge.scoring.calibration import calibration_error as distinct_calibration_error
 from swift_edge.scoring.quality import within_problem_auroc
-from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, vote
+from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, rank_by_answer
 
 
 def sampled(seed: int = 0, problems: int = 30, n: int = 6, **changes: Any) -> Sampled:
@@ -51,15 +51,21 @@ def direct(found: Sampled) -> dict[str, float]:
     """Share of right picks out of all candidates, as the runtime makes them; without ties among the picks."""
     outcomes: dict[str, list[float]] = {}
     for problem, correct in enumerate(found.correct):
-        groups = [list(np.flatnonzero(found.answers[problem] == answer)) for answer in range(4)]
+        members = (np.flatnonzero(found.answers[problem] == answer).tolist() for answer in range(4))
+        groups = [group for group in members if group]
         scores = {
             "mean_logprob": found.mean_logprob[problem],
             "self_certainty": found.self_certainty[problem],
             **{name: head.scores[problem] for name, head in found.heads.items()},
-            "default vote": vote(groups, found.heads["default"].probabilities[problem]),
-            "default calibrated": vote(groups, found.heads["default"].ratios[problem]),
-            "plain vote": vote(groups, 1 / (1 + np.exp(-found.heads["plain"].scores[problem]))),
         }
+        default, plain = found.heads["default"], found.heads["plain"]
+        for name, head, weights in (
+            ("default vote", default, default.probabilities[problem]),
+            ("default calibrated", default, default.ratios[problem]),
+            ("plain vote", plain, 1 / (1 + np.exp(-plain.scores[problem]))),
+        ):
+            picked = rank_by_answer(groups, weights, head.scores[problem])[0]
+            outcomes.setdefault(name, []).append(float(correct[picked]) if groups else 0.0)
         for name, values in scores.items():
             picked = rank(list(values))[0]
             outcomes.setdefault(name, []).append(float(correct[picked]) if not np.isnan(values).all() else 0.0)
