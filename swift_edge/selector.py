@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from swift_edge.bundle.folder import Bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge.engine.model import OpenedModel, Options, Prompt
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import InvalidOptionError

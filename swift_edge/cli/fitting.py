@@ -16,7 +16,7 @@ from swift_edge.errors import HeadFileError, InvalidOptionError, OutputExistsErr
 
 if TYPE_CHECKING:
     from swift_edge.scoring.head import Head
-    from swift_edge.training.store.writer import StoreInfo
+    from swift_edge.training.store.format import StoreInfo
 
 UNITS = {"": 0, "b": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 """Units of memory as powers of two."""
@@ -149,7 +149,8 @@ def fit(
     require_place(out, force)
 
     from swift_edge.scoring.head import save_head
-    from swift_edge.training.fitting.fit import FitInterrupted, FitOptions, fit_head
+    from swift_edge.training.fitting.fit import FitInterrupted, fit_head
+    from swift_edge.training.fitting.options import FitOptions
     from swift_edge.training.store.writer import Store
 
     opened = [Store.open(path) for path in stores]

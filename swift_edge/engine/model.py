@@ -11,7 +11,8 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from swift_edge.arrays import Ids
-from swift_edge.bundle.folder import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle, check_hashes, open_bundle
+from swift_edge.bundle.folder import check_hashes, open_bundle
+from swift_edge.bundle.manifest import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle
 from swift_edge.bundle.tokenizer import Message, Tokenizer
 from swift_edge.bundle.verified import VerifiedFiles
 from swift_edge.checks import is_whole

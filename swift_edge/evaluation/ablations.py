@@ -32,10 +32,13 @@ from swift_edge.scoring.head import LEAST_GATE_SUM, Head
 from swift_edge.system.extras import import_extra
 from swift_edge.training.collecting.collect import open_model
 from swift_edge.training.collecting.problems import read_problems
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
 from swift_edge.training.fitting.objectives import LOSSES
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.recalibrate import recalibrate
-from swift_edge.training.store.writer import STATISTICS, Shard, Store
+from swift_edge.training.store.format import STATISTICS
+from swift_edge.training.store.shards import Shard
+from swift_edge.training.store.writer import Store
 
 LAST_LAYERS: Final = (1, 2, 4)
 """Numbers of last hidden states that are tried."""

@@ -24,7 +24,7 @@ from swift_edge.scoring.calibration import calibration_error
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import StepTimes
 from swift_edge.selection.decision import Decision
-from swift_edge.training.store.writer import StoredCandidate
+from swift_edge.training.store.format import StoredCandidate
 
 ORDERS: Final = 4
 """Orders of a problem's candidates in which its picks are replayed: as written, and drawn ones."""

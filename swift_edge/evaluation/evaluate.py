@@ -40,8 +40,8 @@ from swift_edge.system.files import write_whole
 from swift_edge.training.collecting.collect import open_model
 from swift_edge.training.collecting.collected import CollectProgress
 from swift_edge.training.collecting.problems import read_problems
-from swift_edge.training.store.format import read_info
-from swift_edge.training.store.writer import STORE_NAME, TIMINGS_NAME, Store
+from swift_edge.training.store.format import STORE_NAME, TIMINGS_NAME, read_info
+from swift_edge.training.store.writer import Store
 
 DEFAULT_HEAD: Final = "default"
 """Name of the bundle's own head."""

@@ -17,7 +17,8 @@ from swift_edge.arrays import Doubles
 from swift_edge.errors import StoreError
 from swift_edge.scoring.calibration import AnswerCalibration, sigmoid
 from swift_edge.scoring.head import Head
-from swift_edge.training.store.writer import Store, StoredCandidate
+from swift_edge.training.store.format import StoredCandidate
+from swift_edge.training.store.writer import Store
 
 
 @dataclass(frozen=True, slots=True, eq=False)

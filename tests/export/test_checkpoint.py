@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 
-from swift_edge.bundle.folder import Bundle, DefaultSampling, Graph, HiddenStates, Manifest, Precision
+from swift_edge.bundle.manifest import Bundle, DefaultSampling, Graph, HiddenStates, Manifest, Precision
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.errors import ExportError, SwiftEdgeError, TokenizerError, UnsupportedModelError
 from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer

@@ -16,7 +16,9 @@ from swift_edge.training.fitting.descent import Limits, Objective, Standard, Wei
 from swift_edge.training.fitting.examples import Examples, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fitting.inputs import Inputs
 from swift_edge.training.fitting.objectives import LOSSES, Loss, cut
-from swift_edge.training.store.writer import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
+from swift_edge.training.store.format import StoredCandidate, StoreInfo
+from swift_edge.training.store.shards import CandidateRows
+from swift_edge.training.store.writer import Store, StoreWriter
 
 # The environment of the other exporter comes without it.
 minimize = pytest.importorskip("scipy.optimize").minimize

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge import errors
-from swift_edge.bundle.folder import (
+from swift_edge.bundle.folder import open_bundle, staging_folder, write_bundle
+from swift_edge.bundle.manifest import (
     Architecture,
     DefaultSampling,
     FileRecord,
@@ -24,9 +25,6 @@ from swift_edge.bundle.folder import (
     Precision,
     Tokens,
     file_inside,
-    open_bundle,
-    staging_folder,
-    write_bundle,
 )
 
 MANIFEST = Manifest(

@@ -22,7 +22,7 @@ from swift_edge.evaluation.trial import Writing
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head, save_head
 from swift_edge.training.collecting.collect import collect
-from swift_edge.training.fitting.fit import FitOptions
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]

@@ -25,9 +25,10 @@ from swift_edge.training.fitting.examples import (
     split_problems,
     survey,
 )
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
 from swift_edge.training.fitting.inputs import Inputs, starts_of
 from swift_edge.training.fitting.objectives import LOSSES, Loss, contrasts
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]

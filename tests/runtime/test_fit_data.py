@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from swift_edge.errors import InvalidOptionError, StoreError, TrainingError
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from swift_edge import errors
-from swift_edge.bundle.folder import Architecture, Bundle, DefaultSampling, Graph, HiddenStates, Tokens, open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle.manifest import Architecture, Bundle, DefaultSampling, Graph, HiddenStates, Tokens
 
 LLAMA = {
     "model_type": "llama",

@@ -14,7 +14,8 @@ from swift_edge.bundle.manifest import Architecture, DefaultSampling, Graph, Hid
 from swift_edge.errors import HeadMismatchError, InvalidOptionError, StoreError, TrainingError
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head, check_head, load_head, save_head
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.recalibrate import recalibrate
 from swift_edge.training.store.writer import Store
 

@@ -12,7 +12,8 @@ import pytest
 from small_store import INFO, SMALL, add_all, change_lines, content, rows_of, write
 
 from swift_edge.errors import DiskSpaceError, StoreError
-from swift_edge.training.store.writer import CandidateRows, Store, StoreWriter
+from swift_edge.training.store.shards import CandidateRows
+from swift_edge.training.store.writer import Store, StoreWriter
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from swift_edge import errors
-from swift_edge.bundle.folder import (
+from swift_edge.bundle.manifest import (
     Architecture,
     Bundle,
     DefaultSampling,

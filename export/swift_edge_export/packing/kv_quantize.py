@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from swift_edge.bundle.folder import Bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import ExportError, TemplateError, TokenizerError, UnsupportedModelError

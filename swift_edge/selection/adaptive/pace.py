@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from swift_edge.bundle.folder import Bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge.engine.providers import onnxruntime_module
 from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.session import ModelSession

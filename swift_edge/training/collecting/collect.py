@@ -36,9 +36,8 @@ from swift_edge.training.collecting.generating import generate
 from swift_edge.training.collecting.problems import Grader, Grading, Problems, read_problems
 from swift_edge.training.collecting.reading import check_given, read_given
 from swift_edge.training.collecting.responses import Responses, read_responses
-from swift_edge.training.store.writer import StoreInfo, StoreWriter
-
-__all__ = ["CollectProgress", "Collected", "collect", "collect_responses", "open_model"]
+from swift_edge.training.store.format import StoreInfo
+from swift_edge.training.store.writer import StoreWriter
 
 
 def collect(

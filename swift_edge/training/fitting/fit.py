@@ -43,8 +43,6 @@ from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
 from swift_edge.training.store.writer import Store
 
-__all__ = ["FitInterrupted", "FitOptions", "fit_head"]
-
 
 class FitInterrupted(KeyboardInterrupt):
     """A `KeyboardInterrupt` that came while weights were searched, and the head that they were good for until then."""

@@ -15,7 +15,7 @@ from swift_edge.scoring.head import Norm, TokenStatistic
 from swift_edge.training.fitting.descent import Limits
 from swift_edge.training.fitting.inputs import Inputs
 from swift_edge.training.fitting.objectives import LOSSES, Loss
-from swift_edge.training.store.writer import StoreInfo
+from swift_edge.training.store.format import StoreInfo
 
 WEIGHT_DECAYS: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight decays that are tried where none is given, the weakest first."""
