@@ -84,9 +84,8 @@ def test_a_pick_leaves_the_arithmetic_of_the_calling_thread_as_it_was() -> None:
 
 
 def test_names_are_imported_from_where_they_live() -> None:
-    sources = [
-        path for folder in ("swift_edge", "export", "tests", "models") for path in ROOT.glob(f"{folder}/**/*.py")
-    ]
+    folders = ("swift_edge", "export", "tests", "models")
+    sources = [path for folder in folders for path in ROOT.glob(f"{folder}/**/*.py")]
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources}
     modules: dict[str, set[str]] = {}  # the names that each takes from others
     for path, tree in trees.items():
@@ -103,7 +102,10 @@ def test_names_are_imported_from_where_they_live() -> None:
 
 def test_public_names() -> None:
     assert swift_edge.__all__ == [
+        "Answer",
         "Candidate",
+        "CandidateBegun",
+        "CandidateDropped",
         "CandidateFinished",
         "Event",
         "Picked",
