@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from swift_edge.errors import InvalidOptionError
 
-BLOCK_TOKENS = 64
+GROWTH_TOKENS = 64
 """Capacity grows by at least this many tokens at a time."""
 HUGE_PAGES_BYTES = 2**22
 """From here on NumPy asks for huge pages."""
@@ -204,5 +204,5 @@ _EQUAL_LENGTHS = (
 
 
 def cache_tokens(tokens: int, limit: int) -> int:
-    """Capacity for `tokens` tokens: whole blocks, at least one, but never more than `limit`."""
-    return min(limit, max(1, -(-tokens // BLOCK_TOKENS)) * BLOCK_TOKENS)
+    """Capacity for `tokens` tokens: a multiple of `GROWTH_TOKENS`, at least one, but never more than `limit`."""
+    return min(limit, max(1, -(-tokens // GROWTH_TOKENS)) * GROWTH_TOKENS)

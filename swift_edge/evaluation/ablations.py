@@ -44,7 +44,7 @@ LAST_LAYERS: Final = (1, 2, 4)
 """Numbers of last hidden states that are tried."""
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the training problems that are tried."""
-BLOCK_TOKENS: Final = 4096
+TOKENS_AT_ONCE: Final = 4096
 """Tokens that are read and scored at once."""
 
 
@@ -237,8 +237,8 @@ def stored_scores(store: Store, head: Head) -> Doubles:
 def _shard_scores(shard: Shard, head: Head, places: Sequence[int], uncounted: Sequence[int]) -> Doubles:
     tokens = len(shard.token_ids)
     gates, weighted, counted = np.zeros(tokens), np.zeros(tokens), np.zeros(tokens)
-    for begin in range(0, tokens, BLOCK_TOKENS):
-        block = slice(begin, begin + BLOCK_TOKENS)
+    for begin in range(0, tokens, TOKENS_AT_ONCE):
+        block = slice(begin, begin + TOKENS_AT_ONCE)
         states = shard.states[block][:, places].transpose(1, 0, 2)  # [l, m, w]
         columns = dict(zip(STATISTICS, shard.statistics[block].T.astype(np.float64), strict=True))
         gate, reward = head.evaluate(states, TokenStatistics(**columns))

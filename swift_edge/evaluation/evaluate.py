@@ -34,7 +34,7 @@ from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Trial, Writing
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.head import Head, load_head
-from swift_edge.selection.adaptive.step_times import ROWS, measure_steps
+from swift_edge.selection.adaptive.step_times import measure_steps
 from swift_edge.selection.decision import Decision
 from swift_edge.system.files import write_whole
 from swift_edge.training.collecting.collect import open_model
@@ -47,6 +47,8 @@ DEFAULT_HEAD: Final = "default"
 """Name of the bundle's own head."""
 SIZES: Final = (1, 2, 4, 8, 16)
 """Numbers of candidates to judge rules at."""
+TIMED_ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of rows whose steps are timed."""
 CANDIDATES: Final = "candidates"
 """Name of the store within the folder of a test."""
 FAMILY_FIELDS: Final = ("family", "kind")
@@ -162,7 +164,7 @@ def _economy(
     trial.report("replaying adaptive and pruned picks")
     sampling = {option: value for option, value in (store.info.sampling or {}).items() if option != "stop"}
     opened = replace(trial.opened, head=head)
-    sizes = [rows for rows in ROWS if rows < n] + [n]
+    sizes = [rows for rows in TIMED_ROWS if rows < n] + [n]
     times = measure_steps(opened.session, opened.ranking(None), SamplingOptions(**sampling), sizes)
     return economy(
         [candidates[start : start + n] for start in range(0, len(candidates), n)],

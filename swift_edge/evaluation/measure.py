@@ -15,7 +15,7 @@ from swift_edge.arrays import Doubles
 from swift_edge.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, estimate, resampled_means
 from swift_edge.evaluation.confidence import confidence
 from swift_edge.evaluation.expectation import all_subsets, pick_chances
-from swift_edge.evaluation.reliability import calibration_error, reliability
+from swift_edge.evaluation.reliability import binned_calibration_error, reliability
 from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import (
     ORACLE,
@@ -132,7 +132,7 @@ def calibration(head: HeadScores, sampled: Sampled, size: int) -> dict[str, Any]
         ("picks", pick_chances(head.scores, size)),
     ):
         bins = reliability(head.probabilities.ravel(), sampled.correct.ravel(), weights.ravel())
-        found[name] = {"error": calibration_error(bins), "bins": [asdict(each) for each in bins]}
+        found[name] = {"error": binned_calibration_error(bins), "bins": [asdict(each) for each in bins]}
     return {"picks_out_of": size, **found}
 
 

@@ -115,7 +115,7 @@ def test_stored_features_give_the_scores_of_the_decode_loop(
     live = np.array([candidate.scores["default"] for candidate in store.candidates])
     found = stored_scores(store, head)
     np.testing.assert_allclose(found, live, atol=2e-3)  # float16
-    monkeypatch.setattr(ablations_module, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(ablations_module, "TOKENS_AT_ONCE", 7)
     np.testing.assert_allclose(stored_scores(store, head), found, rtol=1e-9)
     # Reading fewer layers than the store holds.
     partial = replace(head, weight=head.weight[:, head.state_width :], layers=(1,))

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from swift_edge.errors import DataError, InvalidOptionError
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.measure import measure
-from swift_edge.evaluation.reliability import calibration_error, reliability
+from swift_edge.evaluation.reliability import binned_calibration_error, reliability
 from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
-from swift_edge.scoring.calibration import calibration_error as distinct_calibration_error
+from swift_edge.scoring.calibration import calibration_error
 from swift_edge.scoring.quality import within_problem_auroc
 from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, rank_by_answer
 
@@ -202,7 +202,7 @@ class TestReliability:
             part = slice(10 * number, 10 * number + 10)
             assert each.probability == pytest.approx(probabilities[part].mean())
             assert each.correct == pytest.approx(correct[part].mean())
-        assert calibration_error(bins) == pytest.approx(distinct_calibration_error(probabilities, correct))
+        assert binned_calibration_error(bins) == pytest.approx(calibration_error(probabilities, correct))
 
     @given(st.lists(st.tuples(st.sampled_from([0.1, 0.25, 0.9]), st.booleans(), st.integers(0, 3)), min_size=1))
     @settings(max_examples=60, deadline=None)
@@ -221,8 +221,8 @@ class TestReliability:
         probabilities = np.array([0.5, math.nan, 0.5])
         bins = reliability(probabilities, np.array([True, False, True]), np.ones(3))
         assert [each.correct for each in bins] == pytest.approx([1.0] * 10)
-        assert calibration_error(bins) == pytest.approx(0.5)
-        assert math.isnan(calibration_error(reliability(probabilities[1:2], np.array([True]), np.ones(1))))
+        assert binned_calibration_error(bins) == pytest.approx(0.5)
+        assert math.isnan(binned_calibration_error(reliability(probabilities[1:2], np.array([True]), np.ones(1))))
 
     def test_picks_out_of_all_candidates_are_the_best_ones(self) -> None:
         found = sampled(problems=100)
@@ -232,7 +232,7 @@ class TestReliability:
         best = head.scores.argmax(axis=1)
         rows = np.arange(100)
         expected = reliability(head.probabilities[rows, best], found.correct[rows, best], np.ones(100))
-        assert calibration["picks"]["error"] == pytest.approx(calibration_error(expected))
+        assert calibration["picks"]["error"] == pytest.approx(binned_calibration_error(expected))
         assert calibration["picks_out_of"] == 6
         assert calibration["candidates"]["error"] != calibration["picks"]["error"]
 

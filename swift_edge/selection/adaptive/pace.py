@@ -26,7 +26,7 @@ from swift_edge.system.cache_folder import CacheRecord
 from swift_edge.system.machine import available_memory
 
 RECORD_VERSION: Final = 1
-ROWS: Final = (1, 4, 8, 16)
+PACE_ROWS: Final = (1, 4, 8, 16)
 """Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
 NEW_TOKENS: Final = 3
 ROUNDS: Final = 2
@@ -100,11 +100,11 @@ class Pace:
         # What cannot be measured or kept now must not decide what is picked now, nor be a reason not to pick.
         with contextlib.suppress(SwiftEdgeError, OSError):
             available = available_memory()
-            if session.fitting_rows(ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < ROWS[-1]:
+            if session.fitting_rows(PACE_ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < PACE_ROWS[-1]:
                 return
             # A head and filters are left out: they add little to a step, and what came first would decide for all.
             ranking = Ranking(None, "mean_logprob")
-            timed = timed_steps(session, ranking, SamplingOptions(), ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+            timed = timed_steps(session, ranking, SamplingOptions(), PACE_ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
             # The shortest: whatever else the machine is at makes steps longer, those of many rows most of all.
             record.write({**key, "seconds": {str(rows): min(map(min, found)) for rows, found in timed.items()}})
             # As it was written: another process may have done so meanwhile.
@@ -116,7 +116,7 @@ def _read(document: Any, key: Mapping[str, Any]) -> StepTimes | None:
     if not isinstance(document, dict) or {name: document.get(name) for name in key} != key:
         return None
     seconds = document.get("seconds")
-    if not isinstance(seconds, dict) or list(seconds) != [str(rows) for rows in ROWS]:
+    if not isinstance(seconds, dict) or list(seconds) != [str(rows) for rows in PACE_ROWS]:
         return None
     if not all(isinstance(taken, float) and 0 < taken < math.inf for taken in seconds.values()):
         return None
