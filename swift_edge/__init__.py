@@ -11,15 +11,32 @@ d hidden size, v vocabulary, h KV heads, k head dim, c KV capacity in tokens.
 
 from swift_edge.errors import SwiftEdgeError
 from swift_edge.options import PickOptions
-from swift_edge.results import Candidate, CandidateFinished, Event, Picked, Selection, Timings, TokenSampled, Usage
+from swift_edge.results import (
+    Answer,
+    Candidate,
+    CandidateBegun,
+    CandidateDropped,
+    CandidateFinished,
+    Event,
+    FailedPick,
+    Picked,
+    Selection,
+    Timings,
+    TokenSampled,
+    Usage,
+)
 from swift_edge.selector import Selector
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Candidate",
+    "CandidateBegun",
+    "CandidateDropped",
     "CandidateFinished",
     "Event",
+    "FailedPick",
     "PickOptions",
     "Picked",
     "Selection",

@@ -1,4 +1,4 @@
-"""Names for the arrays that most modules pass on."""
+"""Types of the arrays that go from module to module; a comment beside each use says its shape."""
 
 from typing import TypeAlias
 
@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float32]
-"""Logits, hidden states, gates, rewards."""
+"""What a model computes: logits, hidden states, gates, rewards."""
 Ids: TypeAlias = NDArray[np.int64]
-"""Token ids, and places in arrays."""
+"""Token ids."""
+Doubles: TypeAlias = NDArray[np.float64]
+"""What is worked out from many candidates: chances, means, losses."""

@@ -1,4 +1,4 @@
-"""Options as callers give them: numbers, Python's own or NumPy's, and texts that name hidden states."""
+"""Checks of what callers give: values out of their range, whole numbers, and texts that name hidden states."""
 
 import math
 from collections.abc import Sequence

@@ -186,9 +186,13 @@ class Handle:
         loop = asyncio.get_running_loop()
         changed = loop.create_future()
 
+        def settle() -> None:
+            if not changed.done():
+                changed.set_result(None)
+
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(lambda: changed.done() or changed.set_result(None))
+                loop.call_soon_threadsafe(settle)
 
         (self._outbox.when_done if only_end else self._outbox.when_changed)(wake)
         await changed

@@ -1,19 +1,31 @@
 """What a pick gives back: candidates, the selection with all that is needed to audit it, and the events on the way.
 
-Data only: nothing here computes a score or knows where one comes from.
+They are data only. `repr` fits a screen; `help` shows what each field says.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.field_texts import show_field_texts
+from swift_edge.records import finite_or_none
+
 FinishReason: TypeAlias = Literal["stop", "length", "given", "dropped"]
 
+_WIDTH = 120
+"""Characters of a line of a `repr`."""
+_MOST_CANDIDATES = 7
+"""Candidates that the `repr` of a selection shows, the best ones."""
+_MOST_OTHERS = 2
+"""Answers, and warnings, that it shows."""
 
-@dataclass(frozen=True, slots=True)
+
+@show_field_texts
+@dataclass(frozen=True, slots=True, repr=False)
 class Candidate:
     """One response to the prompt."""
 
@@ -51,8 +63,34 @@ class Candidate:
         """Mean log-probability of the response tokens in nats."""
         return self.logprob / len(self.token_ids)
 
+    def to_dict(self, *, tokens: bool = False) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON; gates and rewards with `tokens` only."""
+        document: dict[str, Any] = {
+            "index": self.index,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "score": finite_or_none(self.score),
+            "logprob": finite_or_none(self.logprob),
+            "finish_reason": self.finish_reason,
+            "n_tokens": self.n_tokens,
+            "unscored_tokens": self.unscored_tokens,
+            "self_certainty": None if self.self_certainty is None else finite_or_none(self.self_certainty),
+            "dropped_because": self.dropped_because,
+        }
+        if tokens:
+            document |= {"gates": _listed(self.gates), "rewards": _listed(self.rewards)}
+        return document
 
-@dataclass(frozen=True, slots=True)
+    def __repr__(self) -> str:
+        """One line: no token ids, and the text cut short, or why it was dropped."""
+        facts = f"Candidate(index={self.index}, score={self.score:.6g}, n_tokens={self.n_tokens}, "
+        facts += f"finish_reason={self.finish_reason!r}, " if self.dropped_because is None else ""
+        name, text = ("text", self.text) if self.dropped_because is None else ("dropped_because", self.dropped_because)
+        return f"{facts}{name}={_shortened(text, _WIDTH - 7 - len(facts) - len(name))})"
+
+
+@show_field_texts
+@dataclass(frozen=True, slots=True, repr=False)
 class Answer:
     """What one or more candidates answer."""
 
@@ -68,7 +106,22 @@ class Answer:
         """How many candidates give it."""
         return len(self.candidates)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON."""
+        return {
+            "text": self.text,
+            "candidates": list(self.candidates),
+            "posterior": self.posterior,
+            "support": self.support,
+        }
 
+    def __repr__(self) -> str:
+        """One line: the number of its candidates only, and the text cut short."""
+        posterior = "None" if self.posterior is None else f"{self.posterior:.6g}"
+        return f"Answer(text={_shortened(self.text, 50)}, support={self.support}, posterior={posterior})"
+
+
+@show_field_texts
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens read and written."""
@@ -79,6 +132,7 @@ class Usage:
     """Response tokens of all candidates."""
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Where the time went, in seconds, and tokens per second.
@@ -104,7 +158,8 @@ class Timings:
     """Response tokens of all candidates per second of `decode_s`, `sample_s` and `head_s`; 0 for given texts."""
 
 
-@dataclass(frozen=True, slots=True)
+@show_field_texts
+@dataclass(frozen=True, slots=True, repr=False)
 class Selection:
     """The candidates of one prompt, and which one was picked."""
 
@@ -115,7 +170,7 @@ class Selection:
     ranked: tuple[Candidate, ...]
     """All candidates, the best first, those that were dropped last; equal ones stay in sampling order."""
     strategy: str
-    """How the pick was made from the scores, as `strategies` explains them: `best` is the greatest one."""
+    """How the pick was made from the scores, as `selection.ranking` explains them: `best` is the greatest one."""
     signal: str | None
     """The label-free signal that scored the candidates, `mean_logprob` or `self_certainty`; None with a head."""
     p_correct: float | None
@@ -144,53 +199,79 @@ class Selection:
     warnings: tuple[str, ...] = ()
     """What the caller should know, one line each."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, ready for JSON; `best` is an index.
+    def to_dict(self, *, tokens: bool = False) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON: always the same names, whatever there is to say.
 
-        `answers`, `abstained`, `stopped_because`, `rows`, `warnings` and a candidate's `dropped_because` are there only
-        where there is something to say.
+        `best` and `ranked` are indices of `candidates`. Gates and rewards of the tokens come with `tokens` only.
         """
-        document: dict[str, Any] = {
+        return {
             "best": self.best.index,
-            "candidates": [
-                {
-                    "index": candidate.index,
-                    "text": candidate.text,
-                    "token_ids": list(candidate.token_ids),
-                    "score": _finite(candidate.score),
-                    "logprob": _finite(candidate.logprob),
-                    "finish_reason": candidate.finish_reason,
-                    "n_tokens": candidate.n_tokens,
-                }
-                | ({} if candidate.dropped_because is None else {"dropped_because": candidate.dropped_because})
-                for candidate in self.candidates
-            ],
+            "ranked": [candidate.index for candidate in self.ranked],
+            "candidates": [candidate.to_dict(tokens=tokens) for candidate in self.candidates],
+            "answers": [answer.to_dict() for answer in self.answers],
             "strategy": self.strategy,
             "signal": self.signal,
             "p_correct": self.p_correct,
+            "abstained": self.abstained,
+            "stopped_because": self.stopped_because,
+            "rows": self.rows,
+            "warnings": list(self.warnings),
             "usage": asdict(self.usage),
             "timings": asdict(self.timings),
             "seed": self.seed,
             "bundle": self.bundle,
             "head": self.head,
+            "prompt_index": self.prompt_index,
         }
-        if self.answers:
-            document["answers"] = [asdict(answer) | {"support": answer.support} for answer in self.answers]
-        if self.abstained:
-            document["abstained"] = True
-        if self.stopped_because is not None:
-            document["stopped_because"] = self.stopped_because
-            document["rows"] = self.rows
-        if self.warnings:
-            document["warnings"] = list(self.warnings)
-        return document
+
+    def __repr__(self) -> str:
+        """At most a screen: the best candidates, a line each."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        chance = "None" if self.p_correct is None else f"{self.p_correct:.6g}"
+        yield f"Selection(best={self.best.index}, p_correct={chance}, abstained={self.abstained}, ranked=("
+        yield from (f"    {candidate!r}," for candidate in self.ranked[:_MOST_CANDIDATES])
+        if len(self.ranked) > _MOST_CANDIDATES:
+            yield f"    ... {len(self.ranked) - _MOST_CANDIDATES} more"
+        for name, values in (
+            ("answers", [repr(answer) for answer in self.answers[:_MOST_OTHERS]]),
+            ("warnings", [_shortened(warning, _WIDTH - 7) for warning in self.warnings[:_MOST_OTHERS]]),
+        ):
+            more = len(getattr(self, name)) - len(values)
+            yield f"  ), {name}=("
+            yield from (f"    {value}," for value in values)
+            if more:
+                yield f"    ... {more} more"
+        yield (
+            f"  ), strategy={self.strategy!r}, signal={self.signal!r}, stopped_because={self.stopped_because!r}, "
+            f"rows={self.rows},"
+        )
+        yield f"  {self.usage!r}, total_s={self.timings.total_s:.6g}, prompt_index={self.prompt_index},"
+        head = None if self.head is None else _shortened(self.head, 30)
+        yield f"  seed={self.seed}, bundle={_shortened(self.bundle, 30)}, head={head})"
 
 
-def _finite(number: float) -> float | None:
-    """A number as JSON has it: infinity and NaN, as a token of probability zero gives, are null there."""
-    return number if math.isfinite(number) else None
+def _listed(values: NDArray[np.float32] | None) -> list[float | None] | None:
+    return None if values is None else [finite_or_none(value) for value in values.tolist()]
 
 
+def _shortened(text: str, most: int) -> str:
+    """The text in quotes, at most so many characters of it."""
+    shown = repr(text[:most])
+    return shown if len(text) <= most and len(shown) <= most else f"{shown[: most - 4]}...{shown[0]}"
+
+
+@show_field_texts
+@dataclass(frozen=True, slots=True)
+class CandidateBegun:
+    """A candidate is given a row."""
+
+    index: int
+    """Which candidate."""
+
+
+@show_field_texts
 @dataclass(frozen=True, slots=True)
 class TokenSampled:
     """A candidate got one more token."""
@@ -203,8 +284,15 @@ class TokenSampled:
     """What the text grew by; empty while a character or a possible stop string is incomplete."""
     score: float
     """The candidate's score so far."""
+    logprob: float = math.nan
+    """The token's log-probability in nats, at temperature 1 and before any filter."""
+    gate: float | None = None
+    """Its gate, in (0, 1); None without a head, and where the head has not seen it."""
+    reward: float | None = None
+    """Its reward; None as above."""
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True)
 class CandidateFinished:
     """A candidate is complete."""
@@ -213,6 +301,7 @@ class CandidateFinished:
     """The candidate, with its final score."""
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True)
 class CandidateDropped:
     """A candidate is not written to its end."""
@@ -221,6 +310,7 @@ class CandidateDropped:
     """The candidate, with what it had and why it was dropped."""
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True)
 class Picked:
     """Every candidate is complete or dropped; always the last event."""
@@ -229,4 +319,15 @@ class Picked:
     """What `Selector.pick` returns."""
 
 
-Event: TypeAlias = TokenSampled | CandidateFinished | CandidateDropped | Picked
+@show_field_texts
+@dataclass(frozen=True, slots=True)
+class FailedPick:
+    """What `pick_many` gives for a prompt that could not be answered, where it is asked to go on."""
+
+    prompt_index: int
+    """Place of the prompt, from 0."""
+    error: Exception
+    """What was wrong."""
+
+
+Event: TypeAlias = CandidateBegun | TokenSampled | CandidateFinished | CandidateDropped | Picked

@@ -63,7 +63,9 @@ class Selector:
         self._threads = threads
         self._prefix_cache_bytes = prefix_cache_bytes
         self._rows = rows
-        self._start_over()
+        self._lock = threading.Lock()
+        self._opened: Planner | None = None
+        _selectors.add(self)
 
     def __getstate__(self) -> tuple[Any, ...]:
         """Pickle the path and the options; the copy opens the bundle itself."""
@@ -240,8 +242,7 @@ class Selector:
     def _start_over(self) -> None:
         """Forget what is open: a fork has neither the driver's thread nor onnxruntime's."""
         self._lock = threading.Lock()
-        self._opened: Planner | None = None
-        _selectors.add(self)
+        self._opened = None
 
     def _planner(self) -> Planner:
         """Open everything on first use; threads that come meanwhile wait."""
@@ -264,9 +265,7 @@ class Selector:
         planned = planner.planned(options)
         if planner.pace.is_settled and not was_settled:
             load_s += time.perf_counter() - begun
-        prompt_ids = planner.model.prompt_ids(
-            prompt, raw=options.raw, feeds_last=planned.scorer.reads.feeds_last
-        )
+        prompt_ids = planner.model.prompt_ids(prompt, raw=options.raw, feeds_last=planned.scorer.reads.feeds_last)
         return begin(planned, prompt_ids, watched=watched, started=started, load_s=load_s)
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 
-from swift_edge.bundle.folder import Bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import ExportError, ParityError, one_line
 

@@ -15,20 +15,14 @@ from pathlib import Path
 
 from swift_edge.bundle import foreign
 from swift_edge.bundle.manifest import (
-    FORMAT_VERSION,
     HEAD_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
     TEMPLATE_NAME,
     TOKENIZER_NAME,
-    Architecture,
     Bundle,
     FileRecord,
-    Graph,
-    HiddenStates,
     Manifest,
-    Precision,
-    Tokens,
     file_inside,
     read_text,
 )
@@ -43,30 +37,6 @@ from swift_edge.errors import (
     SwiftEdgeError,
     UnknownFolderError,
 )
-
-__all__ = [
-    "FORMAT_VERSION",
-    "HEAD_NAME",
-    "MANIFEST_NAME",
-    "MODEL_NAME",
-    "TEMPLATE_NAME",
-    "TOKENIZER_NAME",
-    "Architecture",
-    "Bundle",
-    "FileRecord",
-    "Graph",
-    "HiddenStates",
-    "Manifest",
-    "Precision",
-    "Tokens",
-    "check_hashes",
-    "file_inside",
-    "open_bundle",
-    "publish",
-    "read_manifest",
-    "staging_folder",
-    "write_bundle",
-]
 
 
 def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:

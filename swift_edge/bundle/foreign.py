@@ -27,6 +27,7 @@ from swift_edge.bundle.manifest import (
 from swift_edge.checks import is_number
 from swift_edge.errors import InvalidOptionError, ManifestError, UnknownFolderError
 from swift_edge.options import SamplingOptions, options_of
+from swift_edge.records import RecordError, described, read_value
 
 GENAI_CONFIG_NAME = "genai_config.json"
 CONFIG_NAME = "config.json"
@@ -71,10 +72,11 @@ def recognise(folder: Path) -> Bundle | None:
 def _from_genai(folder: Path) -> Bundle:
     path = folder / GENAI_CONFIG_NAME
     config = _read_object(path)
-    model = _object(config, "model", path)
-    decoder = _object(model, "decoder", path)
-    search = _object(config, "search", path)
-    inputs, outputs = _object(decoder, "inputs", path), _object(decoder, "outputs", path)
+    model = _value(config, "model", Mapping[str, Any], path)
+    decoder = _value(model, "decoder", Mapping[str, Any], path)
+    search = _value(config, "search", Mapping[str, Any], path)
+    inputs = _value(decoder, "inputs", Mapping[str, Any], path)
+    outputs = _value(decoder, "outputs", Mapping[str, Any], path)
     _check_names(inputs, _GENAI_INPUTS, {"position_ids"}, f"{path}: model.decoder.inputs")
     _check_names(outputs, _GENAI_OUTPUTS, set(), f"{path}: model.decoder.outputs")
     if "sliding_window" in decoder:
@@ -85,18 +87,18 @@ def _from_genai(folder: Path) -> Bundle:
         )
     architecture = Architecture(
         model_type=str(model.get("type", "unknown")),
-        num_layers=_integer(decoder, ("num_hidden_layers",), path),
-        hidden_size=_integer(decoder, ("hidden_size",), path),
-        num_attention_heads=_integer(decoder, ("num_attention_heads",), path),
-        num_key_value_heads=_integer(decoder, ("num_key_value_heads",), path),
-        head_dim=_integer(decoder, ("head_size",), path),
-        vocab_size=_integer(model, ("vocab_size",), path),
-        context_length=_integer(model, ("context_length",), path),
+        num_layers=_value(decoder, "num_hidden_layers", int, path),
+        hidden_size=_value(decoder, "hidden_size", int, path),
+        num_attention_heads=_value(decoder, "num_attention_heads", int, path),
+        num_key_value_heads=_value(decoder, "num_key_value_heads", int, path),
+        head_dim=_value(decoder, "head_size", int, path),
+        vocab_size=_value(model, "vocab_size", int, path),
+        context_length=_value(model, "context_length", int, path),
     )
     shared = search.get("past_present_share_buffer") is True
     return _bundle(
         folder,
-        file_inside(folder, _text(decoder, "filename", path)),
+        file_inside(folder, _value(decoder, "filename", str, path)),
         "onnxruntime-genai",
         _manifest(
             base_model=folder.resolve().name,
@@ -116,15 +118,15 @@ def _from_optimum(folder: Path) -> Bundle:
     config = document["text_config"] if isinstance(document.get("text_config"), dict) else document
     generation_path = folder / "generation_config.json"
     generation = _read_object(generation_path) if generation_path.is_file() else {}
-    sizes = {name: _integer(config, keys, path) for name, keys in _CONFIG_KEYS.items()}
+    sizes = {name: _value(config, keys, int, path) for name, keys in _CONFIG_KEYS.items()}
     heads = sizes["num_attention_heads"]
     head_dim = config.get("head_dim")
     architecture = Architecture(
         model_type=str(config.get("model_type", "unknown")),
-        num_key_value_heads=_integer(
-            {"num_key_value_heads": heads} | _set_values(config), ("num_key_value_heads",), path
+        num_key_value_heads=_value(
+            {"num_key_value_heads": heads} | _set_values(config), "num_key_value_heads", int, path
         ),
-        head_dim=sizes["hidden_size"] // max(heads, 1) if head_dim is None else _integer(config, ("head_dim",), path),
+        head_dim=sizes["hidden_size"] // max(heads, 1) if head_dim is None else _value(config, "head_dim", int, path),
         **sizes,
     )
     name = document.get("_name_or_path")
@@ -279,25 +281,13 @@ def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _object(values: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
-    value = values.get(key)
-    if not isinstance(value, dict):
-        raise ManifestError(f"{path}: {key!r} is {'missing' if key not in values else repr(value)}; expected an object")
-    return value
-
-
-def _text(values: Mapping[str, Any], key: str, path: Path) -> str:
-    value = values.get(key)
-    if not isinstance(value, str):
-        raise ManifestError(f"{path}: {key!r} is {'missing' if key not in values else repr(value)}; expected a string")
-    return value
-
-
-def _integer(values: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> int:
+def _value(values: Mapping[str, Any], keys: str | tuple[str, ...], kind: Any, path: Path) -> Any:
+    """The value of the first of the `keys` that is set."""
+    keys = (keys,) if isinstance(keys, str) else keys
     for key in keys:
         if values.get(key) is not None:
-            value = values[key]
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ManifestError(f"{path}: {key!r} is {value!r}; expected an integer")
-            return value
-    raise ManifestError(f"{path}: {' or '.join(map(repr, keys))} is missing; expected an integer")
+            try:
+                return read_value(values[key], kind, key)
+            except RecordError as error:
+                raise ManifestError(f"{path}: {error}") from None
+    raise ManifestError(f"{path}: {' or '.join(keys)} is missing; expected {described(kind)}")

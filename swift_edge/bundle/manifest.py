@@ -5,14 +5,14 @@ there are, how their files are checked, or what the model computes: `bundle.py` 
 """
 
 import json
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from swift_edge.errors import InvalidOptionError, ManifestError, NewerFormatError, UnsafePathError
 from swift_edge.options import SamplingOptions
+from swift_edge.records import RecordError, read_fields, read_record, shown
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "swift_edge.json"
@@ -169,21 +169,18 @@ class Manifest:
         """
         try:
             document = json.loads(text)
-            _expect(isinstance(document, dict), "the document", document, "an object")
             # The version comes first: a later format may well look different in every other field.
-            version = document.get("format_version")
-            _expect(_is_integer(version) and version >= 1, "format_version", version, "an integer of at least 1")
+            version = read_fields(document, cls, ("format_version",))["format_version"]
+            _expect(version >= 1, "format_version", version, "an integer of at least 1")
             if version > FORMAT_VERSION:
                 raise NewerFormatError(source, version, FORMAT_VERSION)
-            manifest = _read(document, cls, "")
+            return read_record(document, cls)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ManifestError(f"{source} is not JSON ({error}); export or copy the bundle again") from error
-        except ManifestError as error:
+        except (RecordError, ManifestError) as error:
             raise ManifestError(f"{source}: {error}; export or copy the bundle again") from error
         except InvalidOptionError as error:
             raise ManifestError(f"{source}: sampling.{error}; export or copy the bundle again") from error
-        assert isinstance(manifest, Manifest)
-        return manifest
 
     def to_json(self) -> str:
         """Write the manifest; `Manifest.from_json` reads it back unchanged."""
@@ -232,57 +229,6 @@ def read_text(path: Path) -> str:
         raise ManifestError(f"{path} is not UTF-8 (byte {error.start}); export or copy the bundle again") from error
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _expect(condition: bool, where: str, found: object, expected: str) -> None:
     if not condition:
-        shown = json.dumps(found, default=str)
-        raise ManifestError(f"{where} is {shown if len(shown) <= 80 else shown[:77] + '...'}; expected {expected}")
-
-
-def _describe(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(str, get_args(annotation)))
-    if get_origin(annotation) is tuple:
-        return "a list"
-    return {int: "an integer", float: "a number", str: "a string"}.get(annotation, "an object")
-
-
-def _read(value: Any, annotation: Any, where: str) -> Any:
-    """Turn a JSON value into the annotated type, or say in one line why it is not one."""
-    kind, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any:
-        return value
-    if kind in (Union, types.UnionType):  # always `X | None` here
-        return None if value is None else _read(value, arguments[0], where)
-    expected = _describe(annotation)
-    if annotation is float:
-        _expect(_is_integer(value) or isinstance(value, float), where, value, expected)
-        return float(value)
-    if annotation is int:
-        _expect(_is_integer(value), where, value, expected)
-        return value
-    if annotation is str:
-        _expect(isinstance(value, str), where, value, expected)
-        return value
-    if kind is Literal:
-        _expect(value in arguments, where, value, expected)
-        return value
-    if kind is tuple:
-        _expect(isinstance(value, list), where, value, expected)
-        return tuple(_read(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
-    _expect(isinstance(value, dict), where, value, expected)
-    if not is_dataclass(annotation):  # a mapping with strings as keys
-        return {key: _read(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    assert isinstance(annotation, type)
-    return annotation(**dict(_read_fields(value, annotation, where)))
-
-
-def _read_fields(values: dict[str, Any], annotation: type, where: str) -> Iterator[tuple[str, Any]]:
-    for name, hint in get_type_hints(annotation).items():
-        full_name = f"{where}.{name}" if where else name
-        if name not in values and type(None) not in get_args(hint):
-            raise ManifestError(f"{full_name} is missing; expected {_describe(hint)}")
-        yield name, _read(values.get(name), hint, full_name)
+        raise ManifestError(f"{where} is {shown(found)}; expected {expected}")

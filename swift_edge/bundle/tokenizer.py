@@ -279,12 +279,6 @@ class TextStream:
         self._ids: list[int] = list(tokenizer._anchors[0][1]) if tokenizer._anchors else []
         self._context = tokenizer.decode(self._ids)
         self._context_length = len(self._ids)
-        self._pieces: list[str] = []
-
-    @property
-    def text(self) -> str:
-        """Everything that was given out so far."""
-        return "".join(self._pieces)
 
     def push(self, token: int) -> str:
         """Add a token and give out the text that is certain now, often one word, sometimes nothing."""
@@ -309,7 +303,6 @@ class TextStream:
         self._ids = self._ids[self._context_length :]
         self._context_length = len(self._ids)
         self._context = self._tokenizer.decode(self._ids)
-        self._pieces.append(piece)
         return piece
 
 

@@ -16,7 +16,7 @@ from swift_edge.errors import HeadFileError, InvalidOptionError, OutputExistsErr
 
 if TYPE_CHECKING:
     from swift_edge.scoring.head import Head
-    from swift_edge.training.store.writer import StoreInfo
+    from swift_edge.training.store.format import StoreInfo
 
 UNITS = {"": 0, "b": 0, "kib": 10, "mib": 20, "gib": 30, "tib": 40}
 """Units of memory as powers of two."""
@@ -69,7 +69,11 @@ def require_place(out: Path, force: bool) -> None:
 
 def show(out: Path, head: "Head", as_json: bool) -> None:
     """Print the path, or the summary in one line, to stdout."""
-    document = {"head": str(out), "calibration": head.calibration, "summary": head.summary}
+    document = {
+        "head": str(out),
+        "calibration": None if head.calibration is None else head.calibration.to_dict(),
+        "summary": head.summary,
+    }
     click.echo(json.dumps(document, default=dict) if as_json else out)
 
 
@@ -145,7 +149,8 @@ def fit(
     require_place(out, force)
 
     from swift_edge.scoring.head import save_head
-    from swift_edge.training.fitting.fit import FitInterrupted, FitOptions, fit_head
+    from swift_edge.training.fitting.fit import FitInterrupted, fit_head
+    from swift_edge.training.fitting.options import FitOptions
     from swift_edge.training.store.writer import Store
 
     opened = [Store.open(path) for path in stores]

@@ -1,8 +1,6 @@
-"""A line on stderr that says how far a command is: it moves on a terminal, elsewhere a new one comes now and then.
+"""A line on stderr that says how far a command is: it moves on a terminal, elsewhere a new one comes now and then."""
 
-Knows stderr. Does not know what is being done.
-"""
-
+import math
 import shutil
 import sys
 import time
@@ -19,11 +17,12 @@ LOG_S = 30.0
 class ProgressLine:
     """A context manager: on the way out, whatever the reason, the line is cleared."""
 
-    def __init__(self) -> None:
-        """Look at stderr, once."""
+    def __init__(self, *, log: bool = True) -> None:
+        """Look at stderr, once; without `log`, nothing is shown where that is no terminal."""
         self._moves = sys.stderr is not None and sys.stderr.isatty()
+        self._interval = REFRESH_S if self._moves else LOG_S if log else math.inf
         self._width = 0
-        self._next = time.monotonic() + (0 if self._moves else LOG_S)
+        self._next = time.monotonic() + (0 if self._moves else self._interval)
 
     def __enter__(self) -> "ProgressLine":
         """Nothing is shown before the first text."""
@@ -43,7 +42,7 @@ class ProgressLine:
         """Show how far it is, if the last text is old enough."""
         if not self.due():
             return
-        self._next = time.monotonic() + (REFRESH_S if self._moves else LOG_S)
+        self._next = time.monotonic() + self._interval
         if not self._moves:
             click.echo(text, err=True)
             return
@@ -61,6 +60,38 @@ class ProgressLine:
         if self._width:
             click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
             self._width = 0
+
+
+class PickProgress:
+    """How far a pick is: rows alive, tokens and speed."""
+
+    def __init__(self) -> None:
+        """Begin without candidates."""
+        self._alive: set[int] = set()
+        self._ended = 0
+        self._tokens = 0
+        self._begin: float | None = None
+
+    def token(self, index: int) -> None:
+        """Count a token of a candidate; the clock runs from the first one, as the prompt was read before."""
+        if self._begin is None:
+            self._begin = time.monotonic()
+        self._tokens += 1
+        self._alive.add(index)
+
+    def ended(self, index: int) -> None:
+        """Count a candidate that has ended."""
+        self._alive.discard(index)
+        self._ended += 1
+
+    @property
+    def text(self) -> str:
+        """What the line says."""
+        if self._begin is None:
+            return "reading the prompt"
+        elapsed = time.monotonic() - self._begin
+        speed = f", {self._tokens / elapsed:.0f} tok/s" if elapsed > 0 else ""
+        return f"{len(self._alive)} of {len(self._alive) + self._ended} rows alive, {self._tokens} tokens{speed}"
 
 
 def duration_text(seconds: float) -> str:

@@ -4,14 +4,14 @@ Options that are not given are left to the bundle. Ranges are checked by the run
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from swift_edge.cli.options import Command, declared, running_options, with_options, writing_options
-from swift_edge.cli.report import Progress, report
+from swift_edge.cli.progress import PickProgress, ProgressLine
+from swift_edge.cli.report import report
 from swift_edge.cli.text import prompt_from, text_from
 from swift_edge.options import PickOptions, SignalName
 
@@ -80,13 +80,17 @@ def pick(
     from swift_edge.selector import Selector
 
     selector = Selector(model, head=head, providers=providers or None, threads=threads)
-    with Progress(shown=sys.stderr is not None and sys.stderr.isatty()) as progress:
+    progress = PickProgress()
+    with ProgressLine(log=False) as line:
+        line.show(progress.text)
         for event in selector.stream(question, options=options):
             match event:
                 case TokenSampled():
                     progress.token(event.index)
+                    if line.due():
+                        line.show(progress.text)
                 case CandidateFinished() | CandidateDropped():
-                    progress.finished(event.candidate.index)
+                    progress.ended(event.candidate.index)
                 case Picked():
                     selection = event.selection
     show(selection, selector.providers, as_json)

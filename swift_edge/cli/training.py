@@ -79,14 +79,15 @@ def collect(
     writing = CollectOptions.of(None, asked)
 
     from swift_edge.checks import parse_layers
+    from swift_edge.engine.model import OpenedModel
     from swift_edge.training.collecting.collect import collect as write
-    from swift_edge.training.collecting.collect import collect_responses, open_model
+    from swift_edge.training.collecting.collect import collect_responses
     from swift_edge.training.collecting.problems import read_problems
     from swift_edge.training.collecting.responses import read_responses
 
     given = None if responses is None else read_responses(responses).first(limit)
     problems = None if data is None else read_problems(data).first(limit)
-    opened = open_model(model, providers or None, threads)
+    opened = OpenedModel.open(model, providers or None, threads)
     kept = None if layers in (None, "all") else parse_layers(layers, opened.session.layers)
     with ProgressLine() as line:
 

@@ -9,9 +9,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from swift_edge.arrays import Floats, Ids
 from swift_edge.engine.row_memory import DrawingRow, RowMemory
-from swift_edge.engine.sampling import SamplingOptions, sample
+from swift_edge.engine.sampling import sample
 from swift_edge.engine.signals import TokenStatistics, summarize, token_statistics
 from swift_edge.engine.states import StateWeights, state_products
+from swift_edge.options import SamplingOptions
 
 HUGE_PAGES_BYTES: Final = 2**22
 """From here on NumPy asks for huge pages."""

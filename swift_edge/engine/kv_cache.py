@@ -15,7 +15,7 @@ from swift_edge.engine.host import HOST
 from swift_edge.engine.row_memory import RowMemory
 from swift_edge.errors import InvalidOptionError
 
-BLOCK_TOKENS = 64
+GROWTH_TOKENS = 64
 """Capacity grows by at least this many tokens at a time."""
 
 
@@ -212,5 +212,5 @@ _EQUAL_LENGTHS = (
 
 
 def cache_tokens(tokens: int, limit: int) -> int:
-    """Capacity for `tokens` tokens: whole blocks, at least one, but never more than `limit`."""
-    return min(limit, max(1, -(-tokens // BLOCK_TOKENS)) * BLOCK_TOKENS)
+    """Capacity for `tokens` tokens: a multiple of `GROWTH_TOKENS`, at least one, but never more than `limit`."""
+    return min(limit, max(1, -(-tokens // GROWTH_TOKENS)) * GROWTH_TOKENS)

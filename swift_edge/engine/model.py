@@ -1,5 +1,6 @@
 """A bundle, opened: its graph, its tokenizer, and the engine that everybody who uses it shares."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from swift_edge.arrays import Ids
-from swift_edge.bundle.folder import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle, check_hashes, open_bundle
+from swift_edge.bundle.folder import check_hashes, open_bundle
+from swift_edge.bundle.manifest import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle
 from swift_edge.bundle.tokenizer import Message, Tokenizer
 from swift_edge.bundle.verified import VerifiedFiles
 from swift_edge.checks import check_whole
@@ -41,18 +43,19 @@ class OpenedModel:
     @classmethod
     def open(
         cls,
-        bundle: Bundle,
+        path: str | os.PathLike[str] | Bundle,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         prefix_cache_bytes: int = 0,
         rows: int | None = None,
     ) -> "OpenedModel":
-        """Open the graph and read the tokenizer of a bundle whose hashes were not checked yet, and check them.
+        """Open a folder, or what `bundle_at` read of one: its graph and its tokenizer, and check its hashes.
 
         `rows` bounds those that decode together; None are `MOST_ROWS`. `prefix_cache_bytes` keep beginnings of prompts.
         Raises what `check_hashes`, `ModelSession` and `Tokenizer.load` do.
         """
         check_whole("prefix_cache_bytes", prefix_cache_bytes, 0)
+        bundle = path if isinstance(path, Bundle) else cls.bundle_at(path)
         session, tokenizer, complaint = _open_parts(bundle, providers, threads)
         # Rows that are concatenated are taken over from the graph as a whole; those on a device would cross the bus.
         keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows and not session.keeps_rows_on_device
@@ -61,7 +64,7 @@ class OpenedModel:
         return cls(bundle, session, tokenizer, engine, () if complaint is None else (complaint,))
 
     @staticmethod
-    def bundle_at(path: str) -> Bundle:
+    def bundle_at(path: str | os.PathLike[str]) -> Bundle:
         """Read what a folder says about itself, without its hashes: `open` checks them."""
         return open_bundle(path, hashes=False)
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from swift_edge.arrays import Floats, Ids
 from swift_edge.engine.kv_cache import KVCache
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights
 from swift_edge.engine.stopwatch import Stopwatch
+from swift_edge.options import SamplingOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from swift_edge.arrays import Floats, Ids
-from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights
+from swift_edge.options import SamplingOptions
 
 
 class DrawingRow(Protocol):

@@ -17,12 +17,13 @@ from swift_edge.engine.host import HostLogits
 from swift_edge.engine.kv_cache import KVCache, cache_tokens
 from swift_edge.engine.request import Finished, Generation, Prefilled, Step, Ticket
 from swift_edge.engine.row_memory import RowLogits
-from swift_edge.engine.sampling import SamplingOptions, candidate_generator
+from swift_edge.engine.sampling import candidate_generator
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.step_memory import StepOutput
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import LogitsError
+from swift_edge.options import SamplingOptions
 
 FIRST_TOKENS: Final = 128
 """Response tokens that there is room for at first: many responses are no longer, and growing copies every row."""

@@ -116,7 +116,7 @@ def sample_most_likely(
     least = logits[-1] if ids.size < vocab_size else np.float32(-np.inf)  # no other logit is greater
     row = logits[order]
     if penalty != 1 and seen is not None:
-        row = _penalized(row, penalty, np.flatnonzero(np.isin(ids, seen)))
+        row = after_penalty(row, penalty, np.flatnonzero(np.isin(ids, seen)))
     maximum = row.max()
     if penalty < 1 or maximum <= least or options.draws_from_all:
         return None
@@ -142,58 +142,8 @@ def sample_most_likely(
     return int(ids[kept[_first_above(reached, generator.random() * reached[:, -1])[0]]])
 
 
-def kept_tokens(
-    logits: NDArray[Any], options: SamplingOptions, seen: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that `sample` draws from, given one row of logits [v]: ascending ids and their probabilities.
-
-    >>> kept_tokens(np.log(np.array([0.1, 0.6, 0.3], np.float32)), SamplingOptions(top_p=0.7))
-    (array([1, 2]), array([0.66666667, 0.33333333]))
-    """
-    require_distribution(logits[np.newaxis].max(axis=1))
-    penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
-    if options.temperature == 0:
-        return np.array([penalized.argmax()], np.int64), np.ones(1)
-    token_ids, weights = _kept(penalized, penalized.max(), options, None)
-    return token_ids, weights / weights.sum()
-
-
-def _draw_row(
-    logits: NDArray[Any],
-    maximum: np.float32,
-    options: SamplingOptions,
-    generator: np.random.Generator,
-    seen: NDArray[np.int64] | None,
-    log_normalizer: float | None,
-) -> int:
-    penalized = _penalized(logits, options.repetition_penalty, seen)  # [v]
-    if options.temperature == 0:
-        return int(penalized.argmax())
-    if options.repetition_penalty != 1:
-        # Both belong to the logits as they were.
-        maximum, log_normalizer = penalized.max(), None
-    uniform = float(generator.random())
-    if options.draws_from_all:
-        scaled, scaled_maximum = _scaled(penalized, maximum, options.temperature)  # [v]
-        exponentials = _float_exponentials(scaled, scaled_maximum)
-        return int(_draw_unfiltered(exponentials[np.newaxis], np.array([uniform]))[0])
-    token_ids, weights = _kept(penalized, maximum, options, log_normalizer)
-    reached = np.cumsum(weights)[np.newaxis]  # [1, kept]
-    return int(token_ids[_first_above(reached, uniform * reached[:, -1])[0]])
-
-
-def _kept(
-    penalized: NDArray[np.float32], maximum: np.float32, options: SamplingOptions, log_normalizer: float | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Ids of one row `[v]` that pass the filters at the temperature, ascending, and their weights."""
-    if options.temperature != 1:
-        log_normalizer = None  # it belongs to the logits as they were
-    scaled, scaled_maximum = _scaled(penalized, maximum, options.temperature)  # [v]
-    return _filtered(scaled, float(scaled_maximum), options, log_normalizer)
-
-
-def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | None) -> NDArray[np.float32]:
-    """The row as float32 [v] after the repetition penalty; the row itself where nothing changes."""
+def after_penalty(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    """The row of logits as float32 [v] after the repetition penalty; the row itself where nothing changes."""
     row: NDArray[np.float32] = np.asarray(logits, dtype=np.float32)
     if penalty == 1:
         return row
@@ -207,6 +157,47 @@ def _penalized(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | N
     changed = row.copy()
     changed[seen_ids] = np.where(values < 0, values * factor, values / factor)
     return changed
+
+
+def kept_weights(
+    logits: NDArray[np.float32], maximum: np.float32, options: SamplingOptions, log_normalizer: float | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids of one row `[v]`, after the penalty, that pass the filters at the temperature, and their weights.
+
+    The ids ascend; the weights are to each other as the probabilities are.
+
+    >>> logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
+    >>> kept_weights(logits, logits.max(), SamplingOptions(top_p=0.7))
+    (array([1, 2]), array([0.60000001, 0.29999999]))
+    """
+    if options.temperature != 1:
+        log_normalizer = None  # it belongs to the logits as they were
+    scaled, scaled_maximum = _scaled(logits, maximum, options.temperature)  # [v]
+    return _filtered(scaled, float(scaled_maximum), options, log_normalizer)
+
+
+def _draw_row(
+    logits: NDArray[Any],
+    maximum: np.float32,
+    options: SamplingOptions,
+    generator: np.random.Generator,
+    seen: NDArray[np.int64] | None,
+    log_normalizer: float | None,
+) -> int:
+    penalized = after_penalty(logits, options.repetition_penalty, seen)  # [v]
+    if options.temperature == 0:
+        return int(penalized.argmax())
+    if options.repetition_penalty != 1:
+        # Both belong to the logits as they were.
+        maximum, log_normalizer = penalized.max(), None
+    uniform = float(generator.random())
+    if options.draws_from_all:
+        scaled, scaled_maximum = _scaled(penalized, maximum, options.temperature)  # [v]
+        exponentials = _float_exponentials(scaled, scaled_maximum)
+        return int(_draw_unfiltered(exponentials[np.newaxis], np.array([uniform]))[0])
+    token_ids, weights = kept_weights(penalized, maximum, options, log_normalizer)
+    reached = np.cumsum(weights)[np.newaxis]  # [1, kept]
+    return int(token_ids[_first_above(reached, uniform * reached[:, -1])[0]])
 
 
 def _scaled(

@@ -17,29 +17,34 @@ from typing import Any, Final
 import numpy as np
 
 from swift_edge.answers import answer_task
+from swift_edge.arrays import Doubles
 from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import InvalidOptionError, StoreError, SwiftEdgeError
 from swift_edge.evaluation.bootstrap import estimate, resampled_means
-from swift_edge.evaluation.expectation import Floats, expected_best, expected_vote, subsets_of
+from swift_edge.evaluation.expectation import expected_best, expected_vote, subsets_of
 from swift_edge.evaluation.measure import plain_figure, ratio_estimate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import problem_aurocs
 from swift_edge.evaluation.trial import Trial
+from swift_edge.records import RecordError, read_fields
 from swift_edge.scoring.head import LEAST_GATE_SUM, Head
 from swift_edge.system.extras import import_extra
-from swift_edge.training.collecting.collect import open_model
 from swift_edge.training.collecting.problems import read_problems
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
 from swift_edge.training.fitting.objectives import LOSSES
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.recalibrate import recalibrate
-from swift_edge.training.store.writer import STATISTICS, Shard, Store
+from swift_edge.training.store.format import STATISTICS
+from swift_edge.training.store.shards import Shard
+from swift_edge.training.store.writer import Store
 
 LAST_LAYERS: Final = (1, 2, 4)
 """Numbers of last hidden states that are tried."""
 SHARES: Final = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the training problems that are tried."""
-BLOCK_TOKENS: Final = 4096
+TOKENS_AT_ONCE: Final = 4096
 """Tokens that are read and scored at once."""
 
 
@@ -163,7 +168,7 @@ class Ablations:
     def _judge_other(self, trial: Trial, name: str, path: Path, head: Head) -> Iterator["_Judged"]:
         """Judge the head on the candidates of another bundle, as it is and recalibrated."""
         session = trial.opened.session
-        other = open_model(path, session.providers, session.threads)
+        other = OpenedModel.open(path, session.providers, session.threads)
         heads = {"as it is": head}
         if self.recalibration_data is not None:
             problems = read_problems(self.recalibration_data).first(self.recalibration_problems)
@@ -216,25 +221,24 @@ def options_of(head: Head | None) -> FitOptions:
     names = {each.name for each in fields(FitOptions)}
     if not isinstance(told, Mapping) or not set(told) <= names:
         return FitOptions()
-    options: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
     try:
-        return FitOptions(**options)
-    except (SwiftEdgeError, TypeError):  # written by an older or a newer swift-edge
+        return FitOptions(**read_fields(told, FitOptions, told))
+    except (SwiftEdgeError, RecordError):  # written by an older or a newer swift-edge
         return FitOptions()
 
 
-def stored_scores(store: Store, head: Head) -> Floats:
+def stored_scores(store: Store, head: Head) -> Doubles:
     """Scores `[c]` that a head gives the candidates of a store, from the features stored with them; NaN without any."""
     places = [store.info.layers.index(layer) for layer in head.layers] if head.feature == "hidden" else [0]
     uncounted = () if head.includes_eos else store.info.eos_ids
     return np.concatenate([_shard_scores(shard, head, places, uncounted) for shard in store.shards])
 
 
-def _shard_scores(shard: Shard, head: Head, places: Sequence[int], uncounted: Sequence[int]) -> Floats:
+def _shard_scores(shard: Shard, head: Head, places: Sequence[int], uncounted: Sequence[int]) -> Doubles:
     tokens = len(shard.token_ids)
     gates, weighted, counted = np.zeros(tokens), np.zeros(tokens), np.zeros(tokens)
-    for begin in range(0, tokens, BLOCK_TOKENS):
-        block = slice(begin, begin + BLOCK_TOKENS)
+    for begin in range(0, tokens, TOKENS_AT_ONCE):
+        block = slice(begin, begin + TOKENS_AT_ONCE)
         states = shard.states[block][:, places].transpose(1, 0, 2)  # [l, m, w]
         columns = dict(zip(STATISTICS, shard.statistics[block].T.astype(np.float64), strict=True))
         gate, reward = head.evaluate(states, TokenStatistics(**columns))
@@ -258,18 +262,18 @@ class _Judged:
     """To what."""
     inputs: int
     """Inputs of the head."""
-    pass_at_1: Floats  # [q]
+    pass_at_1: Doubles  # [q]
     """Share of right candidates."""
-    best: Floats  # [q]
+    best: Doubles  # [q]
     """Chance that its pick is right."""
-    vote: Floats  # [q]
+    vote: Doubles  # [q]
     """Chance that the pick of its vote is right."""
-    auroc: Floats  # [q]
+    auroc: Doubles  # [q]
     """AUROC within the problem; NaN where all candidates are right or all are wrong."""
 
     @classmethod
     def of(
-        cls, group: str, name: str, head: Head, store: Store, trial: Trial, scores: Floats | None = None
+        cls, group: str, name: str, head: Head, store: Store, trial: Trial, scores: Doubles | None = None
     ) -> "_Judged":
         """Judge a head by its `scores`, `[c]`, or by those it gave while the candidates were written, as `name`."""
         given = None if scores is None else {name: scores.reshape(store.problems, -1)}

@@ -15,14 +15,13 @@ from typing import Any, Final, Unpack
 import numpy as np
 
 from swift_edge.bundle.manifest import Manifest
-from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import InvalidOptionError
 from swift_edge.evaluation.record import machine_facts, versions
+from swift_edge.handle import begin
 from swift_edge.options import PickOptions, SamplingInput
-from swift_edge.results import Picked, Selection, TokenSampled
+from swift_edge.results import Selection, TokenSampled
 from swift_edge.scoring.head import Head
-from swift_edge.selection.pick import Request, Work, pick_each
-from swift_edge.selection.planning import planned
+from swift_edge.selection.planning import PlannedPick, Planner
 from swift_edge.system.machine import process_memory, reset_peak_memory
 
 RESAMPLES: Final = 2000
@@ -74,13 +73,13 @@ def bench(
     if rounds < 1:
         raise InvalidOptionError(f"rounds is {rounds}; expected at least 1")
     begun = time.perf_counter()
-    opened = OpenedModel.open(path, head, providers, threads)
+    planner = Planner.open(path, head, providers, threads)
     load_s = time.perf_counter() - begun
-    manifest = opened.bundle.manifest
-    scored_by = opened.head_name
-    if opened.head is None and manifest.hidden_states.indices:
-        opened, scored_by = dataclasses.replace(opened, head=random_head(manifest), head_name=None), "a random head"
-    work = {shape: work_of(opened, path, shape, **sampling) for shape in shapes}
+    session, manifest = planner.model.session, planner.model.bundle.manifest
+    scored_by = planner.head_name
+    if planner.head is None and manifest.hidden_states.indices:
+        planner, scored_by = dataclasses.replace(planner, head=random_head(manifest), head_name=None), "a random head"
+    work = {shape: planned_shape(planner, shape, **sampling) for shape in shapes}
     timed: dict[Shape, list[Timed]] = {shape: [] for shape in shapes}
     order = random.Random(0)
     for number in range(rounds + 1):
@@ -96,8 +95,8 @@ def bench(
         "precision": manifest.precision.label,
         "scored_by": scored_by or "mean log-probability",
         "sampling": dataclasses.asdict(next(iter(work.values())).sampling),
-        "providers": list(opened.session.providers),
-        "threads": opened.session.threads,
+        "providers": list(session.providers),
+        "threads": session.threads,
         "machine": machine_facts(),
         "versions": versions(),
         "rounds": rounds,
@@ -114,36 +113,35 @@ def random_head(manifest: Manifest) -> Head:
     return Head(weight, np.zeros(2, np.float32), layers=layers, fingerprint=manifest.fingerprint)
 
 
-def work_of(opened: OpenedModel, path: str, shape: Shape, seed: int = 0, **sampling: Unpack[SamplingInput]) -> Work:
+def planned_shape(planner: Planner, shape: Shape, seed: int = 0, **sampling: Unpack[SamplingInput]) -> PlannedPick:
     """What picks of a shape have in common: no token ends a candidate.
 
     Raises `InvalidOptionError` for a shape that the model's context does not hold.
     """
     asked = {"n": shape.n, "max_new_tokens": shape.new_tokens, "seed": seed, "strategy": "best", "raw": True}
-    work = planned(opened, PickOptions.of(None, asked | sampling))
-    context = opened.session.context_length
+    planned = planner.planned(PickOptions.of(None, asked | sampling))
+    context = planner.model.session.context_length
     if shape.prompt_tokens < 1 or shape.prompt_tokens + shape.new_tokens > context:
         raise InvalidOptionError(
             f"a prompt of {shape.prompt_tokens} tokens and {shape.new_tokens} new ones do not fit: the prompt needs at "
             f"least one token, and the model's context holds {context} in all; ask for others"
         )
-    return Work(opened, work.options, work.seed, work.sampling, work.ranking, work.plan, path, eos_ids=())
+    return dataclasses.replace(planned, stop_ids=frozenset())
 
 
-def _time(work: Work, shape: Shape, number: int) -> Timed:
+def _time(planned: PlannedPick, shape: Shape, number: int) -> Timed:
     """Make one pick, and begin another to see when its first token comes."""
-    vocabulary = work.opened.session.vocab_size
+    vocabulary = planned.model.session.vocab_size
     prompt_ids = np.random.default_rng(number).integers(0, vocabulary, shape.prompt_tokens)  # [p]
     before = reset_peak_memory()
-    started = time.perf_counter()
-    request = Request.of_ids(work, prompt_ids, started, 0.0)
-    (picked,) = (event for _, event in pick_each(work, iter((request,)), watched=False) if isinstance(event, Picked))
+    selection = begin(planned, prompt_ids, watched=False, started=time.perf_counter()).result()
     peak = process_memory("VmHWM")
     taken = None if before is None or peak is None else max(0, peak - before)
     started = time.perf_counter()
-    events = pick_each(work, iter((Request.of_ids(work, prompt_ids, started, 0.0),)), watched=True)
-    next(event for _, event in events if isinstance(event, TokenSampled))
-    return Timed(picked.selection, time.perf_counter() - started, taken)
+    with begin(planned, prompt_ids, watched=True, started=started) as handle:
+        next(event for event in handle if isinstance(event, TokenSampled))
+        first_token_s = time.perf_counter() - started
+    return Timed(selection, first_token_s, taken)
 
 
 def _figures(shape: Shape, timed: dict[Shape, list[Timed]]) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from swift_edge.arrays import Doubles
 
 RESAMPLES: Final = 10_000
 LEVEL: Final = 0.95
@@ -33,7 +32,7 @@ class Estimate:
     """Upper end of the interval."""
 
 
-def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+def resampled_means(values: Doubles, *, resamples: int = RESAMPLES, seed: int = 0) -> Doubles:
     """Means `[b, s]` of the columns of `values`, `[q, s]`, over problems drawn with replacement."""
     means = np.empty((resamples, values.shape[1]))
     start = 0
@@ -44,7 +43,7 @@ def resampled_means(values: Floats, *, resamples: int = RESAMPLES, seed: int = 0
     return means
 
 
-def estimate(value: float, resampled: Floats) -> Estimate:
+def estimate(value: float, resampled: Doubles) -> Estimate:
     """A figure with the interval between the percentiles of its resamples, `[b]`; NaN among them is passed over.
 
     A ratio has no value in a resample that gives it nothing to divide by.
@@ -56,7 +55,7 @@ def estimate(value: float, resampled: Floats) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def _problem_counts(problems: int, resamples: int, seed: int) -> Iterator[Floats]:
+def _problem_counts(problems: int, resamples: int, seed: int) -> Iterator[Doubles]:
     """How often each resample has each problem, `[b, q]`, in blocks that do not grow with either."""
     random = np.random.default_rng(seed)
     block = max(1, _BLOCK_BYTES // (8 * problems))

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampled_means
+from swift_edge.arrays import Doubles
+from swift_edge.evaluation.bootstrap import RESAMPLES, estimate, resampled_means
 from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.scoring.calibration import AnswerCalibration, calibration_error
 from swift_edge.selection.ranking import answer_sums
@@ -50,8 +51,8 @@ def confidence(
 
 
 def _picks(
-    ratios: Floats, calibration: AnswerCalibration, sampled: Sampled, size: int
-) -> tuple[Floats, NDArray[np.bool_]]:
+    ratios: Doubles, calibration: AnswerCalibration, sampled: Sampled, size: int
+) -> tuple[Doubles, NDArray[np.bool_]]:
     """P(correct) of the picks, and whether they are right, `[q, m]` each; a problem without an answer has 0."""
     problems, each = len(ratios), sampled.n // size
     chances, right = np.zeros((problems, each)), np.zeros((problems, each), np.bool_)

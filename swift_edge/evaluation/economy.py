@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from swift_edge.evaluation.bootstrap import RESAMPLES, Floats, estimate, resampled_means
+from swift_edge.arrays import Doubles
+from swift_edge.evaluation.bootstrap import RESAMPLES, estimate, resampled_means
 from swift_edge.evaluation.measure import plain_figure
 from swift_edge.evaluation.replay import replay
 from swift_edge.evaluation.selectors import ORACLE
@@ -24,7 +25,7 @@ from swift_edge.scoring.calibration import calibration_error
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import StepTimes
 from swift_edge.selection.decision import Decision
-from swift_edge.training.store.writer import StoredCandidate
+from swift_edge.training.store.format import StoredCandidate
 
 ORDERS: Final = 4
 """Orders of a problem's candidates in which its picks are replayed: as written, and drawn ones."""
@@ -40,7 +41,7 @@ def economy(
     problems: Sequence[Sequence[StoredCandidate]],
     decision: Decision,
     head: str,
-    chances: Mapping[int, Mapping[str, Floats]],
+    chances: Mapping[int, Mapping[str, Doubles]],
     times: StepTimes,
     paced: Callable[[Plan], Plan],
     *,
@@ -102,7 +103,7 @@ def economy(
 class _Picks:
     """What the picks of a plan come to, per problem."""
 
-    right: Floats  # [q]
+    right: Doubles  # [q]
     """Share of the orders in which the pick is right."""
     candidates: float
     """Candidates begun, on average."""
@@ -175,6 +176,6 @@ def _between(fixed: Mapping[int, Mapping[str, float]], cost: str, spent: float) 
     return (max(fixed), max(fixed)), 0.0
 
 
-def _figure(means: Floats) -> dict[str, float | None]:
+def _figure(means: Doubles) -> dict[str, float | None]:
     """A figure out of its value and its resamples, `[1 + b]`."""
     return plain_figure(estimate(float(means[0]), means[1:]))

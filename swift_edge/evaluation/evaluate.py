@@ -12,15 +12,15 @@ is where the bundle, the problems, heads and figures meet.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from swift_edge.answers import answer_task
+from swift_edge.arrays import Doubles
 from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import InvalidOptionError, StoreError
 from swift_edge.evaluation.ablations import Ablations
-from swift_edge.evaluation.bootstrap import RESAMPLES, Floats
+from swift_edge.evaluation.bootstrap import RESAMPLES
 from swift_edge.evaluation.economy import economy
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.figures import check_drawing, draw_accuracy, draw_calibration, draw_economy
@@ -33,20 +33,21 @@ from swift_edge.evaluation.trial import Trial
 from swift_edge.options import CollectOptions, PickOptions, SamplingOptions
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.head import Head, load_head
-from swift_edge.selection.adaptive.step_times import ROWS, measure_steps
+from swift_edge.selection.adaptive.step_times import measure_steps
 from swift_edge.selection.decision import Decision
-from swift_edge.selection.planning import ranking_by
+from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
-from swift_edge.training.collecting.collect import open_model
 from swift_edge.training.collecting.collected import CollectProgress
 from swift_edge.training.collecting.problems import read_problems
-from swift_edge.training.store.format import read_info
-from swift_edge.training.store.writer import STORE_NAME, TIMINGS_NAME, Store
+from swift_edge.training.store.format import STORE_NAME, TIMINGS_NAME, read_info
+from swift_edge.training.store.writer import Store
 
 DEFAULT_HEAD: Final = "default"
 """Name of the bundle's own head."""
 SIZES: Final = (1, 2, 4, 8, 16)
 """Numbers of candidates to judge rules at."""
+TIMED_ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of rows whose steps are timed."""
 CANDIDATES: Final = "candidates"
 """Name of the store within the folder of a test."""
 FAMILY_FIELDS: Final = ("family", "kind")
@@ -97,7 +98,7 @@ def evaluate(
     """
     check_drawing()
     problems = read_problems(data).first(limit)
-    opened = open_model(model, providers, threads)
+    opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     files = _head_files(opened, heads or {})
     loaded = {name: load_head(path) for name, path in files.items()}
     writing = CollectOptions() if writing is None else writing
@@ -144,7 +145,7 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
 
 
 def _economy(
-    trial: Trial, store: Store, by_size: Mapping[int, Mapping[str, Floats]], heads: Mapping[str, Head]
+    trial: Trial, store: Store, by_size: Mapping[int, Mapping[str, Doubles]], heads: Mapping[str, Head]
 ) -> dict[str, Any] | None:
     """What adaptive and pruned picks by the first head come to; None where it is not calibrated for answers."""
     name, head = next(iter(heads.items()), (None, None))
@@ -160,16 +161,16 @@ def _economy(
         return None
     trial.report("replaying adaptive and pruned picks")
     sampling = {option: value for option, value in (store.info.sampling or {}).items() if option != "stop"}
-    opened = replace(trial.opened, head=head)
-    sizes = [rows for rows in ROWS if rows < n] + [n]
-    times = measure_steps(opened.session, ranking_by(opened, None), SamplingOptions(**sampling), sizes)
+    planner = Planner.over(trial.opened, head)
+    sizes = [rows for rows in TIMED_ROWS if rows < n] + [n]
+    times = measure_steps(trial.opened.engine, planner.scorer(None), SamplingOptions(**sampling), sizes)
     return economy(
         [candidates[start : start + n] for start in range(0, len(candidates), n)],
         decision,
         name,
         by_size,
         times,
-        opened.pace.applied,
+        planner.pace.applied,
         seed=trial.writing.seed,
         resamples=trial.resamples,
     )

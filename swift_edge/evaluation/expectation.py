@@ -16,6 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Doubles
+
 MOST_SUBSETS: Final = 13_000
 """So many subsets are gone through; half of 16 candidates, which has the most, gives 12,870."""
 SAMPLED_SUBSETS: Final = 4_096
@@ -23,7 +25,6 @@ SAMPLED_SUBSETS: Final = 4_096
 _EQUAL: Final = 1e-9
 """Sums that differ by no more are equal: the order in which they were added is no reason for a pick."""
 
-Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
@@ -31,7 +32,7 @@ Flags = NDArray[np.bool_]
 class Subsets:
     """Subsets of k out of n candidates."""
 
-    members: Floats  # [n, u]
+    members: Doubles  # [n, u]
     """1 where the candidate is in the subset, else 0. Read-only."""
     exact: bool
     """Whether these are all subsets there are; otherwise a sample."""
@@ -55,16 +56,16 @@ def subsets_of(n: int, size: int, seed: int = 0) -> Subsets:
     return Subsets(members, exact)
 
 
-def expected_oracle(correct: Flags, size: int) -> Floats:
+def expected_oracle(correct: Flags, size: int) -> Doubles:
     """Chance `[q]` that at least one of `size` candidates drawn from `correct`, `[q, n]`, is right."""
     n = correct.shape[1]
     # Whole numbers as long as they last: the quotient is right to the last digit.
     missed = np.array([math.comb(wrong, size) / math.comb(n, size) for wrong in range(n + 1)])
-    chances: Floats = 1 - missed[n - correct.sum(axis=1)]
+    chances: Doubles = 1 - missed[n - correct.sum(axis=1)]
     return chances
 
 
-def pick_chances(scores: NDArray[Any], size: int) -> Floats:
+def pick_chances(scores: NDArray[Any], size: int) -> Doubles:
     """Chance of every candidate, `[q, n]`, to have the greatest score of `size` drawn ones and to be picked.
 
     NaN ranks last, and candidates of equal score share their chances.
@@ -86,13 +87,13 @@ def pick_chances(scores: NDArray[Any], size: int) -> Floats:
     return chances
 
 
-def expected_best(scores: NDArray[Any], correct: Flags, size: int) -> Floats:
+def expected_best(scores: NDArray[Any], correct: Flags, size: int) -> Doubles:
     """Chance `[q]` that the candidate with the greatest of `scores`, `[q, n]`, is right."""
-    chances: Floats = (pick_chances(scores, size) * correct).sum(axis=1)
+    chances: Doubles = (pick_chances(scores, size) * correct).sum(axis=1)
     return chances
 
 
-def expected_vote(weights: Floats, answers: NDArray[np.int64], correct: Flags, subsets: Subsets) -> Floats:
+def expected_vote(weights: Doubles, answers: NDArray[np.int64], correct: Flags, subsets: Subsets) -> Doubles:
     """Chance `[q]` that the answer with the greatest sum of weights is right.
 
     Of `weights` `[q, n]`, NaN counts as 0. `answers` `[q, n]` numbers the answers of each problem from 0
@@ -102,12 +103,12 @@ def expected_vote(weights: Floats, answers: NDArray[np.int64], correct: Flags, s
     return _over_problems(_vote_chance, (np.nan_to_num(weights, nan=0.0), answers), correct, subsets)
 
 
-def expected_ranking(own: Floats, other: Floats, correct: Flags, subsets: Subsets) -> Floats:
+def expected_ranking(own: Doubles, other: Doubles, correct: Flags, subsets: Subsets) -> Doubles:
     """Chance `[q]` that the candidate is right whose worse rank of two is the best; `selection.combine_by_rank`."""
     return _over_problems(_ranking_chance, (own, other), correct, subsets)
 
 
-def expected_scaling(own: Floats, other: Floats, correct: Flags, subsets: Subsets) -> Floats:
+def expected_scaling(own: Doubles, other: Doubles, correct: Flags, subsets: Subsets) -> Doubles:
     """Chance `[q]` that the candidate with the greatest mean of two scaled scores is right.
 
     Each score is scaled to 0..1 among the candidates at hand, as `selection.combine_by_scaling` does.
@@ -115,7 +116,7 @@ def expected_scaling(own: Floats, other: Floats, correct: Flags, subsets: Subset
     return _over_problems(_scaling_chance, (own, other), correct, subsets)
 
 
-def _over_problems(rule: Any, inputs: tuple[NDArray[Any], ...], correct: Flags, subsets: Subsets) -> Floats:
+def _over_problems(rule: Any, inputs: tuple[NDArray[Any], ...], correct: Flags, subsets: Subsets) -> Doubles:
     """Apply a rule problem by problem, each one's subsets at once: that much fits into the processor's cache."""
     chances = np.zeros(len(correct))
     for problem in np.flatnonzero(correct.any(axis=1)):  # where nothing is right, no pick is
@@ -123,7 +124,7 @@ def _over_problems(rule: Any, inputs: tuple[NDArray[Any], ...], correct: Flags, 
     return chances
 
 
-def _vote_chance(weights: Floats, answers: NDArray[np.int64], correct: Flags, members: Floats) -> float:
+def _vote_chance(weights: Doubles, answers: NDArray[np.int64], correct: Flags, members: Doubles) -> float:
     one_hot = (answers == np.arange(answers.max() + 1)[:, np.newaxis]).astype(np.float64)  # [a, n]
     count = one_hot @ members  # [a, u]
     total = (one_hot * weights) @ members  # [a, u]
@@ -137,24 +138,24 @@ def _vote_chance(weights: Floats, answers: NDArray[np.int64], correct: Flags, me
     return float((won / np.maximum(wins.sum(axis=0), 1)).mean())
 
 
-def _ranking_chance(own: Floats, other: Floats, correct: Flags, members: Floats) -> float:
+def _ranking_chance(own: Doubles, other: Doubles, correct: Flags, members: Doubles) -> float:
     worse = np.maximum(_ranks(own, members), _ranks(other, members))  # [n, u]
     return _share_of_least(np.where(members > 0, worse, np.inf), correct)
 
 
-def _ranks(scores: Floats, members: Floats) -> Floats:
+def _ranks(scores: Doubles, members: Doubles) -> Doubles:
     """How many of each subset are better than each candidate, `[n, u]`; NaN is worse than any number."""
     comparable = np.where(np.isnan(scores), -np.inf, scores)
     better = (comparable > comparable[:, np.newaxis]) | (np.isnan(scores)[:, np.newaxis] & ~np.isnan(scores))  # [n, n]
     return better.astype(np.float64) @ members
 
 
-def _scaling_chance(own: Floats, other: Floats, correct: Flags, members: Floats) -> float:
+def _scaling_chance(own: Doubles, other: Doubles, correct: Flags, members: Doubles) -> float:
     mean = (_scaled(own, members) + _scaled(other, members)) / 2  # [n, u]
     return _share_of_least(np.where(members > 0, -mean, np.inf), correct)
 
 
-def _scaled(scores: Floats, members: Floats) -> Floats:
+def _scaled(scores: Doubles, members: Doubles) -> Doubles:
     """Scores on a scale from the least of the subset, 0, to its greatest, 1; `[n, u]`."""
     column = scores[:, np.newaxis]
     there = (members > 0) & np.isfinite(column)
@@ -167,7 +168,7 @@ def _scaled(scores: Floats, members: Floats) -> Floats:
     return np.where(np.isfinite(column), scaled, np.where(column == np.inf, 1.0, 0.0))
 
 
-def _share_of_least(values: Floats, correct: Flags) -> float:
+def _share_of_least(values: Doubles, correct: Flags) -> float:
     """Mean over subsets of how many of the candidates with the least value, `[n, u]`, are right."""
     least = values <= values.min(axis=0) + _EQUAL  # [n, u]
     return float(((correct.astype(np.float64) @ least) / least.sum(axis=0)).mean())

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from swift_edge.arrays import Doubles
 from swift_edge.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, estimate, resampled_means
 from swift_edge.evaluation.confidence import confidence
-from swift_edge.evaluation.expectation import Floats, all_subsets, pick_chances
-from swift_edge.evaluation.reliability import calibration_error, reliability
+from swift_edge.evaluation.expectation import all_subsets, pick_chances
+from swift_edge.evaluation.reliability import binned_calibration_error, reliability
 from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import (
     ORACLE,
@@ -37,7 +38,7 @@ def main_size(sizes: Sequence[int]) -> int:
 
 def measure(
     sampled: Sampled,
-    by_size: Mapping[int, Mapping[str, Floats]],
+    by_size: Mapping[int, Mapping[str, Doubles]],
     families: Mapping[str, Sequence[str | None]] | None = None,
     *,
     seed: int = 0,
@@ -131,12 +132,12 @@ def calibration(head: HeadScores, sampled: Sampled, size: int) -> dict[str, Any]
         ("picks", pick_chances(head.scores, size)),
     ):
         bins = reliability(head.probabilities.ravel(), sampled.correct.ravel(), weights.ravel())
-        found[name] = {"error": calibration_error(bins), "bins": [asdict(each) for each in bins]}
+        found[name] = {"error": binned_calibration_error(bins), "bins": [asdict(each) for each in bins]}
     return {"picks_out_of": size, **found}
 
 
 def _families(
-    chances: Mapping[str, Floats], families: Sequence[str | None], seed: int, resamples: int
+    chances: Mapping[str, Doubles], families: Sequence[str | None], seed: int, resamples: int
 ) -> dict[str, Any]:
     """Accuracies of every family of problems."""
     found: dict[str, Any] = {}
@@ -154,7 +155,7 @@ def _families(
     return found
 
 
-def ratio_estimate(numerator: float, denominator: float, numerators: Floats, denominators: Floats) -> Estimate:
+def ratio_estimate(numerator: float, denominator: float, numerators: Doubles, denominators: Doubles) -> Estimate:
     """A ratio of two means; NaN where there is nothing to divide by."""
     with np.errstate(divide="ignore", invalid="ignore"):
         resampled = np.where(denominators > _NOTHING, numerators / denominators, np.nan)

@@ -52,6 +52,6 @@ def reliability(
     ]
 
 
-def calibration_error(bins: list[Bin]) -> float:
+def binned_calibration_error(bins: list[Bin]) -> float:
     """Expected calibration error: the mean distance of probability and share, by weight; NaN without candidates."""
     return sum(each.weight * abs(each.probability - each.correct) for each in bins) if bins else float("nan")

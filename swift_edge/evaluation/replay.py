@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from swift_edge.results import Candidate
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
-from swift_edge.training.store.writer import StoredCandidate
+from swift_edge.training.store.format import StoredCandidate
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,37 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import AnswerTask
+from swift_edge.arrays import Doubles
 from swift_edge.errors import StoreError
-from swift_edge.scoring.calibration import AnswerCalibration, Calibration, sigmoid
+from swift_edge.scoring.calibration import AnswerCalibration, sigmoid
 from swift_edge.scoring.head import Head
-from swift_edge.training.store.writer import Store, StoredCandidate
-
-Floats = NDArray[np.float64]
+from swift_edge.training.store.format import StoredCandidate
+from swift_edge.training.store.writer import Store
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadScores:
     """What a head makes of the candidates."""
 
-    scores: Floats  # [q, n]
+    scores: Doubles  # [q, n]
     """Its score; NaN for a candidate without a scored token."""
-    probabilities: Floats | None  # [q, n]
+    probabilities: Doubles | None  # [q, n]
     """P(correct) by its calibration; None without one."""
-    ratios: Floats | None = None  # [q, n]
+    ratios: Doubles | None = None  # [q, n]
     """Likelihood ratios by its calibration; None without one."""
     answers: AnswerCalibration | None = None
     """What the sums of these are worth; None where it was calibrated without a task."""
 
     @classmethod
-    def of(cls, head: Head, scores: Floats) -> "HeadScores":
+    def of(cls, head: Head, scores: Doubles) -> "HeadScores":
         """Put the probabilities beside the scores, where the head is calibrated."""
-        if head.calibration is None:
+        calibration = head.calibration
+        if calibration is None:
             return cls(scores, None)
-        calibration = Calibration.from_dict(head.calibration)
         return cls(scores, calibration.probability(scores), calibration.likelihood_ratio(scores), calibration.answers)
 
     @property
-    def votes(self) -> Floats:
+    def votes(self) -> Doubles:
         """Weights of a vote, `[q, n]`: the probabilities, or without them the logistic function of the score."""
         return self.probabilities if self.probabilities is not None else sigmoid(self.scores)
 
@@ -58,13 +58,13 @@ class Sampled:
     """Number of the answer among those of the problem, from 0; -1 without an answer."""
     n_tokens: NDArray[np.int64]  # [q, n]
     """Response tokens."""
-    mean_logprob: Floats  # [q, n]
+    mean_logprob: Doubles  # [q, n]
     """Mean log-probability of the response tokens."""
-    self_certainty: Floats  # [q, n]
+    self_certainty: Doubles  # [q, n]
     """Mean self-certainty of the response tokens."""
     heads: Mapping[str, HeadScores]
     """What each head makes of them; the first is the one that is judged against everything else."""
-    external: Floats | None = None  # [q, n]
+    external: Doubles | None = None  # [q, n]
     """A score from elsewhere, such as a reward model's."""
 
     @classmethod
@@ -74,8 +74,8 @@ class Sampled:
         task: AnswerTask,
         heads: Mapping[str, Head],
         *,
-        scores: Mapping[str, Floats] | None = None,
-        external: Floats | None = None,
+        scores: Mapping[str, Doubles] | None = None,
+        external: Doubles | None = None,
     ) -> "Sampled":
         """Take the candidates of a store, with the scores that `heads` gave them while they were written.
 
@@ -115,7 +115,7 @@ def _square(store: Store) -> list[Sequence[StoredCandidate]]:
     return [candidates[start : start + n] for start in range(0, len(candidates), n)]
 
 
-def _column(rows: Sequence[Sequence[object]], values: list[list[float]]) -> Floats:
+def _column(rows: Sequence[Sequence[object]], values: list[list[float]]) -> Doubles:
     return np.array(values, np.float64).reshape(len(rows), -1)
 
 

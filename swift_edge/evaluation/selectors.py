@@ -18,10 +18,10 @@ from typing import Final
 
 import numpy as np
 
+from swift_edge.arrays import Doubles
 from swift_edge.errors import InvalidOptionError
 from swift_edge.evaluation.expectation import (
     Flags,
-    Floats,
     expected_best,
     expected_oracle,
     expected_ranking,
@@ -40,7 +40,7 @@ RESERVED: Final = (*BASELINES, ORACLE, EXTERNAL, "length")
 """Names that no head can have."""
 
 
-def expected_by_size(sampled: Sampled, sizes: Sequence[int], seed: int = 0) -> dict[int, dict[str, Floats]]:
+def expected_by_size(sampled: Sampled, sizes: Sequence[int], seed: int = 0) -> dict[int, dict[str, Doubles]]:
     """`expected_accuracies` at each of `sizes`.
 
     Raises `InvalidOptionError` for a size that there are not enough candidates for.
@@ -52,7 +52,7 @@ def expected_by_size(sampled: Sampled, sizes: Sequence[int], seed: int = 0) -> d
     return {size: expected_accuracies(sampled, size, seed) for size in sizes}
 
 
-def expected_accuracies(sampled: Sampled, size: int, seed: int = 0) -> dict[str, Floats]:
+def expected_accuracies(sampled: Sampled, size: int, seed: int = 0) -> dict[str, Doubles]:
     """Chance of every rule's pick to be right, `[q]` each, with `size` candidates drawn out of those of each problem.
 
     `seed` draws the subsets where they are too many to go through; `expectation` says when.
@@ -81,12 +81,12 @@ def expected_accuracies(sampled: Sampled, size: int, seed: int = 0) -> dict[str,
     return chances
 
 
-def other_score(sampled: Sampled) -> tuple[str, Floats]:
+def other_score(sampled: Sampled) -> tuple[str, Doubles]:
     """The score that the first head is combined with, and its name."""
     return ("mean_logprob", sampled.mean_logprob) if sampled.external is None else (EXTERNAL, sampled.external)
 
 
-def ranking_scores(sampled: Sampled) -> dict[str, Floats]:
+def ranking_scores(sampled: Sampled) -> dict[str, Doubles]:
     """Every score that ranks candidates, `[q, n]` each, the greatest best: heads, signals, and fewer tokens."""
     scores = {name: head.scores for name, head in sampled.heads.items()}
     if sampled.external is not None:
@@ -98,7 +98,7 @@ def ranking_scores(sampled: Sampled) -> dict[str, Floats]:
     }
 
 
-def problem_aurocs(scores: Floats, correct: Flags) -> Floats:
+def problem_aurocs(scores: Doubles, correct: Flags) -> Doubles:
     """AUROC of `scores` within each problem, `[q]`; NaN where all candidates are right or all are wrong."""
     comparable = np.where(np.isnan(scores), -np.inf, scores)
     mine, others = comparable[:, :, np.newaxis], comparable[:, np.newaxis]  # [q, n, 1], [q, 1, n]

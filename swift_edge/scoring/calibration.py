@@ -15,13 +15,13 @@ Newton's method finds them in a few steps.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from swift_edge.checks import is_whole
+from swift_edge.checks import expect, is_whole
 from swift_edge.errors import InvalidOptionError, TrainingError
 
 PREFIX_TOKENS: Final = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
@@ -55,8 +55,8 @@ class AnswerCalibration:
     def __post_init__(self) -> None:
         """Raise `InvalidOptionError`, which is a ValueError, for numbers that make no posterior."""
         _require_numbers(self, ("slope", "intercept", "error"), ("problems",))
-        _expect(self.slope >= 0, "slope", self.slope, "0 or more: more evidence is never worse")
-        _expect(0 <= self.error <= 1, "error", self.error, "a share from 0 to 1")
+        expect(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: more evidence is never worse")
+        expect(0 <= self.error <= 1, "the calibration's error", self.error, "a share from 0 to 1")
 
     def posterior(self, sums: ArrayLike) -> NDArray[np.float64]:
         """P(right) of answers with these sums of likelihood ratios, `[a]`; what they lack to 1 is that none is.
@@ -65,16 +65,6 @@ class AnswerCalibration:
         array([0.33333333, 0.33333333])
         """
         return _posterior(np.array([self.slope, self.intercept]), np.asarray(sums, np.float64))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "AnswerCalibration":
-        """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
-        _require_names(document, [each.name for each in fields(cls)])
-        return cls(**document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +81,7 @@ class PrefixCalibration:
     def __post_init__(self) -> None:
         """Raise `InvalidOptionError`, which is a ValueError, for numbers that make no curve."""
         _require_numbers(self, ("slope", "intercept"), ("candidates",))
-        _expect(self.slope >= 0, "slope", self.slope, "0 or more: a greater score is never worse")
+        expect(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: a greater score is never worse")
 
     def log_odds(self, score: float) -> float:
         """Log-odds of being right; NaN for a score that is no finite number."""
@@ -122,9 +112,9 @@ class Calibration:
     def __post_init__(self) -> None:
         """Check the numbers; raises `InvalidOptionError`, which is a ValueError, for those that make no curve."""
         _require_numbers(self, ("slope", "intercept", "base_rate", "error"), ("candidates", "problems"))
-        _expect(self.slope >= 0, "slope", self.slope, "0 or more: a greater score is never worse")
-        _expect(0 < self.base_rate < 1, "base_rate", self.base_rate, "a share between 0 and 1")
-        _expect(0 <= self.error <= 1, "error", self.error, "a share from 0 to 1")
+        expect(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: a greater score is never worse")
+        expect(0 < self.base_rate < 1, "the calibration's base_rate", self.base_rate, "a share between 0 and 1")
+        expect(0 <= self.error <= 1, "the calibration's error", self.error, "a share from 0 to 1")
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
         """P(correct) of candidates with these scores, `[n]`; NaN for a score that is no finite number."""
@@ -152,21 +142,9 @@ class Calibration:
         return self.slope * np.where(np.isfinite(values), values, np.nan) + self.intercept
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, ready for JSON."""
+        """As plain data, ready for JSON; `records.read_record` reads it back unchanged."""
         # The names of a JSON object are texts.
         return asdict(self) | {"prefixes": {str(tokens): asdict(each) for tokens, each in self.prefixes.items()}}
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "Calibration":
-        """Read what `to_dict` made; raises `InvalidOptionError`, which is a ValueError, for anything else."""
-        # Older files have neither of these.
-        _require_names(document, [each.name for each in fields(cls)], optional=("answers", "prefixes"))
-        answers = document.get("answers")
-        found = {
-            "answers": None if answers is None else AnswerCalibration.from_dict(answers),
-            "prefixes": _prefixes(document.get("prefixes", {})),
-        }
-        return cls(**{**document, **found})
 
 
 def fit_calibration(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike, seed: int) -> Calibration:
@@ -374,34 +352,9 @@ def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequen
     for name in numbers:
         value = getattr(calibration, name)
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        _expect(number and math.isfinite(value), name, value, "a finite number")
+        expect(number and math.isfinite(value), f"the calibration's {name}", repr(value), "a finite number")
         object.__setattr__(calibration, name, float(value))
     for name in counts:
         value = getattr(calibration, name)
-        _expect(is_whole(value, 1), name, value, "an integer of at least 1")
+        expect(is_whole(value, 1), f"the calibration's {name}", repr(value), "an integer of at least 1")
         object.__setattr__(calibration, name, int(value))
-
-
-def _prefixes(document: object) -> dict[int, PrefixCalibration]:
-    """Read the calibrations by token count."""
-    found = {}
-    items: list[tuple[str, Any]] = list(document.items()) if isinstance(document, Mapping) else [("", document)]
-    for tokens, each in items:
-        whole = isinstance(tokens, str) and tokens.isdecimal() and isinstance(each, Mapping)
-        _expect(whole, "prefixes", document, "an object of calibrations by token count")
-        _require_names(each, [part.name for part in fields(PrefixCalibration)])
-        found[int(tokens)] = PrefixCalibration(**each)
-    return found
-
-
-def _require_names(document: Mapping[str, Any], names: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """Check that a document has all of `names`, of which it may lack the `optional` ones, and nothing else."""
-    if set(document) | set(optional) != set(names):
-        raise InvalidOptionError(
-            f"the calibration has {', '.join(map(str, document)) or 'nothing'}; expected {', '.join(names)}"
-        )
-
-
-def _expect(condition: bool, name: str, found: object, expected: str) -> None:
-    if not condition:
-        raise InvalidOptionError(f"the calibration's {name} is {found!r}; expected {expected}")

@@ -21,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.bundle.manifest import Manifest
+from swift_edge.checks import expect
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights, state_products
-from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
+from swift_edge.errors import HeadFileError, HeadMismatchError
+from swift_edge.records import read_fields
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.system.files import write_whole
 
@@ -40,22 +42,22 @@ Norm = Literal["none", "rms"]
 
 _LARGEST_FILE = 2**28
 """Bytes; a head of a million inputs has 8 MB, so more is damage or malice."""
-_METADATA: dict[str, tuple[type, ...]] = {
-    "layers": (list,),
-    "token_statistics": (list,),
-    "gate": (bool,),
-    "feature": (str,),
-    "includes_eos": (bool,),
-    "calibration": (dict, type(None)),
-    "fingerprint": (str,),
-    "precision": (str,),
-    "base_model": (str,),
-    "summary": (dict,),
-    "norm": (str,),
-}
-"""Fields of `Head` besides the arrays and their JSON types."""
-_ABSENT = {"norm": "none"}
-"""What fields mean that a file may leave out."""
+_METADATA: Final = (
+    "layers",
+    "token_statistics",
+    "gate",
+    "feature",
+    "includes_eos",
+    "calibration",
+    "fingerprint",
+    "precision",
+    "base_model",
+    "summary",
+    "norm",
+)
+"""Fields of `Head` besides the arrays."""
+_LATER: Final = ("norm",)
+"""Those that older files do not have."""
 _STANDARDISATION = ("input_mean", "input_scale")
 """Arrays that a file may leave out."""
 
@@ -78,7 +80,7 @@ class Head:
     """What is read per token: the hidden states after it, or the logits after it."""
     includes_eos: bool = True
     """Whether the token that ends a response was counted in training."""
-    calibration: Mapping[str, Any] | None = None
+    calibration: Calibration | None = None
     """How a score becomes a probability of being correct, where that was fitted."""
     fingerprint: str = ""
     """Fingerprint of the base model's weights; empty where unknown."""
@@ -102,34 +104,34 @@ class Head:
         rows = 2 if self.gate else 1
         for name in ("weight", "bias"):
             array = np.array(getattr(self, name), dtype=np.float32, order="C")
-            _expect(bool(np.isfinite(array).all()), name, "not finite everywhere", "finite numbers")
+            expect(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         layers = tuple(int(layer) for layer in self.layers)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "token_statistics", tuple(self.token_statistics))
         wide = self.weight.ndim == 2 and self.weight.shape[0] == rows
-        _expect(wide, "weight", f"of shape {list(self.weight.shape)}", f"[{rows}, f] with gate {self.gate}")
-        _expect(self.bias.shape == (rows,), "bias", f"of shape {list(self.bias.shape)}", f"[{rows}]")
+        expect(wide, "the head's weight", f"of shape {list(self.weight.shape)}", f"[{rows}, f] with gate {self.gate}")
+        expect(self.bias.shape == (rows,), "the head's bias", f"of shape {list(self.bias.shape)}", f"[{rows}]")
         known = get_args(TokenStatistic)
         names = self.token_statistics
         distinct = set(names) <= set(known) and len(set(names)) == len(names)
-        _expect(distinct, "token_statistics", list(names), f"distinct names out of {', '.join(known)}")
-        _expect(self.feature in get_args(Feature), "feature", self.feature, " or ".join(get_args(Feature)))
+        expect(distinct, "the head's token_statistics", list(names), f"distinct names out of {', '.join(known)}")
+        expect(self.feature in get_args(Feature), "the head's feature", self.feature, " or ".join(get_args(Feature)))
         if self.feature == "logits":
-            _expect(not layers, "layers", list(layers), "none, because the feature is logits")
+            expect(not layers, "the head's layers", list(layers), "none, because the feature is logits")
         else:
             ascending = bool(layers) and list(layers) == sorted(set(layers)) and layers[0] >= 0
-            _expect(ascending, "layers", list(layers), "ascending numbers from 0 up, at least one")
+            expect(ascending, "the head's layers", list(layers), "ascending numbers from 0 up, at least one")
         state_inputs = self.weight.shape[1] - len(names)
         whole = state_inputs > 0 and state_inputs % self._slices == 0
-        _expect(whole, "weight", f"{self.weight.shape[1]} inputs wide", self._width_text("d"))
-        _expect(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
+        expect(whole, "the head's weight", f"{self.weight.shape[1]} inputs wide", self._width_text("d"))
+        expect(self.norm in get_args(Norm), "the head's norm", self.norm, " or ".join(get_args(Norm)))
         on_states = self.norm == "none" or self.feature == "hidden"
-        _expect(on_states, "norm", self.norm, "none, because the feature is logits")
+        expect(on_states, "the head's norm", self.norm, "none, because the feature is logits")
         self._check_standardisation()
-        if self.calibration is not None:
-            Calibration.from_dict(self.calibration)
+        fitted = self.calibration is None or isinstance(self.calibration, Calibration)
+        expect(fitted, "the head's calibration", repr(self.calibration), "a Calibration, or None")
 
     def _check_standardisation(self) -> None:
         for name in _STANDARDISATION:
@@ -138,14 +140,17 @@ class Head:
                 continue
             array = np.array(array, dtype=np.float32)
             inputs = self.weight.shape[1]
-            _expect(array.shape == (inputs,), name, f"of shape {list(array.shape)}", f"[{inputs}], one per input")
-            _expect(bool(np.isfinite(array).all()), name, "not finite everywhere", "finite numbers")
+            shape = list(array.shape)
+            expect(shape == [inputs], f"the head's {name}", f"of shape {shape}", f"[{inputs}], one per input")
+            expect(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         both = (self.input_mean is None) == (self.input_scale is None)
-        _expect(both, "input_mean", "given" if self.input_scale is None else "absent", "input_mean with input_scale")
+        given = "given" if self.input_scale is None else "absent"
+        expect(both, "the head's input_mean", given, "input_mean with input_scale")
         if self.input_scale is not None:
-            _expect(bool((self.input_scale > 0).all()), "input_scale", "not positive everywhere", "positive numbers")
+            positive = bool((self.input_scale > 0).all())
+            expect(positive, "the head's input_scale", "not positive everywhere", "positive numbers")
 
     @property
     def state_width(self) -> int:
@@ -170,12 +175,6 @@ class Head:
     def _width_text(self, width: object) -> str:
         statistics = len(self.token_statistics)
         return f"{self._slices} x {width}" + (f" + {statistics} token statistics" if statistics else "")
-
-    def probability(self, score: float) -> float | None:
-        """Calibrated P(correct) of a candidate with this score; None without a calibration, and for NaN."""
-        if self.calibration is None:
-            return None
-        return Calibration.from_dict(self.calibration).chance(score)
 
     def evaluate(
         self, states: NDArray[Any], statistics: TokenStatistics | None = None
@@ -248,13 +247,6 @@ class RunningScore:
     def score(self) -> float:
         """Gate-weighted mean of the rewards so far; NaN, which ranks last, before the first token."""
         return self.gate_reward_sum / max(self.gate_sum, LEAST_GATE_SUM) if self.tokens else math.nan
-
-
-def score_tokens(gates: NDArray[np.float32], rewards: NDArray[np.float32]) -> float:
-    """Score of a whole response from its gates and rewards, [t] each; the same bits as adding token by token."""
-    running = RunningScore()
-    running.add_all(gates.tolist(), rewards.tolist())
-    return running.score
 
 
 def check_head(head: Head, manifest: Manifest) -> list[str]:
@@ -343,28 +335,19 @@ def save_head(path: Path | str, head: Head) -> None:
 
 
 def _read_metadata(document: Any) -> dict[str, Any]:
-    if not isinstance(document, dict):
-        raise HeadFileError("its metadata is not an object")
-    version = document.get("format_version")
+    version = document.get("format_version") if isinstance(document, dict) else HEAD_FORMAT_VERSION
     if version != HEAD_FORMAT_VERSION:
         raise HeadFileError(
             f"it has format version {version}, this swift-edge reads version {HEAD_FORMAT_VERSION} "
             "(for a later one run: pip install --upgrade swift-edge)"
         )
-    document = _ABSENT | document
-    for name, kinds in _METADATA.items():
-        if name not in document or not isinstance(document[name], kinds):
-            found = repr(document[name])[:60] if name in document else "missing"
-            raise HeadFileError(f"its {name} is {found}, expected {' or '.join(each.__name__ for each in kinds)}")
-    if not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in document["layers"]):
-        raise HeadFileError(f"its layers are {document['layers']!r}, expected integers")
-    if not all(isinstance(name, str) for name in document["token_statistics"]):
-        raise HeadFileError(f"its token_statistics are {document['token_statistics']!r}, expected names")
-    return {name: document[name] for name in _METADATA}
+    return read_fields(document, Head, _METADATA, optional=_LATER)
 
 
 def _plain(value: object) -> object:
-    """Mappings and NumPy numbers as JSON knows them."""
+    """Calibrations, mappings and NumPy numbers as JSON knows them."""
+    if isinstance(value, Calibration):
+        return value.to_dict()
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (np.generic, np.ndarray)):
@@ -378,8 +361,3 @@ def _not_exported(missing: Sequence[int], available: Sequence[int]) -> str:
         f"the head reads hidden states {','.join(map(str, missing))}, the bundle has {there}; "
         f"export the model again with these layers: swift-edge export MODEL --out DIR --layers all"
     )
-
-
-def _expect(condition: bool, name: str, found: object, expected: str) -> None:
-    if not condition:
-        raise InvalidOptionError(f"the head's {name} is {found}; expected {expected}")

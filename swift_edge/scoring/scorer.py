@@ -38,7 +38,7 @@ class Scorer:
     def reads(self) -> Reads:
         """What is read of every token."""
         if self.head is None:
-            return Reads(statistics=frozenset({self.signal} & {"self_certainty"}))
+            return Reads(statistics=frozenset({"self_certainty"} if self.signal == "self_certainty" else ()))
         named = frozenset(self.head.token_statistics) & {"entropy", "self_certainty"}
         return Reads(weights=(self.head.state_weights,), statistics=named)
 

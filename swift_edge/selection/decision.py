@@ -16,8 +16,15 @@ from swift_edge.options import ExternalScorer, Extractor, PickOptions, StrategyN
 from swift_edge.results import Answer, Candidate
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head
-from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
-from swift_edge.selection.strategies import BY_ANSWER, rank_by_answer, redraw_weights
+from swift_edge.selection.ranking import (
+    BY_ANSWER,
+    answer_sums,
+    combine_by_rank,
+    combine_by_scaling,
+    rank,
+    rank_by_answer,
+    redraw_weights,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class Decision:
         Raises `InvalidOptionError` for a strategy whose needs are not there.
         """
         external, min_confidence = options.external, options.min_confidence
-        calibration, found = _calibration(head), _task(options.task, head)
+        calibration, found = None if head is None else head.calibration, _task(options.task, head)
         strategy = options.strategy
         if strategy == "auto":
             strategy = _automatic(found, external, calibration)
@@ -87,7 +94,7 @@ class Decision:
     @classmethod
     def by_score(cls, head: Head | None) -> "Decision":
         """The greatest score, whatever the texts answer: for texts that were not drawn from the model."""
-        return cls("best", None, None, None, _calibration(head))
+        return cls("best", None, None, None, None if head is None else head.calibration)
 
     def apply(self, candidates: Sequence[Candidate]) -> Decided:
         """Decide between the candidates of a prompt, given in sampling order.
@@ -174,10 +181,6 @@ class Decision:
             if index in answer.candidates and answer.posterior is not None:
                 return answer.posterior
         return None if self.calibration is None else self.calibration.chance(score)
-
-
-def _calibration(head: Head | None) -> Calibration | None:
-    return None if head is None or head.calibration is None else Calibration.from_dict(head.calibration)
 
 
 def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:

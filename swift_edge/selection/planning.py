@@ -64,6 +64,12 @@ class Planner:
         model = OpenedModel.open(bundle, providers, threads, prefix_cache_bytes, rows)
         return cls(model, loaded, name, path, (*warnings, *model.warnings), Pace(bundle, model.engine))
 
+    @classmethod
+    def over(cls, model: OpenedModel, head: Head | None = None) -> "Planner":
+        """Plan for a model that is open, with a head or without; the bundle's own is left alone."""
+        pace = Pace(model.bundle, model.engine)
+        return cls(model, head, None, str(model.bundle.path), model.warnings, pace)
+
     def scorer(self, signal: SignalName | None) -> Scorer:
         """By what to score: the signal that was asked for, else the head, else the mean log-probability."""
         if signal is None and self.head is not None:

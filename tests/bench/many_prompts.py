@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from swift_edge import Selection, __version__
+from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.rows import DecodeLoop, Prefilled
 from swift_edge.engine.signals import TokenStatistics

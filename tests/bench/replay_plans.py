@@ -31,7 +31,8 @@ from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.head import Head, load_head
 from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
 from swift_edge.selection.decision import Decision
-from swift_edge.training.store.writer import Store, StoredCandidate
+from swift_edge.training.store.format import StoredCandidate
+from swift_edge.training.store.writer import Store
 
 HEAD = "default"
 """What `eval` calls the head of the bundle itself."""

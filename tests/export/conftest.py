@@ -13,7 +13,8 @@ import torch
 from families import REQUIRED, save_checkpoint
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from swift_edge.bundle.folder import Bundle, open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge_export import publish
 from swift_edge_export.checkpoint import fingerprint
 from swift_edge_export.publish import export_bundle

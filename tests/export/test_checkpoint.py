@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 
-from swift_edge.bundle.folder import Bundle, Graph, HiddenStates, Manifest, Precision
+from swift_edge.bundle.manifest import Bundle, Graph, HiddenStates, Manifest, Precision
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.errors import ExportError, SwiftEdgeError, TokenizerError, UnsupportedModelError
 from swift_edge.options import SamplingOptions

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig, PreTrainedModel
 
-from swift_edge.bundle.folder import Bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge.errors import ExportError, ParityError
 from swift_edge_export.parity import (
     FP16_TOLERANCE,

@@ -19,7 +19,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from swift_edge.bundle.folder import HEAD_NAME, open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle.manifest import HEAD_NAME
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import (
     DiskSpaceError,

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from swift_edge.engine.sampling import kept_tokens
+from swift_edge.engine.sampling import after_penalty, kept_weights
 from swift_edge.options import SamplingOptions
 
 
@@ -72,9 +72,10 @@ def test_the_same_tokens_survive_with_the_same_probabilities(
         logits = np.round(logits * 2) / np.float32(2)
     seen = random.integers(0, size, 20)
     expected = theirs(logits, options, seen)
-    token_ids, probabilities = kept_tokens(logits, options, seen)
+    row = after_penalty(logits, options.repetition_penalty, seen)
+    token_ids, weights = kept_weights(row, row.max(), options)
     found = np.zeros(size)
-    found[token_ids] = probabilities
+    found[token_ids] = weights / weights.sum()
     if near_boundary(logits, options, seen):
         np.testing.assert_allclose(found, expected, atol=0.5 if size < 10 else 0.1)
         return

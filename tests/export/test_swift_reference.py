@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from swift_edge.scoring.head import Head, score_tokens
+from swift_edge.scoring.head import Head
 from swift_edge.training.fitting.descent import Limits, Objective, Standard, Weights, descend
 from swift_edge.training.fitting.examples import Examples, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fitting.inputs import Inputs
 from swift_edge.training.fitting.objectives import LOSSES, Loss, cut
-from swift_edge.training.store.writer import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
+from swift_edge.training.store.format import StoredCandidate, StoreInfo
+from swift_edge.training.store.shards import CandidateRows
+from swift_edge.training.store.writer import Store, StoreWriter
 
 # The environment of the other exporter comes without it.
 minimize = pytest.importorskip("scipy.optimize").minimize
@@ -254,7 +256,8 @@ def test_the_numpy_head_scores_as_the_published_one(setting: Setting, store: Sto
                 rows = slice(shard.starts[place], shard.starts[place + 1])
                 logprob, entropy, _ = np.array(shard.statistics[rows], np.float64).T
                 states = np.array(shard.states[rows]).transpose(1, 0, 2)
-                scores.append(score_tokens(*head.evaluate(states, _statistics(logprob, entropy))))
+                gates, rewards = head.evaluate(states, _statistics(logprob, entropy))
+                scores.append(np.average(rewards, weights=gates))
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 

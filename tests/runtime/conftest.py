@@ -22,7 +22,9 @@ from swift_edge.engine.session import ModelSession
 from swift_edge.scoring.head import Head
 from swift_edge.training.collecting.collect import open_model
 from swift_edge.training.store import shards
-from swift_edge.training.store.writer import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
+from swift_edge.training.store.format import StoredCandidate, StoreInfo
+from swift_edge.training.store.shards import CandidateRows
+from swift_edge.training.store.writer import Store, StoreWriter
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

@@ -1,6 +1,7 @@
 """Evidence of answers to probabilities: the formula, its fit, and what it refuses."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,9 +96,5 @@ def test_too_few_problems_are_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [{"slope": -1.0}, {"slope": math.nan}, {"intercept": "1"}, {"error": math.inf}])
 def test_what_makes_no_posterior_is_refused(wrong: dict[str, object]) -> None:
-    document = AnswerCalibration(1.0, 0.5, 0.02, 40).to_dict()
-    assert AnswerCalibration.from_dict(document).to_dict() == document
-    with pytest.raises(InvalidOptionError):
-        AnswerCalibration.from_dict(document | wrong)
-    with pytest.raises(InvalidOptionError, match="expected slope, intercept, error, problems"):
-        AnswerCalibration.from_dict({"slope": 1.0})
+    with pytest.raises(InvalidOptionError, match="the calibration's"):
+        replace(AnswerCalibration(1.0, 0.5, 0.02, 40), **wrong)

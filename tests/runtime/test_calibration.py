@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from swift_edge import Selector
 from swift_edge.errors import InvalidOptionError, TrainingError
+from swift_edge.records import RecordError, read_record
 from swift_edge.scoring.calibration import Calibration, calibration_error, fit_calibration
 from swift_edge.scoring.head import Head
 
@@ -155,7 +156,7 @@ def test_error_is_the_mean_gap_in_bins_of_equal_count() -> None:
 
 def test_as_data_and_back() -> None:
     document = json.loads(json.dumps(PLAIN.to_dict()))
-    assert Calibration.from_dict(document) == PLAIN
+    assert read_record(document, Calibration) == PLAIN
     assert replace(PLAIN, slope=np.float64(1.5), problems=np.int64(10)).to_dict() == PLAIN.to_dict()
 
 
@@ -174,20 +175,21 @@ def test_as_data_and_back() -> None:
         {"error": 1.1},
         {"candidates": 0},
         {"problems": 2.5},
-        {"kind": "platt"},
     ],
 )
 def test_other_data_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"the calibration.*; expected"):
-        Calibration.from_dict(PLAIN.to_dict() | changes)
+        replace(PLAIN, **changes)
+    with pytest.raises(ValueError, match="; expected"):
+        read_record(PLAIN.to_dict() | changes, Calibration)
     partly = PLAIN.to_dict()
     del partly["error"]
-    with pytest.raises(InvalidOptionError, match="expected slope, intercept, base_rate, error"):
-        Calibration.from_dict(partly)
+    with pytest.raises(RecordError, match="error is missing; expected a number"):
+        read_record(partly, Calibration)
 
 
 def test_pick_with_a_calibrated_head_says_how_likely_its_pick_is_correct(stories_head: Head) -> None:
-    calibrated = replace(stories_head, calibration=PLAIN.to_dict())
+    calibrated = replace(stories_head, calibration=PLAIN)
     picked = Selector(STORIES, head=calibrated, threads=1).pick("Once upon a time", n=3, max_new_tokens=6)
     assert picked.p_correct == PLAIN.probability(picked.best.score)
     assert picked.to_dict()["p_correct"] == picked.p_correct
@@ -201,7 +203,7 @@ def test_pick_with_a_calibrated_head_says_how_likely_its_pick_is_correct(stories
 
 
 def test_a_pick_without_a_score_has_no_probability(stories_head: Head) -> None:
-    silent = replace(stories_head, calibration=PLAIN.to_dict(), includes_eos=False)
+    silent = replace(stories_head, calibration=PLAIN, includes_eos=False)
     # The only token is an EOS, which this head leaves uncounted.
     scored = Selector(STORIES, head=silent, threads=1).score("Once upon a time", ["</s>"])
     assert math.isnan(scored.best.score)

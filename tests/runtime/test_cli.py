@@ -119,9 +119,11 @@ def test_pick_as_json_is_one_line_with_the_names_of_the_contract(run: Run) -> No
     assert outcome.status == 0
     (line,) = outcome.out.splitlines()
     document = json.loads(line)
-    assert {"best", "candidates", "strategy", "p_correct", "usage", "timings", "seed", "bundle", "head"} <= set(
-        document
-    )
+    assert list(document) == [
+        *("best", "ranked", "candidates", "answers", "strategy", "signal", "p_correct", "abstained"),
+        *("stopped_because", "rows", "warnings", "usage", "timings", "seed", "bundle", "head", "prompt_index"),
+        "providers",
+    ]
     assert document["seed"] == 3
     assert [candidate["index"] for candidate in document["candidates"]] == [0, 1, 2]
     best = document["candidates"][document["best"]]

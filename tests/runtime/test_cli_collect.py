@@ -194,6 +194,18 @@ def test_on_a_terminal_the_line_moves_and_is_cleared(
     assert terminal.getvalue() == "\r1 of 10\r2      \r \ra note\n\r3 of 10\r       \r"
 
 
+def test_where_nothing_moves_a_line_comes_now_and_then_unless_it_is_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LOG_S", 0)
+    for log in (True, False):
+        with ProgressLine(log=log) as line:
+            assert line.due() is log
+            line.show("1 of 10")
+            line.say("a note")
+    assert capsys.readouterr().err == "1 of 10\na note\na note\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (4000, "1 h 7 min"), (90000, "25 h 0 min")]
 )

@@ -12,7 +12,7 @@ import pytest
 from swift_edge.cli.fitting import fit, layers_of, memory_size
 from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring.head import load_head
-from swift_edge.training.fitting.fit import FitOptions
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]

@@ -16,7 +16,7 @@ from swift_edge.errors import (
     HeadMismatchError,
     StoreError,
 )
-from swift_edge.scoring.head import Head, score_tokens
+from swift_edge.scoring.head import Head
 from swift_edge.training.collecting import generating
 from swift_edge.training.collecting.collect import collect
 from swift_edge.training.collecting.collected import CollectProgress
@@ -202,7 +202,7 @@ def test_features_and_heads_share_a_run(telling: OpenedModel, tales: Path, tmp_p
         part = slice(own.starts[place], own.starts[place + 1])
         statistics = TokenStatistics(*own.statistics[part].T.astype(np.float64))
         gates, rewards = stories_head.evaluate(own.states[part].transpose(1, 0, 2), statistics)
-        assert score_tokens(gates, rewards) == pytest.approx(candidate.scores["plain"], abs=1e-2)
+        assert np.average(rewards, weights=gates) == pytest.approx(candidate.scores["plain"], abs=1e-2)
     with pytest.raises(StoreError, match="collected with heads"):
         collect(telling, tales, tmp_path / "both", **TALES, limit=2, layers=(2, 5))
 

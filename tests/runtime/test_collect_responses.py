@@ -1,6 +1,7 @@
 """Collecting from given texts: the same features as decoding them, labels from the file, and bad rows named."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from swift_edge import Selector
 from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import DataError, DiskSpaceError, InvalidOptionError, StoreError
 from swift_edge.scoring.head import Head
-from swift_edge.system.machine import shutil
 from swift_edge.training.collecting.collect import collect, collect_responses, open_model
 from swift_edge.training.collecting.collected import CollectProgress
 from swift_edge.training.store.writer import Store

@@ -19,13 +19,10 @@ from swift_edge.results import Candidate
 from swift_edge.scoring.calibration import AnswerCalibration, Calibration
 from swift_edge.scoring.head import Head
 from swift_edge.selection.decision import Decided, Decision
-from swift_edge.selection.ranking import rank
-from swift_edge.selection.strategies import BY_ANSWER, rank_by_answer, redraw_weights
+from swift_edge.selection.ranking import BY_ANSWER, rank, rank_by_answer, redraw_weights
 
 CURVE = Calibration(4.0, -2.0, 0.4, 0.02, 400, 100, AnswerCalibration(0.7, -0.5, 0.02, 100))
-HEAD = Head(
-    np.ones((2, 4), np.float32), np.zeros(2, np.float32), layers=(1,), fingerprint="f", calibration=CURVE.to_dict()
-)
+HEAD = Head(np.ones((2, 4), np.float32), np.zeros(2, np.float32), layers=(1,), fingerprint="f", calibration=CURVE)
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 UNCALIBRATED = dataclasses.replace(HEAD, calibration=None)
 TEXTS = ("is 7", "is 7", "is 8", "no idea", "is 8", "is 9")
@@ -192,18 +189,21 @@ def test_what_cannot_be_done_is_refused(head: Head | None, options: dict[str, An
 
 
 def test_a_pick_tells_its_strategy_and_its_answers(stories_head: Head) -> None:
-    trained = dataclasses.replace(stories_head, calibration=CURVE.to_dict())
+    trained = dataclasses.replace(stories_head, calibration=CURVE)
     selector = Selector(STORIES, head=trained, threads=1)
     options: dict[str, Any] = {"n": 4, "max_new_tokens": 24, "task": lambda text: text.split()[0]}
     picked = selector.pick("Once upon a time", **options)
     assert picked.strategy == "calibrated"
     assert picked.best is picked.ranked[0]
     assert picked.best.index == picked.answers[0].candidates[0]
+    first = picked.answers[0]
     assert picked.to_dict()["answers"][0] == {
-        **dataclasses.asdict(picked.answers[0]),
-        "support": picked.answers[0].support,
+        "text": first.text,
+        "candidates": list(first.candidates),
+        "posterior": first.posterior,
+        "support": first.support,
     }
-    assert "abstained" not in picked.to_dict()
+    assert picked.to_dict()["abstained"] is False
     unsure = selector.pick("Once upon a time", min_confidence=1.0, **options)
     assert unsure.abstained
     assert unsure.to_dict()["abstained"] is True

@@ -24,7 +24,7 @@ from swift_edge import Selection, Selector
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.device.memory import Device, DeviceArray, DeviceCache, memory_failure, rows_device
 from swift_edge.engine.device.small_graphs import graph, node
-from swift_edge.engine.kv_cache import BLOCK_TOKENS, KVCache
+from swift_edge.engine.kv_cache import GROWTH_TOKENS, KVCache
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError
 from swift_edge.scoring.head import Head
@@ -134,8 +134,8 @@ def prompt_of(device: Device, row: NDArray[Any]) -> DeviceCache:
 
 def test_new_rows_are_zero_and_grow_in_blocks_up_to_the_limit(device: Device) -> None:
     cache = DeviceCache(device, *SHAPE, np.float16, rows=3, tokens=1, limit=100)
-    assert (cache.capacity, cache.nbytes) == (BLOCK_TOKENS, 2 * 2 * 3 * 2 * BLOCK_TOKENS * 4 * 2)
-    cache.reserve(4, BLOCK_TOKENS + 1)
+    assert (cache.capacity, cache.nbytes) == (GROWTH_TOKENS, 2 * 2 * 3 * 2 * GROWTH_TOKENS * 4 * 2)
+    cache.reserve(4, GROWTH_TOKENS + 1)
     assert cache.keys[0].shape == (4, 2, 100, 4)
     assert (cache.nbytes, cache.generation) == (2 * 2 * 4 * 2 * 100 * 4 * 2, 1)
     for array in (*cache.keys, *cache.values):

@@ -19,15 +19,16 @@ from swift_edge.evaluation.evaluate import evaluate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.tables import markdown
 from swift_edge.options import CollectOptions
-from swift_edge.scoring.head import Head, save_head, score_tokens
+from swift_edge.scoring.calibration import Calibration
+from swift_edge.scoring.head import Head, save_head
 from swift_edge.training.collecting.collect import collect
-from swift_edge.training.fitting.fit import FitOptions
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"
 WRITING = CollectOptions(max_new_tokens=4)
-CALIBRATION = {"slope": 0.8, "intercept": -0.2, "base_rate": 0.4, "error": 0.1, "candidates": 80, "problems": 10}
+CALIBRATION = Calibration(slope=0.8, intercept=-0.2, base_rate=0.4, error=0.1, candidates=80, problems=10)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_candidates_of_a_store_are_read_as_they_are(store: Store, head: Head) ->
         assert (found.answers[candidate.problem] == found.answers[place]).sum() == len(same)
     probability = found.heads["default"].probabilities
     assert probability is not None
-    assert probability[3, 2] == pytest.approx(head.probability(found.heads["default"].scores[3, 2]))
+    assert probability[3, 2] == pytest.approx(CALIBRATION.chance(found.heads["default"].scores[3, 2]))
     np.testing.assert_array_equal(found.heads["default"].votes, probability)
 
 
@@ -114,7 +115,7 @@ def test_stored_features_give_the_scores_of_the_decode_loop(
     live = np.array([candidate.scores["default"] for candidate in store.candidates])
     found = stored_scores(store, head)
     np.testing.assert_allclose(found, live, atol=2e-3)  # float16
-    monkeypatch.setattr(ablations_module, "BLOCK_TOKENS", 7)
+    monkeypatch.setattr(ablations_module, "TOKENS_AT_ONCE", 7)
     np.testing.assert_allclose(stored_scores(store, head), found, rtol=1e-9)
     # Reading fewer layers than the store holds.
     partial = replace(head, weight=head.weight[:, head.state_width :], layers=(1,))
@@ -131,7 +132,7 @@ def test_tokens_that_a_head_does_not_count_leave_its_stored_scores_alone(store: 
     states = shard.states[: len(kept)][kept].transpose(1, 0, 2)
     logprob, entropy, _ = shard.statistics[: len(kept)][kept].T.astype(np.float64)
     gates, rewards = head.evaluate(states, TokenStatistics(logprob, entropy))
-    assert found[0] == pytest.approx(score_tokens(gates, rewards))
+    assert found[0] == pytest.approx(np.average(rewards, weights=gates))
     np.testing.assert_array_equal(stored_scores(ended, head), stored_scores(store, head))
     everything = replace(store, info=replace(store.info, eos_ids=tuple(np.unique(shard.token_ids).tolist())))
     assert np.isnan(stored_scores(everything, replace(head, includes_eos=False))).all()

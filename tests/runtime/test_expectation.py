@@ -22,7 +22,7 @@ from swift_edge.evaluation.expectation import (
     pick_chances,
     subsets_of,
 )
-from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, vote
+from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
 
 # Few distinct numbers, so that there are ties; and what a score may be that is no number.
 numbers = st.sampled_from([0.0, 1.0, 2.0, 3.5, -1.0, 7.25, math.inf, -math.inf, math.nan])
@@ -85,9 +85,8 @@ def test_the_vote_is_the_mean_over_all_subsets(problem: tuple, weighted: bool) -
         for place, index in enumerate(chosen):
             if answers[index] >= 0:
                 places.setdefault(answers[index], []).append(place)
-        totals = vote(list(places.values()), [weights[index] for index in chosen])
-        greatest = max((total for total in totals if not math.isnan(total)), default=math.nan)
-        winners = [group for group in places.values() if totals[group[0]] == greatest]
+        totals = answer_sums(list(places.values()), [weights[index] for index in chosen])
+        winners = [group for group, total in zip(places.values(), totals, strict=True) if total == max(totals)]
         shares.append(statistics.fmean(correct[chosen[group[0]]] for group in winners) if winners else 0.0)
     found = expected_vote(row(weights), row(answers, int), row(correct, bool), subsets_of(len(answers), size))[0]
     assert found == pytest.approx(statistics.fmean(shares))

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import InvalidOptionError, MissingExtraError, StoreError
-from swift_edge.scoring.calibration import Calibration
-from swift_edge.scoring.head import Head, load_head, save_head, score_tokens
+from swift_edge.scoring.head import Head, RunningScore, load_head, save_head
 from swift_edge.scoring.quality import within_problem_auroc
 from swift_edge.training.fitting import descent
 from swift_edge.training.fitting.descent import Objective, descend
@@ -26,9 +25,10 @@ from swift_edge.training.fitting.examples import (
     split_problems,
     survey,
 )
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
 from swift_edge.training.fitting.inputs import Inputs, starts_of
 from swift_edge.training.fitting.objectives import LOSSES, Loss, contrasts
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
@@ -57,7 +57,9 @@ def scores_of(head: Head, store: Store) -> NDArray[np.float64]:
             if not head.includes_eos:
                 counted[-1] = shard.token_ids[end - 1] not in store.info.eos_ids
             gates, rewards = head.evaluate(states, TokenStatistics(logprob, entropy))
-            scores.append(score_tokens(gates[counted], rewards[counted]))
+            running = RunningScore()
+            running.add_all(gates[counted].tolist(), rewards[counted].tolist())
+            scores.append(running.score)
     return np.array(scores)
 
 
@@ -104,7 +106,7 @@ def test_random_labels_are_not_learned_and_are_calibrated_to_their_rate(make_sto
     # Over 60 problems of nine pairs chance has a standard deviation of about 0.03.
     assert abs(auroc(found, make_store(problems=60, random_labels=True, seed=1)) - 0.5) < 0.1
     assert found.calibration is not None
-    chances = Calibration.from_dict(found.calibration).probability(scores_of(found, noise))
+    chances = found.calibration.probability(scores_of(found, noise))
     assert 0.3 < np.quantile(chances, 0.1) <= np.quantile(chances, 0.9) < 0.7
 
 
@@ -154,8 +156,8 @@ def test_the_folded_head_scores_as_the_fit_did(store: Store, options: dict[str, 
         assert found.summary[name]["within_problem_auroc"] == pytest.approx(ranked, abs=1e-3)
     inside = counted & np.isin(problems, names[split.calibration.start : split.calibration.stop])
     assert found.calibration is not None
-    assert found.calibration["candidates"] == inside.sum()
-    assert found.calibration["base_rate"] == pytest.approx(labels[inside].mean())
+    assert found.calibration.candidates == inside.sum()
+    assert found.calibration.base_rate == pytest.approx(labels[inside].mean())
 
 
 def test_the_same_store_and_options_give_the_same_file(store: Store, head: Head, tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_the_head_says_what_it_was_fitted_to(head: Head, store: Store) -> None:
     assert figures["pass_at_1"] < figures["majority"] <= figures["oracle"]
     assert figures["best"] > figures["pass_at_1"]
     assert summary["start"]["within_problem_auroc"] < figures["within_problem_auroc"]
-    assert summary["calibration_error"] == head.calibration["error"] if head.calibration else False
+    assert summary["calibration_error"] == head.calibration.error if head.calibration else False
 
 
 @pytest.mark.parametrize("memory_bytes", [2**20, 2**20 + 200_000, 3 * 2**19])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from swift_edge.errors import InvalidOptionError, StoreError, TrainingError
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
@@ -69,7 +70,7 @@ def test_few_problems_are_enough_to_go_on_and_the_notes_say_what_is_missing(make
     found = fit_head(make_store(problems=4, labels=[[True, False, True]] * 4), QUICK)
     assert found.summary["problems"] == {"train": 2, "validation": 1, "calibration": 1}
     assert found.calibration is not None
-    assert found.calibration["problems"] == 2
+    assert found.calibration.problems == 2
     assert any("too few" in note for note in found.summary["notes"])
 
 

@@ -15,7 +15,8 @@ import pytest
 
 import swift_edge
 from swift_edge.scoring.head import Head, load_head, save_head
-from swift_edge.training.fitting.fit import FitInterrupted, FitOptions, fit_head
+from swift_edge.training.fitting.fit import FitInterrupted, fit_head
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from swift_edge import errors
-from swift_edge.bundle.folder import Architecture, Bundle, Graph, HiddenStates, Tokens, open_bundle
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle.manifest import Architecture, Bundle, Graph, HiddenStates, Tokens
 from swift_edge.options import SamplingOptions
 
 LLAMA = {
@@ -109,10 +110,10 @@ def test_a_genai_folder_without_a_shared_buffer_concatenates(tmp_path: Path) -> 
         (("model", "decoder", "outputs", "present_key_names"), "k.%d", "outputs.present_key_names is 'k.%d'"),
         (("model", "decoder", "outputs", "present_conv_names"), "c.%d", "outputs has 'present_conv_names'"),
         (("model", "decoder", "sliding_window"), {"window_size": 64}, "model.decoder.sliding_window"),
-        (("model", "decoder", "head_size"), None, "'head_size' is missing; expected an integer"),
-        (("model", "decoder", "head_size"), "16", "'head_size' is '16'; expected an integer"),
+        (("model", "decoder", "head_size"), None, "head_size is missing; expected an integer"),
+        (("model", "decoder", "head_size"), "16", 'head_size is "16"; expected an integer'),
         (("model", "decoder", "head_size"), 0, "architecture.head_dim is 0; expected an integer of at least 1"),
-        (("model", "decoder"), None, "'decoder' is missing; expected an object"),
+        (("model", "decoder"), None, "decoder is missing; expected an object"),
         (("model", "eos_token_id"), ["2"], "eos_token_id is ['2']"),
     ],
 )
@@ -172,7 +173,7 @@ def test_the_names_of_gpt2_are_known(tmp_path: Path) -> None:
 
 
 def test_a_size_that_is_missing_is_named_with_all_its_names(tmp_path: Path) -> None:
-    with pytest.raises(errors.ManifestError, match="'max_position_embeddings' or 'n_positions' is missing"):
+    with pytest.raises(errors.ManifestError, match="max_position_embeddings or n_positions is missing"):
         optimum(tmp_path, max_position_embeddings=None)
 
 

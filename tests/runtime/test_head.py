@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from swift_edge.bundle.manifest import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
-from swift_edge.options import SamplingOptions
-from swift_edge.scoring.head import Head, Norm, RunningScore, check_head, load_head, save_head, score_tokens
+from swift_edge.scoring.calibration import AnswerCalibration, Calibration, PrefixCalibration
+from swift_edge.scoring.head import Head, Norm, RunningScore, check_head, load_head, save_head
+
+MODELS = Path(__file__).parents[2] / "models"
 
 
 def make_head(
@@ -156,8 +158,9 @@ def test_every_prefix_has_the_score_of_its_tokens(tokens: list[tuple[float, floa
     running = RunningScore()
     for count, (gate, reward) in enumerate(tokens, start=1):
         running.add(gate, reward)
-        gates, rewards = np.array(tokens[:count], np.float32).T
-        assert running.score == score_tokens(gates, rewards)
+        together = RunningScore()
+        together.add_all(*zip(*tokens[:count], strict=True))
+        assert running.score == together.score
         exact = math.fsum(g * r for g, r in tokens[:count]) / max(math.fsum(g for g, _ in tokens[:count]), 1e-8)
         assert running.score == pytest.approx(exact, rel=1e-9, abs=1e-9)
 
@@ -216,14 +219,16 @@ def full_head() -> Head:
         layers=(1, 3),
         token_statistics=("logprob", "entropy"),
         includes_eos=False,
-        calibration={
-            "slope": np.float64(1.5),
-            "intercept": -0.25,
-            "base_rate": 0.5,
-            "error": 0.01,
-            "candidates": 80,
-            "problems": 10,
-        },
+        calibration=Calibration(
+            slope=1.5,
+            intercept=-0.25,
+            base_rate=0.5,
+            error=0.01,
+            candidates=80,
+            problems=10,
+            answers=AnswerCalibration(slope=0.5, intercept=-1.0, error=0.02, problems=10),
+            prefixes={16: PrefixCalibration(0.25, -0.5, 80), 24: PrefixCalibration(0.75, -0.25, 70)},
+        ),
         fingerprint="cd" * 32,
         precision="int4",
         base_model="naïve/模型",
@@ -248,10 +253,21 @@ def test_file_without_the_later_fields_means_none_of_them(tmp_path: Path) -> Non
     assert (head.norm, head.input_mean, head.input_scale) == ("none", None, None)
 
 
-def test_probability_is_the_calibrated_one_and_none_where_there_is_none() -> None:
-    assert full_head().probability(0.5) == pytest.approx(1 / (1 + math.exp(-0.5)))
-    assert full_head().probability(math.nan) is None
-    assert make_head().probability(0.5) is None
+def test_a_calibration_of_before_answers_and_prefixes_reads(tmp_path: Path) -> None:
+    curve = Calibration(slope=1.5, intercept=-0.25, base_rate=0.5, error=0.01, candidates=80, problems=10)
+    older = {name: value for name, value in curve.to_dict().items() if name not in ("answers", "prefixes")}
+    write_members(tmp_path / "head.npz", calibration=older)
+    assert load_head(tmp_path / "head.npz").calibration == curve
+
+
+def test_a_published_head_is_saved_as_the_same_bytes(tmp_path: Path) -> None:
+    published = MODELS / "small-steps" / "head.npz"
+    head = load_head(published)
+    assert isinstance(head.calibration, Calibration)
+    assert head.calibration.answers is not None
+    assert head.calibration.prefixes
+    save_head(tmp_path / "head.npz", head)
+    assert (tmp_path / "head.npz").read_bytes() == published.read_bytes()
 
 
 def test_saving_is_reproducible_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -329,22 +345,27 @@ def write_members(path: Path, **changes: object) -> None:
         ({"weight": np.zeros((2, 11), np.float32)}, "11 inputs wide"),
         ({"weight": np.array([[None] * 10] * 2)}, "allow_pickle"),
         ({"metadata": np.array("{")}, "does not read"),
-        ({"metadata": np.array("[1]")}, "not an object"),
+        ({"metadata": np.array("[1]")}, "the document is .* expected an object"),
         ({"metadata": np.array("[" * 100_000)}, "does not read"),
         ({"format_version": 2}, "format version 2.*pip install --upgrade"),
         ({"layers": "ABSENT"}, "layers is missing"),
-        ({"layers": [1, 2.5]}, "layers are"),
-        ({"layers": [True, 3]}, "layers are"),
-        ({"gate": 1}, "gate is 1, expected bool"),
-        ({"token_statistics": [["logprob"], "entropy"]}, "expected names"),
-        ({"calibration": 3}, "calibration is 3"),
-        ({"calibration": {"slope": 1.0}}, "calibration has slope; expected slope, intercept"),
-        ({"norm": 1}, "norm is 1, expected str"),
-        ({"norm": "layer"}, "norm is layer; expected none or rms"),
+        ({"layers": [1, 2.5]}, r"layers\[1\] is 2.5; expected an integer"),
+        ({"layers": [True, 3]}, r"layers\[0\] is true; expected an integer"),
+        ({"gate": 1}, "gate is 1; expected true or false"),
+        (
+            {"token_statistics": [["logprob"]]},
+            r"token_statistics\[0\] is .*; expected one of logprob, entropy",
+        ),
+        ({"calibration": 3}, "calibration is 3; expected an object"),
+        ({"calibration": {"slope": 1.0}}, "calibration.intercept is missing; expected a number"),
+        ({"calibration": full_head().calibration.to_dict() | {"prefixes": {"x": {}}}}, "calibration.prefixes is"),
+        ({"calibration": full_head().calibration.to_dict() | {"slope": -1}}, "the calibration's slope is -1.0"),
+        ({"norm": 1}, "norm is 1; expected one of none, rms"),
+        ({"norm": "layer"}, "norm is .layer.; expected one of none, rms"),
         ({"input_scale": "ABSENT"}, "input_mean is given; expected input_mean with input_scale"),
         ({"input_scale": np.ones(10)}, "input_scale is float64"),
         ({"input_mean": np.ones(9, np.float32)}, r"input_mean is of shape \[9\]"),
-        ({"feature": "pixels"}, "feature is pixels"),
+        ({"feature": "pixels"}, "feature is .pixels.; expected one of hidden, logits"),
     ],
 )
 def test_malformed_file_says_what_is_wrong(tmp_path: Path, changes: dict[str, object], message: str) -> None:

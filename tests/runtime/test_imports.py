@@ -1,5 +1,6 @@
 """What importing swift_edge does: nothing but define names."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import swift_edge
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.session import ModelSession
 
-STORIES = Path(__file__).parents[2] / "models" / "stories260k"
+ROOT = Path(__file__).parents[2]
+STORIES = ROOT / "models" / "stories260k"
 
 SIDE_EFFECTS = """
 import logging, os, sys, threading, warnings
@@ -81,9 +83,29 @@ def test_a_pick_leaves_the_arithmetic_of_the_calling_thread_as_it_was() -> None:
     run(DENORMALS, str(STORIES))
 
 
+def test_names_are_imported_from_where_they_live() -> None:
+    folders = ("swift_edge", "export", "tests", "models")
+    sources = [path for folder in folders for path in ROOT.glob(f"{folder}/**/*.py")]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources}
+    modules: dict[str, set[str]] = {}  # the names that each takes from others
+    for path, tree in trees.items():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[1:] if parts[0] == "export" else parts).removesuffix(".__init__")
+        imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        modules[name] = {alias.asname or alias.name for node in imports for alias in node.names}
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in modules and node.module != "swift_edge":
+                names = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in modules}
+                assert not names & modules[node.module], f"{path} line {node.lineno} has a name from {node.module}"
+
+
 def test_public_names() -> None:
     assert swift_edge.__all__ == [
+        "Answer",
         "Candidate",
+        "CandidateBegun",
+        "CandidateDropped",
         "CandidateFinished",
         "Event",
         "Picked",

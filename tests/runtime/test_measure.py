@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from swift_edge.errors import DataError, InvalidOptionError
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.measure import measure
-from swift_edge.evaluation.reliability import calibration_error, reliability
+from swift_edge.evaluation.reliability import binned_calibration_error, reliability
 from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
-from swift_edge.scoring.calibration import calibration_error as distinct_calibration_error
+from swift_edge.scoring.calibration import calibration_error
 from swift_edge.scoring.quality import within_problem_auroc
-from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, vote
+from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, rank_by_answer
 
 
 def sampled(seed: int = 0, problems: int = 30, n: int = 6, **changes: Any) -> Sampled:
@@ -51,15 +51,21 @@ def direct(found: Sampled) -> dict[str, float]:
     """Share of right picks out of all candidates, as the runtime makes them; without ties among the picks."""
     outcomes: dict[str, list[float]] = {}
     for problem, correct in enumerate(found.correct):
-        groups = [list(np.flatnonzero(found.answers[problem] == answer)) for answer in range(4)]
+        members = (np.flatnonzero(found.answers[problem] == answer).tolist() for answer in range(4))
+        groups = [group for group in members if group]
         scores = {
             "mean_logprob": found.mean_logprob[problem],
             "self_certainty": found.self_certainty[problem],
             **{name: head.scores[problem] for name, head in found.heads.items()},
-            "default vote": vote(groups, found.heads["default"].probabilities[problem]),
-            "default calibrated": vote(groups, found.heads["default"].ratios[problem]),
-            "plain vote": vote(groups, 1 / (1 + np.exp(-found.heads["plain"].scores[problem]))),
         }
+        default, plain = found.heads["default"], found.heads["plain"]
+        for name, head, weights in (
+            ("default vote", default, default.probabilities[problem]),
+            ("default calibrated", default, default.ratios[problem]),
+            ("plain vote", plain, 1 / (1 + np.exp(-plain.scores[problem]))),
+        ):
+            picked = rank_by_answer(groups, weights, head.scores[problem])[0]
+            outcomes.setdefault(name, []).append(float(correct[picked]) if groups else 0.0)
         for name, values in scores.items():
             picked = rank(list(values))[0]
             outcomes.setdefault(name, []).append(float(correct[picked]) if not np.isnan(values).all() else 0.0)
@@ -196,7 +202,7 @@ class TestReliability:
             part = slice(10 * number, 10 * number + 10)
             assert each.probability == pytest.approx(probabilities[part].mean())
             assert each.correct == pytest.approx(correct[part].mean())
-        assert calibration_error(bins) == pytest.approx(distinct_calibration_error(probabilities, correct))
+        assert binned_calibration_error(bins) == pytest.approx(calibration_error(probabilities, correct))
 
     @given(st.lists(st.tuples(st.sampled_from([0.1, 0.25, 0.9]), st.booleans(), st.integers(0, 3)), min_size=1))
     @settings(max_examples=60, deadline=None)
@@ -215,8 +221,8 @@ class TestReliability:
         probabilities = np.array([0.5, math.nan, 0.5])
         bins = reliability(probabilities, np.array([True, False, True]), np.ones(3))
         assert [each.correct for each in bins] == pytest.approx([1.0] * 10)
-        assert calibration_error(bins) == pytest.approx(0.5)
-        assert math.isnan(calibration_error(reliability(probabilities[1:2], np.array([True]), np.ones(1))))
+        assert binned_calibration_error(bins) == pytest.approx(0.5)
+        assert math.isnan(binned_calibration_error(reliability(probabilities[1:2], np.array([True]), np.ones(1))))
 
     def test_picks_out_of_all_candidates_are_the_best_ones(self) -> None:
         found = sampled(problems=100)
@@ -226,7 +232,7 @@ class TestReliability:
         best = head.scores.argmax(axis=1)
         rows = np.arange(100)
         expected = reliability(head.probabilities[rows, best], found.correct[rows, best], np.ones(100))
-        assert calibration["picks"]["error"] == pytest.approx(calibration_error(expected))
+        assert calibration["picks"]["error"] == pytest.approx(binned_calibration_error(expected))
         assert calibration["picks_out_of"] == 6
         assert calibration["candidates"]["error"] != calibration["picks"]["error"]
 

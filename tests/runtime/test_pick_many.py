@@ -34,7 +34,7 @@ def alone(scoring: Selector) -> list[Selection]:
 
 def without_timings(selection: Selection) -> dict[str, Any]:
     document = selection.to_dict()
-    del document["timings"]
+    del document["timings"], document["prompt_index"]
     return document
 
 

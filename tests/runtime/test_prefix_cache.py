@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge import Selection, Selector
+from swift_edge.arrays import Ids
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from swift_edge.engine.session import ModelSession

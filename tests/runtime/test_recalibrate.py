@@ -15,7 +15,8 @@ from swift_edge.errors import HeadMismatchError, InvalidOptionError, StoreError,
 from swift_edge.options import SamplingOptions
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head, check_head, load_head, save_head
-from swift_edge.training.fitting.fit import FitOptions, fit_head
+from swift_edge.training.fitting.fit import fit_head
+from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.recalibrate import recalibrate
 from swift_edge.training.store.writer import Store
 
@@ -76,7 +77,7 @@ def test_the_same_precision_changes_the_calibration_alone(head: Head, make_store
     np.testing.assert_array_equal(found.input_mean, head.input_mean)
     assert found.calibration != head.calibration
     assert found.calibration is not None
-    assert (found.calibration["problems"], found.calibration["candidates"]) == (120, 720)
+    assert (found.calibration.problems, found.calibration.candidates) == (120, 720)
     record = found.summary["recalibration"]
     assert record["before"]["within_problem_auroc"] == record["after"]["within_problem_auroc"] > 0.9
     assert record["weights"] == "weights unchanged, the precision is the same"
@@ -85,7 +86,7 @@ def test_the_same_precision_changes_the_calibration_alone(head: Head, make_store
 
 def test_calibration_error_before_is_that_of_the_heads_own_curve(head: Head, make_store: MakeStore) -> None:
     store = make_store(**LOCAL)
-    skewed = replace(head, calibration=Calibration(1.0, 3.0, 0.5, 0.0, 10, 2).to_dict())
+    skewed = replace(head, calibration=Calibration(1.0, 3.0, 0.5, 0.0, 10, 2))
     found = recalibrate(skewed, store)
     record = found.summary["recalibration"]
     assert record["before"]["calibration_error"] > 0.3
@@ -146,8 +147,9 @@ def test_a_store_without_a_task_made_the_head_forget_its_own(head: Head, make_st
     found = recalibrate(head, bare, report=lines.append)
     assert head.summary["task"] == found.summary["task"] == "number"
     assert found.calibration is not None
-    assert "answers" in head.calibration  # type: ignore[operator]
-    assert found.calibration.get("answers") is None
+    assert head.calibration is not None
+    assert head.calibration.answers is not None
+    assert found.calibration.answers is None
     assert any(line.startswith("warning: the store names no task") for line in lines)
     assert recalibrate(head, make_store(**LOCAL, task="exact")).summary["task"] == "exact"
     unknowing = replace(head, summary={name: value for name, value in head.summary.items() if name != "task"})

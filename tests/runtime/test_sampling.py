@@ -8,13 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swift_edge.engine.sampling import candidate_generator, kept_tokens, sample
+from swift_edge.engine.sampling import after_penalty, candidate_generator, kept_weights, sample
 from swift_edge.engine.signals import summarize
 from swift_edge.errors import InvalidOptionError, LogitsError
 from swift_edge.options import SamplingOptions
 
 VOCABULARY = 151_936
 DISTANCE = 1e-5  # mass from the nucleus' boundary within which float32 sums may decide differently
+
+
+def kept(
+    logits: NDArray[np.float32], options: SamplingOptions, seen: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids that a draw may give, ascending, and their probabilities."""
+    row = after_penalty(logits, options.repetition_penalty, seen)
+    token_ids, weights = kept_weights(row, row.max(), options)
+    return token_ids, weights / weights.sum()
 
 
 def reference_kept(logits: NDArray[np.float32], options: SamplingOptions) -> tuple[NDArray[np.int64], float]:
@@ -75,7 +84,7 @@ def test_kept_tokens_are_those_of_a_full_sort(
     if levels:  # many ties
         logits = np.round(logits * levels / max(spread, 1e-9)).astype(np.float32) / np.float32(levels)
     expected, margin = reference_kept(logits, options)
-    token_ids, probabilities = kept_tokens(logits, options)
+    token_ids, probabilities = kept(logits, options)
     assert probabilities.sum() == pytest.approx(1, abs=1e-9)
     positive = np.exp((logits[expected].astype(np.float64) - logits.max()) / options.temperature) > 0
     if margin > DISTANCE:
@@ -87,7 +96,7 @@ def test_kept_tokens_are_those_of_a_full_sort(
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 0.01, 0.5])
 def test_nucleus_of_flat_logits_is_exact_at_full_vocabulary(spread: float) -> None:
     logits = (np.random.default_rng(1).standard_normal(VOCABULARY) * spread).astype(np.float32)
-    token_ids, _ = kept_tokens(logits, SamplingOptions(top_p=0.9))
+    token_ids, _ = kept(logits, SamplingOptions(top_p=0.9))
     expected, _ = reference_kept(logits, SamplingOptions(top_p=0.9))
     assert abs(token_ids.size - expected.size) <= 2  # each token holds 7e-6 of the mass
     by_value = np.argsort(-logits, kind="stable")
@@ -98,29 +107,29 @@ def test_nucleus_of_flat_logits_is_exact_at_full_vocabulary(spread: float) -> No
 def test_nucleus_of_values_packed_at_every_scale_is_exact() -> None:
     # Every level of the histogram finds almost all values in one bucket.
     logits = -np.logspace(-30, 1, 20_000).astype(np.float32)
-    token_ids, _ = kept_tokens(logits, SamplingOptions(top_p=0.9))
+    token_ids, _ = kept(logits, SamplingOptions(top_p=0.9))
     expected, _ = reference_kept(logits, SamplingOptions(top_p=0.9))
     np.testing.assert_array_equal(token_ids, np.arange(token_ids.size))
     assert abs(token_ids.size - expected.size) <= 1
 
 
 def test_ties_at_the_edge_of_the_nucleus_keep_the_lowest_ids() -> None:
-    token_ids, _ = kept_tokens(np.zeros(10, np.float32), SamplingOptions(top_p=0.35))
+    token_ids, _ = kept(np.zeros(10, np.float32), SamplingOptions(top_p=0.35))
     np.testing.assert_array_equal(token_ids, [0, 1, 2, 3])
-    many, _ = kept_tokens(np.zeros(100_000, np.float32), SamplingOptions(top_p=0.35001))
+    many, _ = kept(np.zeros(100_000, np.float32), SamplingOptions(top_p=0.35001))
     np.testing.assert_array_equal(many, np.arange(many.size))
     assert many.size == pytest.approx(35_001, abs=1)
 
 
 def test_ties_at_the_edge_of_top_k_are_all_kept() -> None:
     logits = np.array([1, 5, 3, 3, 3, 0], np.float32)
-    np.testing.assert_array_equal(kept_tokens(logits, SamplingOptions(top_k=2))[0], [1, 2, 3, 4])
+    np.testing.assert_array_equal(kept(logits, SamplingOptions(top_k=2))[0], [1, 2, 3, 4])
     tall = np.repeat(np.array([0, 2, 1], np.float32), [5000, 3, 9])
-    np.testing.assert_array_equal(kept_tokens(tall, SamplingOptions(top_k=4))[0], np.arange(5000, 5012))
+    np.testing.assert_array_equal(kept(tall, SamplingOptions(top_k=4))[0], np.arange(5000, 5012))
 
 
 def test_top_k_beyond_the_vocabulary_keeps_every_token() -> None:
-    assert kept_tokens(np.arange(7, dtype=np.float32), SamplingOptions(top_k=50))[0].size == 7
+    assert kept(np.arange(7, dtype=np.float32), SamplingOptions(top_k=50))[0].size == 7
 
 
 @pytest.mark.parametrize(
@@ -156,9 +165,9 @@ def test_draws_follow_the_kept_probabilities(options: SamplingOptions, size: int
     logits[-4:] = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
     draws = 4000
     ids = sample(np.tile(logits, (draws, 1)), options, generators(draws, seed=3))
-    kept, probabilities = kept_tokens(logits, options)
-    assert set(ids.tolist()) <= set(kept.tolist())
-    found = np.array([(ids == token).mean() for token in kept])
+    token_ids, probabilities = kept(logits, options)
+    assert set(ids.tolist()) <= set(token_ids.tolist())
+    found = np.array([(ids == token).mean() for token in token_ids])
     np.testing.assert_allclose(found, probabilities, atol=5 * math.sqrt(0.25 / draws))
 
 
@@ -262,7 +271,7 @@ def test_repetition_penalty_lowers_seen_tokens_once_and_passes_over_unknown_ids(
     seen = [np.array([0, 1, 0, 9_999])]
     greedy = SamplingOptions(temperature=0, repetition_penalty=2.0)
     assert sample(logits, greedy, generators(1), seen).tolist() == [2]
-    _, probabilities = kept_tokens(logits[0], SamplingOptions(repetition_penalty=2.0), seen[0])
+    _, probabilities = kept(logits[0], SamplingOptions(repetition_penalty=2.0), seen[0])
     expected = np.exp([1.0, -2.0, 1.5, -1.5])
     np.testing.assert_allclose(probabilities, expected / expected.sum(), rtol=1e-6)
 

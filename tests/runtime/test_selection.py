@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, vote
+from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
 
 scores_strategy = st.lists(st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, math.nan])), max_size=12)
 
@@ -44,9 +44,5 @@ def test_scaled_scores_lie_between_the_least_and_the_greatest() -> None:
 
 
 def test_votes_of_equal_answers_are_added_up() -> None:
-    scores = vote([[0, 3], [1]], [0.25, 0.375, 9.0, 0.25])
-    assert scores[0] == scores[3] == 0.5
-    assert scores[1] == 0.375
-    assert math.isnan(scores[2])
-    assert rank(scores) == [0, 3, 1, 2]
-    assert vote([[0, 1]], [math.nan, 2.0]) == [2.0, 2.0]
+    assert answer_sums([[0, 3], [1]], [0.25, 0.375, 9.0, 0.25]) == [0.5, 0.375]
+    assert answer_sums([[0, 1]], [math.nan, 2.0]) == [2.0]

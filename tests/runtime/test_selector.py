@@ -283,10 +283,12 @@ def test_a_long_given_text_is_read_in_parts_with_the_same_figures(scoring: Selec
 def test_to_dict_has_these_names_and_is_json(plain: Selector) -> None:
     document = json.loads(json.dumps(plain.pick(PROMPT, n=2, max_new_tokens=4).to_dict(), allow_nan=False))
     assert list(document) == [
-        *("best", "candidates", "strategy", "signal", "p_correct", "usage", "timings", "seed", "bundle", "head")
+        *("best", "ranked", "candidates", "answers", "strategy", "signal", "p_correct", "abstained"),
+        *("stopped_because", "rows", "warnings", "usage", "timings", "seed", "bundle", "head", "prompt_index"),
     ]
     assert list(document["candidates"][0]) == [
-        *("index", "text", "token_ids", "score", "logprob", "finish_reason", "n_tokens")
+        *("index", "text", "token_ids", "score", "logprob", "finish_reason", "n_tokens", "unscored_tokens"),
+        *("self_certainty", "dropped_because"),
     ]
     assert list(document["usage"]) == ["prompt_tokens", "completion_tokens"]
     assert list(document["timings"]) == [

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Ids
 from swift_edge.bundle.folder import open_bundle
-from swift_edge.engine.kv_cache import BLOCK_TOKENS, ConcatenatedCache, KVCache
+from swift_edge.engine.kv_cache import GROWTH_TOKENS, ConcatenatedCache, KVCache
 from swift_edge.engine.session import ModelSession
 from swift_edge.arrays import Ids
 from swift_edge.engine.step_memory import StepOutput
@@ -157,7 +158,7 @@ def test_a_truncated_row_continues_as_if_nothing_had_followed(stories: ModelSess
 
 def test_the_cache_grows_in_blocks_with_its_rows_and_never_past_its_limit(stories: ModelSession) -> None:
     cache = stories.new_cache(1, 1, limit=200)
-    assert cache.capacity == BLOCK_TOKENS
+    assert cache.capacity == GROWTH_TOKENS
     capacities = set()
     for _ in range(200):
         cache.reserve(1, cache.longest + 1)

@@ -34,7 +34,7 @@ def test_the_head_belongs_to_the_bundle_and_is_calibrated() -> None:
     head = load_head(bundle.head_path)
     assert head.fingerprint == bundle.manifest.fingerprint
     assert head.calibration is not None
-    assert head.calibration["error"] < 0.05
+    assert head.calibration.error < 0.05
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 from small_store import INFO, SMALL, add_all, change_lines, content, rows_of, write
 
 from swift_edge.errors import DiskSpaceError, StoreError
-from swift_edge.training.store.writer import CandidateRows, Store, StoreWriter
+from swift_edge.training.store.shards import CandidateRows
+from swift_edge.training.store.writer import Store, StoreWriter
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 
@@ -78,12 +79,12 @@ def test_a_damaged_array_is_named(whole: Path, name: str, spoil: str) -> None:
     ("change", "reason"),
     [
         (lambda rows: rows[1].pop("correct"), "line 2 .*correct is missing"),
-        (lambda rows: rows[0].update(correct=1), "line 1 .*correct is 1, expected true or false"),
-        (lambda rows: rows[0].update(tokens=True), "tokens is True, expected an integer"),
-        (lambda rows: rows[0].update(token_ids=[1, "2"]), "expected integers"),
-        (lambda rows: rows[0].update(scores={"head": "good"}), "scores"),
-        (lambda rows: rows[0].update(text=5), "text is 5, expected a string"),
-        (lambda rows: rows.__setitem__(0, [1]), "not an object"),
+        (lambda rows: rows[0].update(correct=1), "line 1 .*correct is 1; expected true or false"),
+        (lambda rows: rows[0].update(tokens=True), "tokens is true; expected an integer"),
+        (lambda rows: rows[0].update(token_ids=[1, "2"]), r"token_ids\[1\] is .2.; expected an integer"),
+        (lambda rows: rows[0].update(scores={"head": "good"}), "scores.head is .good.; expected a number"),
+        (lambda rows: rows[0].update(text=5), "text is 5; expected a string"),
+        (lambda rows: rows.__setitem__(0, [1]), r"the document is \[1\]; expected an object"),
         (lambda rows: rows.pop(0), "line 1 holds candidate 1"),
         (lambda rows: rows.pop(1), "line 2 holds candidate 2.*expected candidate 1"),
         (lambda rows: rows.clear(), "no lines"),
@@ -104,9 +105,9 @@ def test_no_store_and_damaged_settings_are_named(whole: Path, tmp_path: Path) ->
     text = (whole / "store.json").read_text(encoding="utf-8")
     for spoiled, reason in (
         (text[:-9], "not JSON"),
-        ("[]", "not an object"),
-        (text.replace('"seed": 0', '"seed": "0"'), "seed is '0', expected an integer"),
-        (text.replace('"hidden"', '"states"'), "feature"),
+        ("[]", r"the document is \[\]; expected an object"),
+        (text.replace('"seed": 0', '"seed": "0"'), "seed is .0.; expected an integer"),
+        (text.replace('"hidden"', '"states"'), "feature is .states.; expected one of hidden, logits, none"),
         (text.replace('"n": 3,', ""), "n is missing"),
         (text.replace('"format_version": 1', '"format_version": 2'), "pip install --upgrade swift-edge"),
     ):

@@ -19,12 +19,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from swift_edge.bundle.folder import Bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import ExportError, TemplateError, TokenizerError, UnsupportedModelError
 
-ROWS = 8
+TEXTS = 8
 """Texts that are written, side by side."""
 TOKENS = 256
 """Tokens of each, or as many as the context holds."""
@@ -184,10 +184,10 @@ def _constant(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Valu
 def _starts(bundle: Bundle, random: np.random.Generator) -> list[NDArray[np.int64]]:
     """Token ids that the texts begin with, from which the model goes on by itself."""
     architecture = bundle.manifest.architecture
-    starts = [random.integers(architecture.vocab_size, size=1) for _ in range(ROWS)]
+    starts = [random.integers(architecture.vocab_size, size=1) for _ in range(TEXTS)]
     opening = _opening(bundle)
     if 0 < len(opening) < architecture.context_length:
-        starts[: ROWS // 2] = [np.array(opening)] * (ROWS // 2)
+        starts[: TEXTS // 2] = [np.array(opening)] * (TEXTS // 2)
     return starts
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from swift_edge.bundle.folder import Bundle
+from swift_edge.bundle.manifest import Bundle
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.providers import onnxruntime_module
 from swift_edge.errors import SwiftEdgeError
@@ -25,7 +25,7 @@ from swift_edge.system.cache_folder import CacheRecord
 from swift_edge.system.machine import available_memory
 
 RECORD_VERSION: Final = 2
-ROWS: Final = (1, 4, 8, 16)
+PACE_ROWS: Final = (1, 4, 8, 16)
 """Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
 NEW_TOKENS: Final = 3
 ROUNDS: Final = 3
@@ -111,11 +111,11 @@ class Pace:
         # What cannot be measured or kept now must not decide what is picked now, nor be a reason not to pick.
         with contextlib.suppress(SwiftEdgeError, OSError):
             available = available_memory()
-            if engine.session.fitting_rows(ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < ROWS[-1]:
+            if engine.session.fitting_rows(PACE_ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < PACE_ROWS[-1]:
                 return
             # A head and filters are left out: they add little to a step, and what came first would decide for all.
             scorer = Scorer(None, "mean_logprob")
-            timed = timed_steps(engine, scorer, SamplingOptions(), ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
+            timed = timed_steps(engine, scorer, SamplingOptions(), PACE_ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
             # The shortest of each round: whatever else the machine is at makes steps longer, those of many rows most.
             least = {rows: sorted(map(min, rounds)) for rows, rounds in timed.items()}
             if any(second > NOISE * first for first, second, *_ in least.values()):
@@ -130,7 +130,7 @@ def _read(document: Any, key: Mapping[str, Any]) -> StepTimes | None:
     if not isinstance(document, dict) or {name: document.get(name) for name in key} != key:
         return None
     seconds = document.get("seconds")
-    if not isinstance(seconds, dict) or list(seconds) != [str(rows) for rows in ROWS]:
+    if not isinstance(seconds, dict) or list(seconds) != [str(rows) for rows in PACE_ROWS]:
         return None
     if not all(isinstance(taken, float) and 0 < taken < math.inf for taken in seconds.values()):
         return None

@@ -19,8 +19,6 @@ from swift_edge.errors import BusyEngineError
 from swift_edge.options import SamplingOptions
 from swift_edge.scoring.scorer import Scorer
 
-ROWS: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32)
-"""Numbers of rows that are measured where seconds are told."""
 PROMPT_TOKENS: Final = 48
 NEW_TOKENS: Final = 24
 ROUNDS: Final = 5

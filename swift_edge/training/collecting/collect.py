@@ -3,7 +3,7 @@
     from swift_edge.training.collecting.collect import collect
     collect("models/x", "train.jsonl", "features", task="number", n=8)
 
-`collect` writes candidates with the runtime's own decode loop, `collect_responses` reads given ones. This is where
+`collect` writes candidates with the engine that picks use, `collect_responses` reads given ones. This is where
 problems, the model, labels and the store meet.
 """
 
@@ -16,16 +16,14 @@ from typing import Unpack
 import numpy as np
 
 from swift_edge import __version__
-from swift_edge.bundle.folder import open_bundle
 from swift_edge.bundle.manifest import HEAD_NAME, Bundle
 from swift_edge.checks import check_whole
-from swift_edge.engine.model import OpenedModel, open_parts
+from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import DataError, InvalidOptionError
 from swift_edge.options import CollectInput, CollectOptions
-from swift_edge.scoring.candidate import Ranking
 from swift_edge.scoring.head import Feature, Head, check_head
-from swift_edge.selection.adaptive.pace import Pace
-from swift_edge.selection.planning import planned
+from swift_edge.scoring.scorer import Scorer
+from swift_edge.selection.planning import Planner
 from swift_edge.system import machine
 from swift_edge.training.collecting.collected import (
     BYTES_PER_LINE,
@@ -40,9 +38,8 @@ from swift_edge.training.collecting.generating import generate
 from swift_edge.training.collecting.problems import Grader, Grading, Problems, read_problems
 from swift_edge.training.collecting.reading import check_given, read_given
 from swift_edge.training.collecting.responses import Responses, read_responses
-from swift_edge.training.store.writer import StoreInfo, StoreWriter
-
-__all__ = ["CollectProgress", "Collected", "collect", "collect_responses", "open_model"]
+from swift_edge.training.store.format import StoreInfo
+from swift_edge.training.store.writer import StoreWriter
 
 
 def collect(
@@ -72,7 +69,7 @@ def collect(
     `rows`, interruptions or timing: an interrupted run goes on where it was when it is called again.
 
     Args:
-        model: a bundle, or one that `open_model` opened.
+        model: a bundle, or one that `OpenedModel.open` opened.
         data: problems in JSONL, see `read_problems`.
         out: the folder of the store.
         n: candidates per problem.
@@ -102,10 +99,10 @@ def collect(
         raise InvalidOptionError("neither a task nor a grader is given; expected one of them to label candidates by")
     for problem in problems.rows:
         grading.check(problem)
-    opened = open_model(model, providers, threads)
+    opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     reader = _reader(opened, layers, feature, tokens_per_candidate, store_features, heads or {}, report)
     options = asked.for_pick(n=n)
-    sampling = planned(opened, options).sampling
+    sampling = Planner.over(opened).planned(options).sampling
     info = _info(
         opened,
         reader,
@@ -172,7 +169,7 @@ def collect_responses(
             if not grading.grades:
                 raise DataError(f"{problem.place} has no correctness; add it, or name a --task that grades")
             grading.check(problem)
-    opened = open_model(model, providers, threads)
+    opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     reader = _reader(opened, layers, feature, tokens_per_candidate, store_features, heads or {}, report)
     info = _info(
         opened,
@@ -205,19 +202,6 @@ def collect_responses(
     return collection.summary()
 
 
-def open_model(
-    model: str | os.PathLike[str] | OpenedModel,
-    providers: Sequence[str] | None = None,
-    threads: int | None = None,
-) -> OpenedModel:
-    """Open a bundle without its head, which may be one to replace; an opened model is given back as it is."""
-    if isinstance(model, OpenedModel):
-        return model
-    bundle = open_bundle(model, hashes=False)
-    session, tokenizer, warnings = open_parts(bundle, providers, threads)
-    return OpenedModel(bundle, session, tokenizer, None, None, tuple(warnings), Pace(bundle, session))
-
-
 def _reader(
     opened: OpenedModel,
     layers: Sequence[int] | None,
@@ -241,7 +225,7 @@ def _reader(
         for warning in check_head(head, manifest):
             report(f"warning: {name}: {warning}")
     kept = check_layers(layers, opened.session.layers) if store_features and feature == "hidden" else ()
-    scorers = {name: Ranking.by_head(head, manifest.tokens.eos_ids) for name, head in heads.items()}
+    scorers = {name: Scorer.by_head(head, manifest.tokens.eos_ids) for name, head in heads.items()}
     return FeatureReader(feature if store_features else "none", kept, scorers, tokens_per_candidate)
 
 

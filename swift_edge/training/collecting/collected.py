@@ -19,7 +19,9 @@ from swift_edge.system.machine import require_disk
 from swift_edge.training.collecting.features import ReadCandidate
 from swift_edge.training.collecting.generating import Tally
 from swift_edge.training.collecting.problems import Problem
-from swift_edge.training.store.writer import TIMINGS_NAME, CandidateRows, StoredCandidate, StoreWriter
+from swift_edge.training.store.format import TIMINGS_NAME, StoredCandidate
+from swift_edge.training.store.shards import CandidateRows
+from swift_edge.training.store.writer import StoreWriter
 
 MEASURED_PROBLEMS = 8
 """After so many problems the disk that the store will need is estimated again, from what they took."""

@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Floats
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.request import Reads, Step
 from swift_edge.engine.signals import TokenStatistics, added
-from swift_edge.arrays import Floats
 from swift_edge.errors import InvalidOptionError
 from swift_edge.results import Candidate, FinishReason
 from swift_edge.scoring.calibration import PREFIX_TOKENS

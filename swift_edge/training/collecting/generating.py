@@ -1,9 +1,10 @@
 """Responses to many problems from the engine that everybody shares.
 
-Problems come out whole and in order, whatever was finished first, and every candidate is what `Selector.pick` writes for
-its prompt, seed and index.
+Problems come out whole and in order, whatever was finished first, and every candidate is what `Selector.pick` writes
+for its prompt, seed and index.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from swift_edge.engine.session import WORKING_BYTES
 from swift_edge.engine.stopwatch import Stopwatch
 from swift_edge.errors import InvalidOptionError, PromptError, TokenizerError, size_text
 from swift_edge.options import PickOptions
+from swift_edge.selection.planning import Planner
 from swift_edge.system import machine
 from swift_edge.training.collecting.features import FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.collecting.problems import Problem, naming
@@ -66,16 +68,16 @@ def generate(
     """
     if rows < 1:
         raise InvalidOptionError(f"rows is {rows}; expected at least 1")
-    sampling, _, plan = opened.verify(options)
+    planned = Planner.over(opened).planned(options)
     longest = max((len(_prompt_ids(opened, problem, options, reader)) for problem in problems), default=0)
     _require_memory(opened, options, reader, rows, longest)
     generation = Generation(
         np.zeros(0, np.int64),
-        sampling,
-        plan.most,
-        options.seed,
+        planned.sampling,
+        planned.plan.most,
+        planned.seed,
         min(options.max_new_tokens, opened.session.context_length),
-        frozenset(opened.bundle.manifest.tokens.eos_ids),
+        planned.stop_ids,
         reader.reads,
         key=object(),
     )
@@ -168,10 +170,8 @@ class _Writing:
         try:
             self._submit()
             while self._begun:
-                try:
+                with contextlib.suppress(Empty):
                     self.outbox.get(timeout=LOOK_S)
-                except Empty:
-                    pass
                 while self._begun and self._begun[0][0].is_done:
                     yield self._given_out()
                 self._submit()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from time import perf_counter
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.reading import RESPONSE_CHUNK_TOKENS
 from swift_edge.engine.request import Consumer, Reading, Step
-from swift_edge.arrays import Ids
 from swift_edge.errors import DataError, InvalidOptionError, PromptError, TokenizerError
 from swift_edge.training.collecting.features import FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.collecting.generating import Tally

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Doubles
 from swift_edge.scoring.calibration import sigmoid
 from swift_edge.scoring.quality import within_problem_auroc
 from swift_edge.system.extras import import_extra
@@ -20,7 +21,6 @@ from swift_edge.training.fitting.examples import Examples
 from swift_edge.training.fitting.objectives import (
     PER_CANDIDATE,
     Counts,
-    Doubles,
     Loss,
     contrasts,
     loss_sums,

@@ -19,6 +19,7 @@ import numpy as np
 
 import swift_edge
 from swift_edge.answers import AnswerTask
+from swift_edge.arrays import Doubles
 from swift_edge.errors import InvalidOptionError, TrainingError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration
 from swift_edge.scoring.head import Head
@@ -37,12 +38,10 @@ from swift_edge.training.fitting.examples import (
     survey,
 )
 from swift_edge.training.fitting.inputs import Inputs, starts_of
-from swift_edge.training.fitting.objectives import Doubles, contrasts, cut_after
+from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
 from swift_edge.training.store.writer import Store
-
-__all__ = ["FitInterrupted", "FitOptions", "fit_head"]
 
 
 class FitInterrupted(KeyboardInterrupt):
@@ -133,7 +132,7 @@ def _finished(
         gate=options.gate,
         feature="hidden" if info.feature == "hidden" else "logits",
         includes_eos=inputs.includes_eos,
-        calibration=None if calibration is None else calibration.to_dict(),
+        calibration=calibration,
         fingerprint=info.fingerprint,
         precision=info.precision,
         base_model=info.base_model,

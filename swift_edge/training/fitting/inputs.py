@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.scoring.head import RMS_EPSILON, Norm, TokenStatistic
-from swift_edge.training.store.writer import STATISTICS, Shard
+from swift_edge.training.store.format import STATISTICS
+from swift_edge.training.store.shards import Shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Doubles
 from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring.calibration import sigmoid
 from swift_edge.scoring.head import LEAST_GATE_SUM
@@ -29,7 +30,6 @@ PER_CANDIDATE: Final[frozenset[Loss]] = frozenset(("bce", "hinge"))
 ALPHA: Final = 0.01
 """Temperature of the labels in InfoNCA and NCA."""
 
-Doubles: TypeAlias = NDArray[np.float64]
 Labels: TypeAlias = NDArray[np.bool_]
 Counts: TypeAlias = NDArray[np.int64]
 LossSums: TypeAlias = tuple[Doubles, Doubles]

@@ -12,7 +12,7 @@ from swift_edge.scoring.head import Norm, TokenStatistic
 from swift_edge.training.fitting.descent import Limits
 from swift_edge.training.fitting.inputs import Inputs
 from swift_edge.training.fitting.objectives import LOSSES, Loss
-from swift_edge.training.store.writer import StoreInfo
+from swift_edge.training.store.format import StoreInfo
 
 WEIGHT_DECAYS: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight decays that are tried where none is given, the weakest first."""
@@ -89,7 +89,7 @@ class FitOptions:
         expect(
             is_whole(self.memory_bytes, LEAST_MEMORY),
             "memory_bytes",
-            self.memory_bytes,
+            repr(self.memory_bytes),
             f"at least {LEAST_MEMORY} bytes",
         )
         if self.layers is not None:

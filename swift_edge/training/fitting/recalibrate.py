@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from swift_edge.arrays import Doubles
 from swift_edge.errors import HeadMismatchError, InvalidOptionError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration, calibration_error
 from swift_edge.scoring.head import Head
@@ -23,7 +24,7 @@ from swift_edge.training.fitting.calibrate import calibrate, task_of
 from swift_edge.training.fitting.descent import Objective, Standard, Weights
 from swift_edge.training.fitting.examples import Examples, Survey, check_stores, read_candidates, read_examples, survey
 from swift_edge.training.fitting.inputs import Inputs
-from swift_edge.training.fitting.objectives import Doubles, cut_after
+from swift_edge.training.fitting.objectives import cut_after
 from swift_edge.training.fitting.options import LEAST_MEMORY
 from swift_edge.training.store.writer import Store
 
@@ -62,7 +63,7 @@ def recalibrate(
     if problems < FEW_PROBLEMS:
         notes.append(f"{problems} problems make a rough calibration; 200 to 500 make a good one")
     surveyed = survey(examples, range(problems), [store], pool=False)
-    known = None if head.calibration is None else Calibration.from_dict(head.calibration)
+    known = head.calibration
     if store.info.task is None and known is not None and known.answers is not None:
         notes.append("the store names no task to find answers by, so the head judges candidates, and answers no longer")
     prefixes = _prefixes(head, examples)
@@ -101,7 +102,7 @@ def recalibrate(
     }
     return replace(
         moved,
-        calibration=calibration.to_dict(),
+        calibration=calibration,
         fingerprint=store.info.fingerprint or head.fingerprint,
         precision=store.info.precision,
         base_model=store.info.base_model or head.base_model,

@@ -12,9 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Doubles
 from swift_edge.training.fitting.descent import Descent, Objective, Standard, Weights, descend
 from swift_edge.training.fitting.examples import Examples, Split, Survey
-from swift_edge.training.fitting.objectives import Counts, Doubles, contrasts, cut
+from swift_edge.training.fitting.objectives import Counts, contrasts, cut
 from swift_edge.training.fitting.options import FitOptions
 
 SHORTEST_PREFIX: Final = 0.1

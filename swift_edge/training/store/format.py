@@ -4,13 +4,13 @@ Knows JSON and the types of the fields. Does not know arrays, shards as a whole,
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias
 
 from swift_edge.errors import StoreError
+from swift_edge.records import FloatOrNull, RecordError, finite_or_none, read_fields, read_record
 
 STATISTICS: Final = ("logprob", "entropy", "self_certainty")
 """Columns of a shard's token statistics, in nats at temperature 1 and before any filter."""
@@ -24,51 +24,7 @@ ARRAY_NAMES: Final = ("states", "statistics", "tokens", "positions")
 
 StoredFeature: TypeAlias = Literal["hidden", "logits", "none"]
 
-_COUNT = (int,)
-_NUMBER = (int, float, type(None))
-_INFO_TYPES: dict[str, tuple[type, ...]] = {
-    "base_model": (str,),
-    "fingerprint": (str,),
-    "precision": (str,),
-    "bundle": (str,),
-    "feature": (str,),
-    "layers": (list,),
-    "width": _COUNT,
-    "eos_ids": (list,),
-    "problems": _COUNT,
-    "n": (int, type(None)),
-    "seed": (int, type(None)),
-    "sampling": (dict, type(None)),
-    "max_new_tokens": (int, type(None)),
-    "raw": (bool,),
-    "task": (str, type(None)),
-    "tokens_per_candidate": (int, type(None)),
-    "data_sha256": (str,),
-    "version": (str,),
-    "format_version": _COUNT,
-    "bundle_sha256": (str,),
-    "heads": (dict,),
-}
-_CANDIDATE_TYPES: dict[str, tuple[type, ...]] = {
-    "problem": _COUNT,
-    "index": _COUNT,
-    "correct": (bool,),
-    "answer": (str, type(None)),
-    "text": (str,),
-    "token_ids": (list,),
-    "tokens": _COUNT,
-    "n_tokens": _COUNT,
-    "finish_reason": (str,),
-    "unscored_tokens": _COUNT,
-    "logprob": _NUMBER,
-    "mean_logprob": _NUMBER,
-    "self_certainty": _NUMBER,
-    "entropy": _NUMBER,
-    "scores": (dict,),
-    "running": (dict,),
-}
 _MEANS = ("logprob", "mean_logprob", "self_certainty", "entropy")
-_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", list: "a list"}
 _UNCOMPARED = ("bundle", "version")
 """Fields that do not change a candidate: where the bundle lay, and who wrote the store."""
 
@@ -148,15 +104,9 @@ class StoreInfo:
                 "run: pip install --upgrade swift-edge"
             )
         try:
-            values = _checked(document, _INFO_TYPES)
-            _expect(
-                values["feature"] in get_args(StoredFeature), "feature", values["feature"], "hidden, logits or none"
-            )
-            for name in ("layers", "eos_ids"):
-                values[name] = _integers(values[name], name)
-        except _FieldError as error:
+            return read_record(document, cls)
+        except RecordError as error:
             raise StoreError(f"{path}: {error}; collect again into another folder") from None
-        return cls(**values)
 
     def difference(self, other: "StoreInfo") -> str | None:
         """Name of the first field in which the settings differ; None where both make the same candidates."""
@@ -192,26 +142,26 @@ class StoredCandidate:
     """`stop`, `length` or `given`."""
     unscored_tokens: int
     """1 if the context was full, so that the last token could not be fed and has no features; else 0."""
-    logprob: float
+    logprob: FloatOrNull
     """Sum of the log-probabilities of its tokens in nats; NaN where that is no number."""
-    mean_logprob: float
+    mean_logprob: FloatOrNull
     """Mean of the same."""
-    self_certainty: float
+    self_certainty: FloatOrNull
     """Mean self-certainty of its tokens in nats; NaN where that is no number."""
-    entropy: float
+    entropy: FloatOrNull
     """Mean entropy of the distributions its tokens were chosen from, in nats."""
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, FloatOrNull] = field(default_factory=dict)
     """Score by each head that scored it while it was written, by the head's name."""
-    running: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    running: Mapping[str, tuple[FloatOrNull, ...]] = field(default_factory=dict)
     """Running score by each of these after each of `calibration.PREFIX_TOKENS` tokens that it has."""
 
     def to_line(self) -> str:
         """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
         document = asdict(self)
         for name in _MEANS:
-            document[name] = _finite(document[name])
-        document["scores"] = {name: _finite(score) for name, score in self.scores.items()}
-        document["running"] = {name: [_finite(score) for score in scores] for name, scores in self.running.items()}
+            document[name] = finite_or_none(document[name])
+        document["scores"] = {name: finite_or_none(score) for name, score in self.scores.items()}
+        document["running"] = {name: list(map(finite_or_none, scores)) for name, scores in self.running.items()}
         return json.dumps(document, ensure_ascii=False, allow_nan=False)
 
 
@@ -220,23 +170,10 @@ def read_lines(data: bytes, path: Path) -> Iterator[StoredCandidate]:
     shared: dict[int, int] = {}  # one object per token id: 8 bytes per token instead of 36
     for number, line in enumerate(data.splitlines(), start=1):
         try:
-            document = json.loads(line)
-            if isinstance(document, dict):
-                document.setdefault("running", {})  # older stores have none
-            values = _checked(document, _CANDIDATE_TYPES)
-            values["token_ids"] = tuple(shared.setdefault(each, each) for each in _integers(values["token_ids"], "ids"))
-            scores = values["scores"]
-            _expect(all(isinstance(each, _NUMBER) for each in scores.values()), "scores", scores, "numbers")
-            values["scores"] = {name: _as_float(score) for name, score in scores.items()}
-            running = values["running"]
-            for some in running.values():
-                sound = isinstance(some, list) and all(isinstance(each, _NUMBER) for each in some)
-                _expect(sound, "running", some, "a list of numbers")
-            values["running"] = {name: tuple(map(_as_float, some)) for name, some in running.items()}
-            for name in _MEANS:
-                values[name] = _as_float(values[name])
+            values = read_fields(json.loads(line), StoredCandidate)
+            values["token_ids"] = tuple(shared.setdefault(each, each) for each in values["token_ids"])
             yield StoredCandidate(**values)
-        except (ValueError, RecursionError, _FieldError) as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{path} line {number} does not read as a candidate ({error}); "
                 "delete the files of this shard and of all later ones, and run the same collect again"
@@ -269,39 +206,3 @@ def read_info(folder: Path) -> StoreInfo:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read ({error}); expected a store that this user may read") from error
-
-
-class _FieldError(Exception):
-    """A field is missing or of another type."""
-
-
-def _checked(document: Any, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """The fields of `types`, each of one of its types; others are passed over."""
-    if not isinstance(document, dict):
-        raise _FieldError("it is not an object")
-    for name, kinds in types.items():
-        if name not in document:
-            raise _FieldError(f"{name} is missing")
-        value = document[name]
-        sound = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
-        _expect(sound, name, value, " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS) or "an object")
-    return {name: document[name] for name in types}
-
-
-def _integers(values: list[Any], name: str) -> tuple[int, ...]:
-    _expect(all(type(value) is int for value in values), name, values, "integers")
-    return tuple(values)
-
-
-def _expect(condition: bool, name: str, found: object, expected: str) -> None:
-    if not condition:
-        shown = repr(found)
-        raise _FieldError(f"{name} is {shown if len(shown) <= 60 else shown[:57] + '...'}, expected {expected}")
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
-
-
-def _as_float(number: float | None) -> float:
-    return math.nan if number is None else float(number)

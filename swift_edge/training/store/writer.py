@@ -26,29 +26,14 @@ from typing import Final
 from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
 from swift_edge.system.files import write_whole
 from swift_edge.training.store.format import (
-    STATISTICS,
     STORE_NAME,
     TIMINGS_NAME,
     StoredCandidate,
-    StoredFeature,
     StoreInfo,
     lines_path,
     read_info,
 )
 from swift_edge.training.store.shards import CandidateRows, GrowingShard, Shard, check_rows, open_shard
-
-__all__ = [
-    "STATISTICS",
-    "STORE_NAME",
-    "TIMINGS_NAME",
-    "CandidateRows",
-    "Shard",
-    "Store",
-    "StoreInfo",
-    "StoreWriter",
-    "StoredCandidate",
-    "StoredFeature",
-]
 
 SHARD_BYTES: Final = 64 * 2**20
 """A shard is closed with the problem that takes it past this size."""
