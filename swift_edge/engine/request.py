@@ -225,7 +225,7 @@ class Ticket:
     @property
     def is_read(self) -> bool:
         """Whether its candidates can be given rows."""
-        return self.prompt is not None and self.prompt.cache.longest == len(self.request.prompt_ids)
+        return self.prompt is not None and self.prompt.cache.longest >= len(self.request.prompt_ids)
 
 
 @dataclass(frozen=True, slots=True)
