@@ -86,6 +86,7 @@ def test_public_names() -> None:
         "Candidate",
         "CandidateFinished",
         "Event",
+        "PickOptions",
         "Picked",
         "Selection",
         "Selector",
