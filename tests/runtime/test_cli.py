@@ -66,9 +66,9 @@ def process(
     )
 
 
-def error_of(outcome: Outcome) -> str:
+def error_of(outcome: Outcome, status: int = 1) -> str:
     """The one line of an error, and nothing else."""
-    assert outcome.status == 1
+    assert outcome.status == status
     assert outcome.out == ""
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ")
@@ -219,6 +219,21 @@ def test_arguments_that_are_not_utf8_are_refused_with_the_offset(arguments: tupl
         (("pick", "x", "-m", str(ROOT / "tests")), "swift-edge export"),
         (("pick", "", *QUICK), "prompt"),
         (("pick", "word " * 600, *QUICK), "512"),
+        (("pick", "x", *QUICK, "--provider", "abacus"), "abacus"),
+        (("pick", "x", *QUICK, "--head", "no-such-head.npz"), "no-such-head.npz"),
+        (("score", "x", "y", "-m", "no-such-folder"), "no-such-folder"),
+        (("score", "x", "y", "-m", STORIES, "--provider", "abacus"), "abacus"),
+        (("score", "x", "y", "-m", STORIES, "--head", "no-such-head.npz"), "no-such-head.npz"),
+        (("inspect", "no-such-folder"), "no-such-folder"),
+    ],
+)
+def test_errors_are_one_line_and_status_1(run: Run, arguments: tuple[str, ...], hint: str) -> None:
+    assert hint in error_of(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
         (("pick", "x", *QUICK, "-n", "0"), "n"),
         (("pick", "x", *QUICK, "--temperature", "-1"), "temperature"),
         (("pick", "x", *QUICK, "--temperature", "nan"), "temperature"),
@@ -226,20 +241,21 @@ def test_arguments_that_are_not_utf8_are_refused_with_the_offset(arguments: tupl
         (("pick", "x", *QUICK, "--top-p", "1.5"), "top_p"),
         (("pick", "x", *QUICK, "--max-new-tokens", "0"), "max_new_tokens"),
         (("pick", "x", *QUICK, "--signal", "loudness"), "mean_logprob"),
-        (("pick", "x", *QUICK, "--provider", "abacus"), "abacus"),
         (("pick", "x", *QUICK, "--threads", "0"), "threads"),
-        (("pick", "x", *QUICK, "--head", "no-such-head.npz"), "no-such-head.npz"),
-        (("score", "x", "y", "-m", "no-such-folder"), "no-such-folder"),
         (("score", "x", "", "-m", STORIES), "text"),
         (("score", "x", "y", "-m", STORIES, "--threads", "0"), "threads"),
-        (("score", "x", "y", "-m", STORIES, "--provider", "abacus"), "abacus"),
         (("score", "x", "y", "-m", STORIES, "--signal", "loudness"), "mean_logprob"),
-        (("score", "x", "y", "-m", STORIES, "--head", "no-such-head.npz"), "no-such-head.npz"),
-        (("inspect", "no-such-folder"), "no-such-folder"),
+        (("pick", "x", *QUICK, "--strategy", "luck"), "best-of-majority"),
+        (("pick", "x", *QUICK, "--task", "poetry"), "yes-no"),
+        (("pick", "x", *QUICK, "--prune", "16:0"), "prune"),
+        (("pick", "x", *QUICK, "--budget-seconds", "inf"), "budget_seconds"),
+        (("pick", "x", *QUICK, "--explain", "absent/page.html"), "absent"),
+        (("bench", "-m", STORIES, "--temperature", "-1"), "temperature"),
+        (("bench", "-m", STORIES, "--rounds", "0"), "rounds"),
     ],
 )
-def test_errors_are_one_line_and_status_1(run: Run, arguments: tuple[str, ...], hint: str) -> None:
-    assert hint in error_of(run(*arguments))
+def test_bad_values_of_options_are_one_line_and_status_2(run: Run, arguments: tuple[str, ...], hint: str) -> None:
+    assert hint in error_of(run(*arguments), 2)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +351,7 @@ def test_convert_head_writes_a_head_that_pick_takes(run: Run, tmp_path: Path) ->
     text = json.dumps(header).encode()
     source.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays))
 
-    assert "--bundle" in error_of(run("convert-head", str(source)))
+    assert "--bundle" in error_of(run("convert-head", str(source)), 2)
     outcome = run("convert-head", str(source), "--bundle", STORIES)
     assert (outcome.status, outcome.out) == (0, f"{tmp_path / 'official.npz'}\n")
     assert "384 inputs" in outcome.err

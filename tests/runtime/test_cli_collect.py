@@ -137,16 +137,8 @@ def test_problems_without_a_task_are_a_wrong_call(run: Run, sums: Path, tmp_path
     [
         (("-m", "no-such-folder"), "no-such-folder"),
         (("--data", "no-such-file"), "no-such-file"),
-        (("--task", "sums"), "there is no task 'sums'; expected one of number"),
         (("--task", "letter"), "line 1 has the answer '1301'"),
-        (("-n", "0"), "n is 0"),
-        (("--rows", "0"), "rows is 0"),
-        (("--layers", "last:9"), "layers is 'last:9'; expected all, last:K"),
-        (("--layers", "all", "--feature", "logits", "--tokens-per-candidate", "0"), "tokens_per_candidate is 0"),
-        (("--limit", "0"), "limit is 0"),
-        (("--temperature", "0"), "temperature 0"),
         (("--provider", "abacus"), "abacus"),
-        (("--threads", "0"), "threads"),
     ],
 )
 def test_errors_are_one_line_and_status_1(
@@ -154,6 +146,28 @@ def test_errors_are_one_line_and_status_1(
 ) -> None:
     outcome = run("collect", *QUICK, "--data", sums, "--out", tmp_path / "store", *arguments)
     assert (outcome.status, outcome.out) == (1, "")
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert hint in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--task", "sums"), "there is no task 'sums'; expected one of number"),
+        (("-n", "0"), "n is 0"),
+        (("--rows", "0"), "rows is 0"),
+        (("--layers", "last:9"), "layers is 'last:9'; expected all, last:K"),
+        (("--layers", "all", "--feature", "logits", "--tokens-per-candidate", "0"), "tokens_per_candidate is 0"),
+        (("--limit", "0"), "limit is 0"),
+        (("--temperature", "0"), "temperature 0"),
+        (("--threads", "0"), "threads"),
+    ],
+)
+def test_bad_values_of_options_are_one_line_and_status_2(
+    run: Run, sums: Path, tmp_path: Path, arguments: tuple[str, ...], hint: str
+) -> None:
+    outcome = run("collect", *QUICK, "--data", sums, "--out", tmp_path / "store", *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert hint in line
 

@@ -123,14 +123,9 @@ def test_wrong_calls_are_status_2(run: Run, data: Path, tmp_path: Path, argument
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("--task", "guess"), "guess"),
-        (("-n", "0,4"), "at least 1"),
         (("--head", "x=absent.npz"), "absent.npz"),
-        (("--head", "oracle=absent.npz"), "oracle"),
         (("--external", "absent.jsonl"), "absent.jsonl"),
         (("--train", "absent"), "absent"),
-        (("--other", "int8=absent"), "no head"),
-        (("--temperature", "0"), "temperature"),
         (("-m", "absent"), "absent"),
     ],
 )
@@ -139,6 +134,27 @@ def test_errors_are_one_line_and_status_1(
 ) -> None:
     outcome = run("eval", *QUICK, "--data", str(data), "--out", str(tmp_path / "out"), *arguments)
     assert (outcome.status, outcome.out) == (1, "")
+    assert hint in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("--task", "guess"), "guess"),
+        (("-n", "0,4"), "at least 1"),
+        (("--head", "oracle=absent.npz"), "oracle"),
+        (("--other", "int8=absent"), "no head"),
+        (("--temperature", "0"), "temperature"),
+    ],
+)
+def test_bad_values_of_options_are_one_line_and_status_2(
+    run: Run, data: Path, tmp_path: Path, arguments: tuple[str, ...], hint: str
+) -> None:
+    outcome = run("eval", *QUICK, "--data", str(data), "--out", str(tmp_path / "out"), *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
     assert hint in outcome.err
     assert outcome.err.startswith("error: ")
     assert outcome.err.count("\n") == 1

@@ -248,6 +248,6 @@ def test_both_commands_write_a_page(run: Callable[..., Any], arguments: tuple[st
     assert len(page.candidates) == 2
     assert outcome.out.removesuffix("\n") in page.text
     refused = run(*command, "--explain", tmp_path / "absent" / "page.html")
-    assert (refused.status, refused.out) == (1, "")
+    assert (refused.status, refused.out) == (2, "")
     assert refused.err.startswith("error: the page ")
     assert refused.err.count("\n") == 1

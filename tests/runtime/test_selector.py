@@ -338,7 +338,7 @@ def test_a_drawn_seed_is_told_and_repeats(plain: Selector) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": True}, "max_new_tokens is True; expected an integer of at least 1"),
         ({"top_k": True}, "top_k is True; expected an integer"),
-        ({"stop": ["a", ""]}, "stop is .*expected strings of at least one character"),
+        ({"stop": ["a", ""]}, "stop is .*expected a text or a list of texts, of at least one"),
         ({"seed": -1}, "seed is -1"),
         ({"signal": "vibes"}, "'vibes'.*mean_logprob, self_certainty"),
     ],
