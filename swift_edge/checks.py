@@ -1,5 +1,6 @@
 """Checks of what callers give: values out of their range, whole numbers, and texts that name hidden states."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,16 @@ def expect(condition: bool, name: str, value: object, expected: str) -> None:
 def is_whole(value: object, least: int) -> bool:
     """Whether `value` is an integer of at least `least`, and not a truth value."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number, Python's own or NumPy's, and not a truth value."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is too large for a float
+        return False
 
 
 def parse_layers(text: str, available: Sequence[int]) -> tuple[int, ...]:

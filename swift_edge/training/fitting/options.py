@@ -3,13 +3,10 @@
 Knows ranges and combinations. Does not fit anything.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-import numpy as np
-
-from swift_edge.checks import expect, is_whole
+from swift_edge.checks import expect, is_number, is_whole
 from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring.head import Norm, TokenStatistic
 from swift_edge.training.fitting.descent import Limits
@@ -114,5 +111,4 @@ class FitOptions:
 
 
 def _number(value: object, least: float) -> bool:
-    real = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
-    return real and math.isfinite(value) and bool(value >= least)  # type: ignore[arg-type,operator]
+    return is_number(value) and bool(value >= least)  # type: ignore[operator]
