@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.checks import is_number, is_whole
 from swift_edge.errors import DataError
 from swift_edge.training.collecting.problems import read_rows
 
@@ -27,7 +28,7 @@ def read_external(path: Path, problems: int, n: int) -> NDArray[np.float64]:
     scores = np.full((problems, n), np.nan)
     for place, row in read_rows(path)[1]:
         problem, index, score = (row.get(name) for name in _FIELDS)
-        if not _whole(problem, problems) or not _whole(index, n) or not _number(score):
+        if not _whole(problem, problems) or not _whole(index, n) or not is_number(score):
             raise DataError(
                 f"{place} has {', '.join(f'{name} {row.get(name)!r}' for name in _FIELDS)}; expected a problem from 0 "
                 f"to {problems - 1}, an index from 0 to {n - 1} and a finite score"
@@ -45,8 +46,4 @@ def read_external(path: Path, problems: int, n: int) -> NDArray[np.float64]:
 
 
 def _whole(value: Any, end: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_whole(value, 0) and bool(value < end)

@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from swift_edge.checks import expect, is_whole
+from swift_edge.checks import expect, is_number, is_whole
 from swift_edge.errors import InvalidOptionError, TrainingError
 
 PREFIX_TOKENS: Final = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
@@ -351,8 +351,7 @@ def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequen
     """Check that fields hold finite numbers and whole ones of at least 1, and make them plain."""
     for name in numbers:
         value = getattr(calibration, name)
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        expect(number and math.isfinite(value), f"the calibration's {name}", repr(value), "a finite number")
+        expect(is_number(value), f"the calibration's {name}", repr(value), "a finite number")
         object.__setattr__(calibration, name, float(value))
     for name in counts:
         value = getattr(calibration, name)

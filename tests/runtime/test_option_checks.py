@@ -1,12 +1,14 @@
 """Options as callers give them: which hidden states a text names, and what is said about one that names none."""
 
+import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.checks import parse_layers
+from swift_edge.checks import expect, is_number, parse_layers
 from swift_edge.errors import InvalidOptionError
 
 
@@ -47,3 +49,19 @@ def test_layers_are_counted_among_those_that_are_there() -> None:
     for text in ("1", "-4", "last:4"):
         with pytest.raises(InvalidOptionError, match="K from 1 to 3, or some of 0,4,8, separated by commas"):
             parse_layers(text, (0, 4, 8))
+
+
+@pytest.mark.parametrize("value", [0, -1.5, np.float32(2), np.int64(3), 10**300])
+def test_numbers(value: object) -> None:
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [True, None, "1", math.nan, -math.inf, np.float32(math.inf), 10**400, [1]])
+def test_what_is_no_number(value: object) -> None:
+    assert not is_number(value)
+
+
+def test_what_is_expected_is_said_with_what_was_found() -> None:
+    expect(True, "n", 1, "a number above 0")
+    with pytest.raises(InvalidOptionError, match=r"^n is -1; expected a number above 0$"):
+        expect(False, "n", -1, "a number above 0")

@@ -1,6 +1,8 @@
 """ONNX graphs of a few nodes, written out byte by byte: what onnxruntime offers only as operators, without `onnx`.
 
-Knows the wire format of protocol buffers and the field numbers of onnx.proto. Does not know what a graph is for.
+They are made when they are needed, and not shipped as bytes: the graph that reads states for a head depends on the
+head's layers and norm and on the model's types, which are known only then, and the runtime does without `onnx`.
+The numbers are those of protocol buffers and of onnx.proto.
 """
 
 from collections.abc import Mapping, Sequence

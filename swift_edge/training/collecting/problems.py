@@ -5,7 +5,6 @@ Knows files, lines and graders. Does not know the model: whether a prompt fits i
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from swift_edge.answers import AnswerTask, answer_task
+from swift_edge.checks import is_number
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import DataError, InvalidOptionError, SwiftEdgeError
 
@@ -176,8 +176,7 @@ def text_of(row: Mapping[str, Any], name: str, place: str) -> str | None:
     value = row.get(name)
     if value is None or isinstance(value, str):
         return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
+    if not is_number(value):
         raise DataError(f"{place}: {name} is {_shown(value)}; expected a text or a number")
     return str(value)
 
