@@ -25,7 +25,13 @@ def expect(condition: bool, name: str, found: object, expected: str) -> None:
     """Raise `InvalidOptionError`, with what an option is and what was expected, unless the condition holds."""
     if not condition:
         shown = repr(found)
-        raise InvalidOptionError(f"{name} is {shown if len(shown) <= 80 else shown[:77] + '...'}; expected {expected}")
+        require(False, name, shown if len(shown) <= 80 else shown[:77] + "...", expected)
+
+
+def require(condition: bool, name: str, found: object, expected: str) -> None:
+    """Do the same where what was found is told in words."""
+    if not condition:
+        raise InvalidOptionError(f"{name} is {found}; expected {expected}")
 
 
 def check_whole(name: str, value: object, least: int) -> None:

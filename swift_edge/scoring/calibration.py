@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from swift_edge.checks import expect, is_number, is_whole
+from swift_edge.checks import is_number, is_whole, require
 from swift_edge.errors import InvalidOptionError, TrainingError
 
 PREFIX_TOKENS: Final = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
@@ -55,8 +55,8 @@ class AnswerCalibration:
     def __post_init__(self) -> None:
         """Raise `InvalidOptionError`, which is a ValueError, for numbers that make no posterior."""
         _require_numbers(self, ("slope", "intercept", "error"), ("problems",))
-        expect(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: more evidence is never worse")
-        expect(0 <= self.error <= 1, "the calibration's error", self.error, "a share from 0 to 1")
+        require(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: more evidence is never worse")
+        require(0 <= self.error <= 1, "the calibration's error", self.error, "a share from 0 to 1")
 
     def posterior(self, sums: ArrayLike) -> NDArray[np.float64]:
         """P(right) of answers with these sums of likelihood ratios, `[a]`; what they lack to 1 is that none is.
@@ -81,7 +81,7 @@ class PrefixCalibration:
     def __post_init__(self) -> None:
         """Raise `InvalidOptionError`, which is a ValueError, for numbers that make no curve."""
         _require_numbers(self, ("slope", "intercept"), ("candidates",))
-        expect(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: a greater score is never worse")
+        require(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: a greater score is never worse")
 
     def log_odds(self, score: float) -> float:
         """Log-odds of being right; NaN for a score that is no finite number."""
@@ -112,9 +112,9 @@ class Calibration:
     def __post_init__(self) -> None:
         """Check the numbers; raises `InvalidOptionError`, which is a ValueError, for those that make no curve."""
         _require_numbers(self, ("slope", "intercept", "base_rate", "error"), ("candidates", "problems"))
-        expect(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: a greater score is never worse")
-        expect(0 < self.base_rate < 1, "the calibration's base_rate", self.base_rate, "a share between 0 and 1")
-        expect(0 <= self.error <= 1, "the calibration's error", self.error, "a share from 0 to 1")
+        require(self.slope >= 0, "the calibration's slope", self.slope, "0 or more: a greater score is never worse")
+        require(0 < self.base_rate < 1, "the calibration's base_rate", self.base_rate, "a share between 0 and 1")
+        require(0 <= self.error <= 1, "the calibration's error", self.error, "a share from 0 to 1")
 
     def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
         """P(correct) of candidates with these scores, `[n]`; NaN for a score that is no finite number."""
@@ -351,9 +351,9 @@ def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequen
     """Check that fields hold finite numbers and whole ones of at least 1, and make them plain."""
     for name in numbers:
         value = getattr(calibration, name)
-        expect(is_number(value), f"the calibration's {name}", repr(value), "a finite number")
+        require(is_number(value), f"the calibration's {name}", repr(value), "a finite number")
         object.__setattr__(calibration, name, float(value))
     for name in counts:
         value = getattr(calibration, name)
-        expect(is_whole(value, 1), f"the calibration's {name}", repr(value), "an integer of at least 1")
+        require(is_whole(value, 1), f"the calibration's {name}", repr(value), "an integer of at least 1")
         object.__setattr__(calibration, name, int(value))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.bundle.manifest import Manifest
-from swift_edge.checks import expect
+from swift_edge.checks import require
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights, state_products
 from swift_edge.errors import HeadFileError, HeadMismatchError
@@ -104,34 +104,34 @@ class Head:
         rows = 2 if self.gate else 1
         for name in ("weight", "bias"):
             array = np.array(getattr(self, name), dtype=np.float32, order="C")
-            expect(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
+            require(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         layers = tuple(int(layer) for layer in self.layers)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "token_statistics", tuple(self.token_statistics))
         wide = self.weight.ndim == 2 and self.weight.shape[0] == rows
-        expect(wide, "the head's weight", f"of shape {list(self.weight.shape)}", f"[{rows}, f] with gate {self.gate}")
-        expect(self.bias.shape == (rows,), "the head's bias", f"of shape {list(self.bias.shape)}", f"[{rows}]")
+        require(wide, "the head's weight", f"of shape {list(self.weight.shape)}", f"[{rows}, f] with gate {self.gate}")
+        require(self.bias.shape == (rows,), "the head's bias", f"of shape {list(self.bias.shape)}", f"[{rows}]")
         known = get_args(TokenStatistic)
         names = self.token_statistics
         distinct = set(names) <= set(known) and len(set(names)) == len(names)
-        expect(distinct, "the head's token_statistics", list(names), f"distinct names out of {', '.join(known)}")
-        expect(self.feature in get_args(Feature), "the head's feature", self.feature, " or ".join(get_args(Feature)))
+        require(distinct, "the head's token_statistics", list(names), f"distinct names out of {', '.join(known)}")
+        require(self.feature in get_args(Feature), "the head's feature", self.feature, " or ".join(get_args(Feature)))
         if self.feature == "logits":
-            expect(not layers, "the head's layers", list(layers), "none, because the feature is logits")
+            require(not layers, "the head's layers", list(layers), "none, because the feature is logits")
         else:
             ascending = bool(layers) and list(layers) == sorted(set(layers)) and layers[0] >= 0
-            expect(ascending, "the head's layers", list(layers), "ascending numbers from 0 up, at least one")
+            require(ascending, "the head's layers", list(layers), "ascending numbers from 0 up, at least one")
         state_inputs = self.weight.shape[1] - len(names)
         whole = state_inputs > 0 and state_inputs % self._slices == 0
-        expect(whole, "the head's weight", f"{self.weight.shape[1]} inputs wide", self._width_text("d"))
-        expect(self.norm in get_args(Norm), "the head's norm", self.norm, " or ".join(get_args(Norm)))
+        require(whole, "the head's weight", f"{self.weight.shape[1]} inputs wide", self._width_text("d"))
+        require(self.norm in get_args(Norm), "the head's norm", self.norm, " or ".join(get_args(Norm)))
         on_states = self.norm == "none" or self.feature == "hidden"
-        expect(on_states, "the head's norm", self.norm, "none, because the feature is logits")
+        require(on_states, "the head's norm", self.norm, "none, because the feature is logits")
         self._check_standardisation()
         fitted = self.calibration is None or isinstance(self.calibration, Calibration)
-        expect(fitted, "the head's calibration", repr(self.calibration), "a Calibration, or None")
+        require(fitted, "the head's calibration", repr(self.calibration), "a Calibration, or None")
 
     def _check_standardisation(self) -> None:
         for name in _STANDARDISATION:
@@ -141,16 +141,16 @@ class Head:
             array = np.array(array, dtype=np.float32)
             inputs = self.weight.shape[1]
             shape = list(array.shape)
-            expect(shape == [inputs], f"the head's {name}", f"of shape {shape}", f"[{inputs}], one per input")
-            expect(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
+            require(shape == [inputs], f"the head's {name}", f"of shape {shape}", f"[{inputs}], one per input")
+            require(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         both = (self.input_mean is None) == (self.input_scale is None)
         given = "given" if self.input_scale is None else "absent"
-        expect(both, "the head's input_mean", given, "input_mean with input_scale")
+        require(both, "the head's input_mean", given, "input_mean with input_scale")
         if self.input_scale is not None:
             positive = bool((self.input_scale > 0).all())
-            expect(positive, "the head's input_scale", "not positive everywhere", "positive numbers")
+            require(positive, "the head's input_scale", "not positive everywhere", "positive numbers")
 
     @property
     def state_width(self) -> int:

@@ -20,7 +20,6 @@ from swift_edge.engine.device.memory import Device
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.session import ModelSession
 from swift_edge.scoring.head import Head
-from swift_edge.training.collecting.collect import open_model
 from swift_edge.training.store import shards
 from swift_edge.training.store.format import StoredCandidate, StoreInfo
 from swift_edge.training.store.shards import CandidateRows
@@ -197,12 +196,12 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]
 
 @pytest.fixture(scope="module")
 def adding() -> OpenedModel:
-    return open_model(WEAK_ADDITION, threads=1)
+    return OpenedModel.open(WEAK_ADDITION, threads=1)
 
 
 @pytest.fixture(scope="module")
 def telling() -> OpenedModel:
-    return open_model(STORIES, threads=1)
+    return OpenedModel.open(STORIES, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from swift_edge import Selector
 from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import DataError, DiskSpaceError, InvalidOptionError, StoreError
 from swift_edge.scoring.head import Head
-from swift_edge.training.collecting.collect import collect, collect_responses, open_model
+from swift_edge.training.collecting.collect import collect, collect_responses
 from swift_edge.training.collecting.collected import CollectProgress
 from swift_edge.training.store.writer import Store
 
@@ -26,12 +26,12 @@ TALES: dict[str, Any] = {"grader": lambda _, text: "the" in text, "n": 3, "max_n
 
 @pytest.fixture(scope="module")
 def telling() -> OpenedModel:
-    return open_model(STORIES, threads=1)
+    return OpenedModel.open(STORIES, threads=1)
 
 
 @pytest.fixture(scope="module")
 def adding() -> OpenedModel:
-    return open_model(ADDITION, threads=1)
+    return OpenedModel.open(ADDITION, threads=1)
 
 
 @pytest.fixture(scope="module")

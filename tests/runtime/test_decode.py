@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.rows import DecodeLoop, Finished, Prefilled, Step
 from swift_edge.engine.sampling import SamplingOptions
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import token_statistics
-from swift_edge.arrays import Ids
 from swift_edge.engine.step_memory import StepOutput
 
 PROMPT = (1, 403, 407, 261, 378)  # "Once upon a time"

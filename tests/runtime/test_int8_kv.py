@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from swift_edge import Selector
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.bundle.manifest import Graph, Manifest, Precision
+from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.providers import kv_cache_obstacle
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import BundleError, ManifestError
 from swift_edge.scoring.head import Head, check_head
-from swift_edge.training.collecting.collect import collect, open_model
+from swift_edge.training.collecting.collect import collect
 from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +155,9 @@ def test_picks_are_the_same_when_the_prompt_is_known_and_scored_as_given_texts_a
 def test_a_store_says_how_keys_and_values_were_kept(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "ABCABC", "answer": "A"}) + "\n")
-    collect(open_model(BUNDLE, threads=1), data, tmp_path / "store", n=2, task="exact", max_new_tokens=4, raw=True)
+    collect(
+        OpenedModel.open(BUNDLE, threads=1), data, tmp_path / "store", n=2, task="exact", max_new_tokens=4, raw=True
+    )
     assert Store.open(tmp_path / "store").info.precision == "fp32 with int8 keys and values"
 
 

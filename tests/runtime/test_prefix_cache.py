@@ -13,7 +13,6 @@ from swift_edge.arrays import Ids
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from swift_edge.engine.session import ModelSession
-from swift_edge.arrays import Ids
 from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring.head import Head

@@ -15,7 +15,6 @@ from swift_edge.arrays import Ids
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.kv_cache import GROWTH_TOKENS, ConcatenatedCache, KVCache
 from swift_edge.engine.session import ModelSession
-from swift_edge.arrays import Ids
 from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import BundleError, InvalidOptionError, MemoryLimitError, PromptTooLongError, ProviderError
 

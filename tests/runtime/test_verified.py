@@ -17,7 +17,6 @@ from swift_edge.engine.session import ModelSession
 from swift_edge.errors import BundleError, DamagedFileError, TokenizerError
 from swift_edge.system import cache_folder as caches
 from swift_edge.system.cache_folder import cache_folder
-from swift_edge.training.collecting.collect import open_model
 
 SMALL_STEPS = Path(__file__).parents[2] / "models" / "small-steps"
 HASHED = {"model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"}
@@ -77,7 +76,7 @@ def test_a_second_start_hashes_nothing(
 
 
 def test_collecting_keeps_the_same_records(folder: Path, cache: Path, hashed: Callable[[Path], set[str]]) -> None:
-    open_model(folder, threads=1)
+    OpenedModel.open(folder, threads=1)
     assert hashed(folder) == set()
 
 
