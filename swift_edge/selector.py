@@ -251,8 +251,6 @@ class Selector:
                 self._opened = Planner.open(
                     self._path, self._head, self._providers, self._threads, self._prefix_cache_bytes, self._rows
                 )
-                # Whatever happens to the selector, no thread is left to run when Python ends.
-                weakref.finalize(self, self._opened.model.engine.close)
             return self._opened
 
     def _begin(self, prompt: Prompt, options: PickOptions, *, watched: bool) -> Handle:

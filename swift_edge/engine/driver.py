@@ -1,8 +1,13 @@
 """The thread that turns the engine: started when there is something to do, ended when there is nothing."""
 
+import atexit
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Final
+
+_drivers: "weakref.WeakSet[Driver]" = weakref.WeakSet()
 
 IDLE_S: Final = 1.0
 """Seconds without work after which the thread ends."""
@@ -22,7 +27,9 @@ class Driver:
         self._changed = threading.Condition()
         self._woken = False
         self._leaves = False
+        self._quits = False
         self._thread: threading.Thread | None = None
+        _drivers.add(self)
 
     @property
     def is_current(self) -> bool:
@@ -39,17 +46,17 @@ class Driver:
                 self._thread = threading.Thread(target=self._run, name="swift-edge engine", daemon=True)
                 self._thread.start()
 
-    def join(self) -> None:
-        """End the thread once nothing is left to do, and wait for that."""
+    def join(self, *, at_once: bool = False) -> None:
+        """End the thread once nothing is left to do, or `at_once` after its turn, and wait for that."""
         with self._changed:
-            thread, self._leaves = self._thread, True
+            thread, self._leaves, self._quits = self._thread, True, at_once
             self._changed.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        self._leaves = False
+        self._leaves = self._quits = False
 
     def _run(self) -> None:
-        while True:
+        while not self._quits:
             if self._turn():
                 continue
             with self._changed:
@@ -59,3 +66,18 @@ class Driver:
                     self._thread = None
                     return
                 self._woken = False
+
+
+def _end_all() -> None:
+    # A thread that is in the middle of a run when onnxruntime is torn down aborts the process.
+    for driver in list(_drivers):
+        driver.join(at_once=True)
+
+
+def _forget_all() -> None:
+    _drivers.clear()
+
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -149,11 +149,14 @@ class Engine:
         try:
             self._take_mail()
             self._seat()
-            chosen = self._to_read()
-            if chosen is not None:
+            starts = not len(self._rows)
+            while (chosen := self._to_read()) is not None:
                 self._read(chosen)
                 self._take_mail()
                 self._seat()
+                # Prompts of one chunk are read until the rows are full, where none are at work.
+                if not (starts and chosen.state == "decoding" and self._free_rows > 0 and self._takes_rows):
+                    break
             if len(self._rows):
                 self._step()
             self._rows.remove_ended()
@@ -264,7 +267,8 @@ class Engine:
         Raises `MemoryLimitError`, with the numbers, for one that does not fit although nothing else is at work.
         """
         kept = ticket.kept_rows
-        rows = min(len(ticket.waiting) if kept is None else kept, self._free_rows)
+        wanted = len(ticket.waiting) if kept is None else kept
+        rows = max(0, min(wanted, self._free_rows, self._rows_of_key(ticket)))
         if kept is not None and rows < kept:
             return 0
         while rows and not self._fits(ticket, rows):
@@ -276,6 +280,13 @@ class Engine:
                 prompt, new = len(ticket.request.prompt_ids), _new_tokens(ticket.request)
                 self.session.require_rows(rows, prompt, new, self._ledger.budget(self._held_tokens))
         return rows
+
+    def _rows_of_key(self, ticket: Ticket) -> int:
+        """Rows that the requests of its key may still be given."""
+        most = ticket.request.key_rows if isinstance(ticket.request, Generation) else None
+        if most is None:
+            return self.most_rows
+        return most - sum(len(other.live) for other in self._tickets if other.key == ticket.key)
 
     def _fits(self, ticket: Ticket, rows: int) -> bool:
         """Whether memory holds so many more rows of a request beside all that is live."""

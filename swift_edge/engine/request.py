@@ -67,6 +67,8 @@ class Generation:
     become free, and no further candidates can be begun."""
     key: object = None
     """Whose it is: keys take turns, requests of one key are served in the order of their arrival. None stands alone."""
+    key_rows: int | None = None
+    """Rows that the requests of its key may have beside each other; None for as many as there are."""
     priority: int = 0
     """The greater is served first, whatever its key."""
     deadline: float | None = None

@@ -80,6 +80,7 @@ def generate(
         planned.stop_ids,
         reader.reads,
         key=object(),
+        key_rows=rows,
     )
     return _Writing(opened, problems, options, generation, reader, rows, tally or Tally()).run(on_step)
 
