@@ -16,9 +16,12 @@ def is_whole(value: object, least: float) -> bool:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite number, and not a truth value."""
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    # An integer is finite, though it may be too great to be made a float.
-    return real and (isinstance(value, (int, np.integer)) or math.isfinite(value))  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def expect(condition: bool, name: str, found: object, expected: str) -> None:

@@ -71,8 +71,6 @@ class Option:
     """A number that is taken though it is out of the range."""
     unset: str = ""
     """What None comes to, in words."""
-    name: str = ""
-    """The field's name."""
     default: object = None
     """The field's default."""
     words: tuple[str, ...] = ()
@@ -95,10 +93,8 @@ class Option:
             case bool():
                 return bool in self.kinds
             case Mapping():
-                pairs = list(value.items())
-                return (
-                    Mapping in self.kinds and bool(pairs) and all(is_whole(each, 1) for pair in pairs for each in pair)
-                )
+                whole = all(is_whole(each, 1) for pair in value.items() for each in pair)
+                return Mapping in self.kinds and bool(value) and whole
             case Sequence():
                 return Sequence in self.kinds and all(isinstance(text, str) and text for text in value)
         if is_number(value):
@@ -149,6 +145,7 @@ class Option:
         return reaches and (self.most is None or value <= self.most)
 
 
+# What stands for a type in a sentence, and in a JSON schema.
 _WORDS: Final[Mapping[object, str]] = {
     Sequence: "a text or a list of texts, of at least one character each",
     Mapping: "how many candidates stay by token count, such as {16: 8, 32: 4}",
@@ -178,6 +175,7 @@ def option(text: str, metavar: str | None = None, **details: Any) -> Mapping[str
 
 
 _READ: Final[dict[object, Mapping[str, Option]]] = {}
+"""The options of every dataclass that was asked for."""
 
 
 def options_of(declaration: type) -> Mapping[str, Option]:
@@ -194,7 +192,6 @@ def _option(each: Field[Any], members: Sequence[Any]) -> Option:
     closed = [member for member in members if get_origin(member) is Literal]
     return replace(
         declared,
-        name=each.name,
         default=each.default,
         words=tuple(word for member in closed for word in get_args(member)),
         kinds=frozenset(get_origin(member) or member for member in members if member not in closed),
@@ -229,9 +226,10 @@ def _refuse_unknown(names: Mapping[str, object], known: Sequence[str]) -> None:
     """Raise `InvalidOptionError` for a name that is not known, with the one that may have been meant."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1, 0.0)
+            shown = str(name)[:40]  # it may come from anywhere
+            near = difflib.get_close_matches(shown, known, 1, 0.0)
             raise InvalidOptionError(
-                f"there is no option {name!r}; did you mean {near[0]}? Expected some of {', '.join(known)}"
+                f"there is no option {shown!r}; did you mean {near[0]}? Expected some of {', '.join(known)}"
             )
 
 
@@ -294,6 +292,7 @@ def _left_open(name: str) -> Any:
 
 
 SEED: Final = option("The same seed gives the same candidates.", metavar="N", least=0, most=2**64 - 1, unset="drawn")
+"""Seeds are alike wherever they are asked for; whether one may be left open differs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

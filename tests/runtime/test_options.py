@@ -66,6 +66,7 @@ JSON = st.recursive(
     st.one_of(
         st.none(),
         st.booleans(),
+        st.integers(-1, 2),
         st.integers(-2, 2**65),
         st.floats(-2, 2000).filter(lambda number: not number.is_integer()),
         st.sampled_from(["", "auto", "off", "best", "number", "mean_logprob", "1"]),
@@ -82,6 +83,7 @@ JSON = st.recursive(
 def test_what_was_written_as_json_is_read_back(values: dict[str, Any]) -> None:
     options = PickOptions(**values)
     document = json.loads(json.dumps(options.to_dict(), allow_nan=False))
+    assert document == options.to_dict()
     assert PickOptions.from_dict(document) == options
     assert PickOptions.from_dict({name: document[name] for name in values}) == options
 
@@ -136,6 +138,7 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
         ({"temperature": "1"}, "temperature is '1'; expected 0 or a number of at least 1e-06, or None"),
         ({"temperature": math.nan}, "temperature is nan; expected"),
         ({"temperature": math.inf}, "temperature is inf; expected"),
+        ({"temperature": 10**400}, "temperature is 1000"),
         ({"temperature": 1e-7}, "temperature is 1e-07; expected"),
         ({"temperature": True}, "temperature is True; expected"),
         ({"top_p": "x"}, "top_p is 'x'; expected a number above 0 and at most 1, or None"),
