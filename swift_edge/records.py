@@ -68,8 +68,7 @@ def read_value(value: Any, annotation: Any, where: str) -> Any:
     if kind in (Union, types.UnionType):  # always `X | None` here
         return None if value is None else read_value(value, arguments[0], where)
     if kind is Literal:
-        # True equals 1, and a list in a set of words would raise.
-        _expect(any(type(value) is type(each) and value == each for each in arguments), where, value, annotation)
+        _expect(value in arguments, where, value, annotation)
         return value
     if kind is tuple:
         _expect(isinstance(value, list), where, value, annotation)
