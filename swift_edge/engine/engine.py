@@ -197,7 +197,7 @@ class Engine:
         for ticket in list(self._seated):
             if ticket.waiting and self._takes_rows:
                 self._admit(ticket, len(ticket.waiting))
-        while self._takes_rows and self._free_rows > 0 and self._seat_next():
+        while self._scheduler and self._takes_rows and self._free_rows > 0 and self._seat_next():
             pass
 
     def _seat_next(self) -> bool:
@@ -252,6 +252,8 @@ class Engine:
     @property
     def _free_rows(self) -> int:
         """Rows that nobody has and nobody keeps."""
+        if not self._seated:
+            return self.most_rows - len(self._rows)
         kept = sum(self._seated.values())
         own = sum(len(ticket.live) for ticket in self._seated)
         return self.most_rows - kept - (len(self._rows) - own)
@@ -321,6 +323,8 @@ class Engine:
 
     def _to_read(self) -> Ticket | None:
         """The request of which a chunk is to be read next, if one is: not too far ahead of the rows."""
+        if not self._scheduler:
+            return None
         ahead, wanted = 0, max(1, self._free_rows, self.most_rows // 2)
         for tickets in self._scheduler.lines():
             for ticket in tickets:

@@ -39,6 +39,10 @@ class Scheduler:
         self._heap: list[tuple[int, float, int, int, _Line]] = []
         self._served = 0.0  # of the line that was served last: a new one begins here
 
+    def __len__(self) -> int:
+        """Keys and priorities of which requests wait."""
+        return len(self._lines)
+
     def add(self, ticket: Ticket) -> None:
         """Put a request at the end of its key's line."""
         name = ticket.key, ticket.request.priority

@@ -79,6 +79,8 @@ class TokenStatistics:
 
     def only(self, names: Collection[str]) -> "TokenStatistics":
         """Without those that are not named; the log-probability stays."""
+        if (self.entropy is None or "entropy" in names) and (self.self_certainty is None or "self_certainty" in names):
+            return self
         return TokenStatistics(
             self.logprob,
             self.entropy if "entropy" in names else None,
