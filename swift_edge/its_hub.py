@@ -6,7 +6,7 @@
     model = SelfScoringModel(Selector("models/small-steps"), max_new_tokens=96)
     BestOfN(model, BatchOrchestrator()).infer(model, "One day Theo owns 29 carrots. ...", budget=8)["content"]
 
-Knows its_hub's interfaces and `Selector`; nothing else in swift_edge knows this module. Needs the extra `its-hub`.
+Needs the extra `its-hub`.
 """
 
 import asyncio

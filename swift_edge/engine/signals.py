@@ -1,8 +1,7 @@
 """Signals that need no labels: what the logits say about a token, and what its tokens say about a candidate.
 
-Works on logits as the model gave them, before temperature and filters. Knows arrays only: not how a token was chosen,
-not which candidate it belongs to, not which signal ranks. Everything runs on the calling thread (no BLAS), and the
-figures of a row do not depend on the rows beside it, bit for bit.
+Works on logits as the model gave them, before temperature and filters. Everything runs on the calling thread (no
+BLAS), and the figures of a row do not depend on the rows beside it, bit for bit.
 """
 
 import math

@@ -69,9 +69,7 @@ def threads(selector: Selector, arguments: argparse.Namespace) -> dict[str, Any]
         }
 
     def one_by_one() -> dict[str, list[Any]]:
-        return {
-            prompt: [each.token_ids for each in selector.pick(prompt, **options).candidates] for prompt in prompts
-        }
+        return {prompt: [each.token_ids for each in selector.pick(prompt, **options).candidates] for prompt in prompts}
 
     ways: dict[str, Callable[[], dict[str, list[Any]]]] = {"threads": in_threads, "pick_many": in_one_call}
     if arguments.one_by_one:
