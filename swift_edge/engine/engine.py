@@ -209,7 +209,8 @@ class Engine:
         chosen, rows = None, 0
         for tickets in self._scheduler.lines():
             ticket = tickets[0]
-            if not ticket.is_read or isinstance(ticket.request, Reading):
+            # One whose key has all the rows that it may have waits for itself alone: the others do not wait for it.
+            if not ticket.is_read or isinstance(ticket.request, Reading) or self._rows_of_key(ticket) < 1:
                 continue
             try:
                 rows = self._rows_for(ticket)
@@ -224,7 +225,7 @@ class Engine:
             passed.append(ticket)
         if chosen is None:
             return False
-        self._scheduler.charge(chosen, rows)
+        self._scheduler.charge(chosen, rows=rows)
         for ticket in passed:
             ticket.overtaken += rows
         if chosen.kept_rows is not None:
@@ -239,8 +240,8 @@ class Engine:
         candidates, ticket.waiting = ticket.waiting[:rows], ticket.waiting[rows:]
         if ticket.seated_at is None:
             ticket.seated_at = time.perf_counter()
-        ticket.state = "decoding"
         self._rows.admit(ticket, candidates)
+        ticket.state = "decoding"
         ticket.live.update(candidates)
         if not ticket.waiting and ticket.kept_rows is None:
             self._forget_prompt(ticket)  # copied into all its rows
@@ -346,7 +347,7 @@ class Engine:
 
     def _read(self, ticket: Ticket) -> None:
         """Read the next chunk of a prompt, or of a given response."""
-        self._scheduler.charge(ticket, 1)
+        self._scheduler.charge(ticket, chunks=1)
         try:
             if not ticket.is_read:
                 self._read_prompt(ticket)

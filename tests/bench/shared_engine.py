@@ -98,7 +98,8 @@ def cancel(selector: Selector, arguments: argparse.Namespace) -> dict[str, Any]:
             handle = selector.submit(
                 prompt, n=8, max_new_tokens=64, temperature=0.1, top_p=0.9, raw=True, seed=number, watched=False
             )
-            while handle.ticket.state != state or (state == "reading" and handle.ticket.watch.prefill_s < 0.5):
+            watch = handle.ticket.watch
+            while not (watch.decode_s if state == "decoding" else watch.prefill_s > 0.5):
                 time.sleep(0.001)
             time.sleep(0.05 * (number + 1))
             begun = time.perf_counter()
