@@ -240,7 +240,7 @@ class Engine:
             passed.append(ticket)
         if chosen is None:
             return False
-        self._scheduler.charge(chosen, rows=rows)
+        self._scheduler.charge(chosen, rows)
         for ticket in passed:
             ticket.overtaken += rows
         if chosen.kept_rows is not None:
@@ -362,7 +362,7 @@ class Engine:
 
     def _read(self, ticket: Ticket) -> None:
         """Read the next chunk of a prompt, or of a given response."""
-        self._scheduler.charge(ticket, chunks=1)
+        self._scheduler.charge(ticket, 1)
         try:
             if not ticket.is_read:
                 self._read_prompt(ticket)

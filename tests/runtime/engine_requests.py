@@ -1,6 +1,7 @@
 """Requests to an `Engine`, as its tests make them: what came of each is written down, step by step."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,10 @@ class Recorder(Consumer):
         """All rows at each step, those of other requests included."""
         self.began: list[tuple[int, ...]] = []
         """The candidates that were given rows together."""
+        self.began_at: list[float] = []
+        """When they were."""
+        self.moments: list[float] = []
+        """When each step was told."""
         self.thread: threading.Thread | None = None
         """The thread that calls."""
         self.error: BaseException | None = None
@@ -66,10 +71,12 @@ class Recorder(Consumer):
         """Write down who begins."""
         self.thread = threading.current_thread()
         self.began.append(tuple(candidates))
+        self.began_at.append(time.perf_counter())
 
     def step(self, step: Step) -> Orders | None:
         """Write down every token."""
         self.steps.append(step.candidates)
+        self.moments.append(time.perf_counter())
         self.batch_rows.append(step.batch_rows)
         fed = 0 if step.hidden_states is None else step.hidden_states.shape[1]
         for place, candidate in enumerate(step.candidates):
