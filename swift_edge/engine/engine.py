@@ -69,7 +69,8 @@ class Engine:
         self.failures = 0
         """Times that everything in flight failed."""
         self._chunk = chunk
-        self._prefixes = prefixes
+        self.prefixes = prefixes
+        """Beginnings of prompts that need not be read again; None where none are kept."""
         self._ledger = Ledger(session, kv_memory)
         self._rows = Rows(session)
         self._scheduler = Scheduler()
@@ -388,14 +389,14 @@ class Engine:
             room = _row_tokens(ticket.request)
             cache = self.session.new_cache(1, room, room)
             self._prompts[ticket] = cache
-            if self._prefixes is not None:
-                self._prefixes.restore(cache, token_ids)
+            if self.prefixes is not None:
+                self.prefixes.restore(cache, token_ids)
         part = token_ids[cache.longest : cache.longest + self._chunk]
         logits = self.session.prefill(cache, part, chunk=self._chunk).logits
         ticket.prompt = Prefilled(cache, logits, token_ids)
         ticket.state = "waiting" if ticket.is_read else "reading"
-        if self._prefixes is not None and ticket.is_read:
-            self._prefixes.keep(cache, token_ids)
+        if self.prefixes is not None and ticket.is_read:
+            self.prefixes.keep(cache, token_ids)
         ticket.watch.prefill_s += time.perf_counter() - begun
 
     def _step(self) -> None:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from swift_edge import Selection, Selector
 from swift_edge.bundle.folder import open_bundle
-from swift_edge.engine.device.memory import Device, DeviceArray, DeviceCache, memory_failure, rows_device
+from swift_edge.engine.device.memory import Device, DeviceArray, memory_failure, rows_device
+from swift_edge.engine.device.rows import DeviceMemory
 from swift_edge.engine.device.small_graphs import graph, node
 from swift_edge.engine.kv_cache import GROWTH_TOKENS, KVCache
 from swift_edge.engine.session import ModelSession
@@ -56,7 +57,7 @@ def shared(rows_on_device: None, stories_head: Head) -> Selector:
 def at_home(stories_head: Head) -> Selector:
     """The same with its rows in NumPy's memory, opened: later, its rows would be where a test wants those of others."""
     selector = Selector(STORIES, head=stories_head, threads=1)
-    assert not selector._open().session.keeps_rows_on_device
+    assert not selector.engine.session.keeps_rows_on_device
     return selector
 
 
@@ -94,7 +95,7 @@ def test_rows_are_those_of_a_plain_list_whatever_happens_to_others(
 ) -> None:
     """Appended, removed, cut off and grown, in rows of different lengths."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
-    cache = DeviceCache(device, *SHAPE, dtype, rows=1, tokens=1, limit=500)
+    cache = cache_on(device, dtype, tokens=1)
     rows: list[NDArray[Any]] = []  # [2, layers, h, length, k] each
     for action in data.draw(st.lists(st.sampled_from(["append", "remove", "truncate", "reserve"]), max_size=10)):
         if action == "append":
@@ -120,10 +121,15 @@ def test_rows_are_those_of_a_plain_list_whatever_happens_to_others(
             np.testing.assert_array_equal(found, expected)
 
 
-def prompt_of(device: Device, row: NDArray[Any]) -> DeviceCache:
+def cache_on(device: Device, dtype: Any, tokens: int, *, rows: int = 1, limit: int = 500) -> KVCache:
+    memory = DeviceMemory(device, np.dtype(np.float32), np.dtype(np.float32))
+    return KVCache(*SHAPE, dtype, rows, tokens, limit, memory)
+
+
+def prompt_of(device: Device, row: NDArray[Any]) -> KVCache:
     """A cache of one row that holds `row`, [2, layers, h, length, k]."""
     length = row.shape[3]
-    cache = DeviceCache(device, *SHAPE, row.dtype, rows=1, tokens=length, limit=500)
+    cache = cache_on(device, row.dtype, tokens=length)
     cache.append_empty()
     cache.lengths[0] = length
     for arrays, numbers in zip((cache.keys, cache.values), row, strict=True):
@@ -133,7 +139,7 @@ def prompt_of(device: Device, row: NDArray[Any]) -> DeviceCache:
 
 
 def test_new_rows_are_zero_and_grow_in_blocks_up_to_the_limit(device: Device) -> None:
-    cache = DeviceCache(device, *SHAPE, np.float16, rows=3, tokens=1, limit=100)
+    cache = cache_on(device, np.float16, tokens=1, rows=3, limit=100)
     assert (cache.capacity, cache.nbytes) == (GROWTH_TOKENS, 2 * 2 * 3 * 2 * GROWTH_TOKENS * 4 * 2)
     cache.reserve(4, GROWTH_TOKENS + 1)
     assert cache.keys[0].shape == (4, 2, 100, 4)
@@ -221,7 +227,7 @@ def test_steps_give_the_same_bits(
         for prompt in prompts:
             cache.append_copy(read(session, prompt))
         caches.append(cache)
-    assert [type(cache) for cache in caches] == [KVCache, DeviceCache]
+    assert [type(cache.keys[0]) for cache in caches] == [np.ndarray, DeviceArray]
     events = list(events)
     for step in range(15):
         if step % 3 == 2 and events:
@@ -303,10 +309,7 @@ def test_picks_are_the_same(shared: Selector, at_home: Selector) -> None:
         assert_same(other, one)
 
 
-def test_picks_for_many_prompts_in_one_batch_are_the_same(
-    shared: Selector, at_home: Selector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("swift_edge.selection.pick.MOST_ROWS", 5)
+def test_picks_for_many_prompts_in_one_batch_are_the_same(shared: Selector, at_home: Selector) -> None:
     options = {**OPTIONS, "n": 3, "stop": ["."], "in_order": True}
     one, other = (list(selector.pick_many(PROMPTS, **options)) for selector in (at_home, shared))
     for mine, theirs in zip(other, one, strict=True):
@@ -319,13 +322,13 @@ def test_given_texts_are_scored_the_same(shared: Selector, at_home: Selector) ->
     assert_same(other, one)
 
 
-def test_beginnings_of_prompts_are_not_kept(rows_on_device: None, at_home: Selector) -> None:
+def test_beginnings_of_prompts_are_not_kept(rows_on_device: None, at_home: Selector, stories_head: Head) -> None:
     """They would have to come back over the bus; a selector that asks for it works all the same."""
     prompt = " ".join(["One day the dog ran to the park and saw a cat."] * 16)
-    keeping = Selector(STORIES, head=at_home._open().head, threads=1, prefix_cache_bytes=2**24)
+    keeping = Selector(STORIES, head=stories_head, threads=1, prefix_cache_bytes=2**24)
     for _ in range(2):
         assert_same(keeping.pick(prompt, n=2, **OPTIONS), at_home.pick(prompt, n=2, **OPTIONS))
-    assert keeping._open().prefixes is None
+    assert keeping.engine.prefixes is None
 
 
 def test_threads_do_not_disturb_each_other(shared: Selector, at_home: Selector) -> None:

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from swift_edge import Selection, Selector
-from swift_edge.engine import session
 from swift_edge.errors import InvalidOptionError, PromptError
 from swift_edge.scoring.head import Head
-from swift_edge.selection import pick as picking
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -32,6 +30,10 @@ def alone(scoring: Selector) -> list[Selection]:
     return [scoring.pick(prompt, **OPTIONS) for prompt in PROMPTS]
 
 
+def few_rows(head: Head, rows: int) -> Selector:
+    return Selector(STORIES, head=head, threads=1, rows=rows)
+
+
 def without_timings(selection: Selection) -> dict[str, Any]:
     document = selection.to_dict()
     del document["timings"], document["prompt_index"]
@@ -40,11 +42,8 @@ def without_timings(selection: Selection) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 32])
 @pytest.mark.parametrize("in_order", [False, True])
-def test_pick_many_gives_what_pick_gives(
-    scoring: Selector, alone: list[Selection], in_order: bool, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(picking, "MOST_ROWS", rows)
-    many = list(scoring.pick_many(PROMPTS, **OPTIONS, in_order=in_order))
+def test_pick_many_gives_what_pick_gives(stories_head: Head, alone: list[Selection], in_order: bool, rows: int) -> None:
+    many = list(few_rows(stories_head, rows).pick_many(PROMPTS, **OPTIONS, in_order=in_order))
     assert sorted(picked.prompt_index for picked in many) == list(range(len(PROMPTS)))
     if in_order:
         assert [picked.prompt_index for picked in many] == list(range(len(PROMPTS)))
@@ -63,27 +62,26 @@ def test_picks_come_when_they_are_done(scoring: Selector, alone: list[Selection]
     assert come != list(range(len(PROMPTS)))
 
 
-def test_more_candidates_than_rows_come_in_waves(scoring: Selector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_candidates_than_rows_come_in_waves(scoring: Selector, stories_head: Head) -> None:
     whole = scoring.pick(PROMPTS[0], n=9, max_new_tokens=20)
-    monkeypatch.setattr(picking, "MOST_ROWS", 4)
-    waves = scoring.pick(PROMPTS[0], n=9, max_new_tokens=20)
+    waves = few_rows(stories_head, 4).pick(PROMPTS[0], n=9, max_new_tokens=20)
     assert without_timings(waves) == without_timings(whole)
 
 
-def test_prompts_are_taken_as_rows_become_free(scoring: Selector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "MOST_ROWS", 4)
+def test_prompts_are_taken_as_they_are_needed(scoring: Selector) -> None:
     taken: list[str] = []
+    many = PROMPTS * 20
 
     def prompts() -> Iterator[str]:
-        for prompt in PROMPTS:
+        for prompt in many:
             taken.append(prompt)
             yield prompt
 
     picks = scoring.pick_many(prompts(), **OPTIONS)
     assert not taken
     next(picks)
-    assert 2 <= len(taken) < len(PROMPTS)
-    assert len(list(picks)) == len(PROMPTS) - 1
+    assert 2 <= len(taken) < len(many) / 2
+    assert len(list(picks)) == len(many) - 1
 
 
 @pytest.mark.parametrize("in_order", [False, True])
@@ -142,13 +140,6 @@ def test_prompts_have_to_be_a_list(scoring: Selector) -> None:
     with pytest.raises(InvalidOptionError, match="a list of prompts"):
         scoring.pick_many("Once upon a time")
     assert list(scoring.pick_many([])) == []
-
-
-def test_the_memory_is_looked_up_once_per_prompt(scoring: Selector, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
-    monkeypatch.setattr(picking, "available_memory", lambda: looked.append(1))
-    monkeypatch.setattr(session, "available_memory", lambda: looked.append(1))
-    assert len(list(scoring.pick_many(PROMPTS, n=2, max_new_tokens=2))) == len(looked) == len(PROMPTS)
 
 
 def test_tokens_that_wait_are_all_counted(scoring: Selector) -> None:

@@ -18,7 +18,6 @@ from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import token_statistics
 from swift_edge.errors import InvalidOptionError, MemoryLimitError, PromptTooLongError
 from swift_edge.results import Candidate
-from swift_edge.scoring.candidate import PendingTokens
 from swift_edge.scoring.head import Head
 
 ROOT = Path(__file__).parents[2]
@@ -201,13 +200,12 @@ def test_the_stream_ends_in_what_pick_returns(scoring: Selector) -> None:
     assert len(events) == picked.usage.completion_tokens + 4 + 1
 
 
-@pytest.mark.parametrize(("steps", "size"), [(3, 2**20), (32, 4000), (1, 1)])
+@pytest.mark.parametrize("steps", [3, 32, 1])
 def test_scores_do_not_depend_on_how_many_tokens_are_scored_together(
-    scoring: Selector, steps: int, size: int, monkeypatch: pytest.MonkeyPatch
+    scoring: Selector, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
-    monkeypatch.setattr(PendingTokens, "MOST_STEPS", steps)
-    monkeypatch.setattr(PendingTokens, "MOST_BYTES", size)
+    monkeypatch.setattr("swift_edge.scoring.buffer.MOST_STEPS", steps)
     parts = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
     assert without_timings(parts) == without_timings(whole)
     for one, other in zip(parts.candidates, whole.candidates, strict=True):

@@ -143,7 +143,7 @@ class DeviceLogits:
 
     def draw(self, rows: Sequence[DrawingRow], *, entropy: bool, self_certainty: bool) -> tuple[Ids, TokenStatistics]:
         """Draw from the most likely tokens of each row, and from whole rows where these are not enough."""
-        found = self._most_likely([row.sampling.temperature or 1.0 for row in rows])
+        found = self.most_likely([row.sampling.temperature or 1.0 for row in rows])
         for place in np.flatnonzero(~np.isfinite(found.log_normalizer)).tolist():
             require_distribution(self.whole([place]).max(axis=1), first_row=place)
         token_ids = np.empty(len(rows), np.int64)  # [m]
@@ -173,7 +173,7 @@ class DeviceLogits:
                 column[place] = getattr(exact, name)[0]
         return token_ids, TokenStatistics(**columns)
 
-    def _most_likely(self, temperatures: Sequence[float]) -> MostLikely:
+    def most_likely(self, temperatures: Sequence[float]) -> MostLikely:
         """The most likely tokens of every row, each at its temperature."""
         last = int(self._places.max()) + 1
         by_place = np.ones(last, np.float64)
