@@ -35,6 +35,7 @@ import numpy as np
 from swift_edge.answers import TaskName
 from swift_edge.checks import expect, is_number, is_whole
 from swift_edge.errors import InvalidOptionError
+from swift_edge.field_texts import show_field_texts
 
 SignalName: TypeAlias = Literal["mean_logprob", "self_certainty"]
 """A score that needs no head; larger is better in both."""
@@ -248,6 +249,7 @@ def _of_json(value: object) -> object:
     return {int(key) if isinstance(key, str) and whole.fullmatch(key) else key: each for key, each in value.items()}
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """How a token is drawn; the defaults draw from the model's own distribution."""
@@ -295,6 +297,7 @@ SEED: Final = option("The same seed gives the same candidates.", metavar="N", le
 """Seeds are alike wherever they are asked for; whether one may be left open differs."""
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WritingOptions:
     """How candidates are written, whatever for; None is the bundle's own."""
@@ -341,6 +344,7 @@ class WritingOptions:
         return PickOptions.of(None, {name: getattr(self, name) for name in shared} | changes)
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectOptions(WritingOptions):
     """How the candidates of many problems are written."""
@@ -351,6 +355,7 @@ class CollectOptions(WritingOptions):
     """Rows that decode at a time; what is written does not depend on it."""
 
 
+@show_field_texts
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickOptions(WritingOptions):
     """Everything that `Selector.pick` can be asked for. Keywords of a call win over the options that it is given.

@@ -83,7 +83,8 @@ def test_weights_are_put_onto_the_device_once_until_others_are_used(rows_on_devi
     def products(head: Head) -> tuple[tuple[StateReader, ...], np.ndarray[Any, Any]]:
         out = session.decode(cache, [8], layers=head.layers)
         cache.truncate(3)
-        return memory._state_readers, out.products(head.state_weights)  # the readers, the last one used at the end
+        found = out.products(head.state_weights)
+        return memory._state_readers, found  # the last one made at the end
 
     (first, one), (again, same) = products(stories_head), products(stories_head)
     assert first == again

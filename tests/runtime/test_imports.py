@@ -108,6 +108,7 @@ def test_public_names() -> None:
         "CandidateDropped",
         "CandidateFinished",
         "Event",
+        "FailedPick",
         "PickOptions",
         "Picked",
         "Selection",

@@ -256,6 +256,9 @@ def test_a_typo_is_seen_before_anything_runs(checker: str, tmp_path: Path) -> No
     lines = ["from swift_edge import PickOptions, Selector", "selector = Selector('x')"]
     lines += [f"selector.pick('x', {keywords})" for keywords in (*right, *wrong)]
     lines += [f"PickOptions({keywords})" for keywords in wrong]
+    if (ROOT / "swift_edge").is_dir():
+        # It does not follow the import hooks of an editable install.
+        (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)]}), encoding="utf-8")
     program = tmp_path / "program.py"
     program.write_text("\n".join(lines) + "\n", encoding="utf-8")
     done = subprocess.run(

@@ -130,7 +130,7 @@ def test_another_number_of_threads_or_another_model_is_measured_for_itself(
 ) -> None:
     calls = measured(FLAT)
     copy = Path(shutil.copytree(STORIES, tmp_path / "copy"))
-    for given in (opened(STORIES), opened(STORIES, threads=2), opened(copy), opened(copy)):
+    for planner in (opened(STORIES), opened(STORIES, threads=2), opened(copy), opened(copy)):
         assert plan_of(planner).rows == 16
     assert len(calls) == 3
     assert len(list((cache / "pace").glob("*.json"))) == 3

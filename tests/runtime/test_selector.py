@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge import CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
+from swift_edge import CandidateBegun, CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.session import ModelSession
@@ -197,7 +197,8 @@ def test_the_stream_ends_in_what_pick_returns(scoring: Selector) -> None:
         assert tuple(event.token_id for event in tokens) == candidate.token_ids
         assert candidate.text.startswith("".join(event.text for event in tokens))
         assert tokens[-1].score == candidate.score
-    assert len(events) == picked.usage.completion_tokens + 4 + 1
+    assert [event.index for event in events if isinstance(event, CandidateBegun)] == [0, 1, 2, 3]
+    assert len(events) == picked.usage.completion_tokens + 4 + 4 + 1
 
 
 @pytest.mark.parametrize("steps", [3, 32, 1])

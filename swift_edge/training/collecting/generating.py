@@ -175,6 +175,7 @@ class _Writing:
                     self.outbox.get(timeout=LOOK_S)
                 while self._begun and self._begun[0][0].is_done:
                     yield self._given_out()
+                    on_step()
                 self._submit()
                 self._tally.held = len(self._begun)
                 on_step()
@@ -195,7 +196,7 @@ class _Writing:
         while self._to_come:
             missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._begun)
             # As many again as are written: a prompt is read ahead, so that rows need not wait for it.
-            if missing >= 2 * self._rows or (self._begun and missing >= self._rows + self._generation.candidates):
+            if self._begun and missing >= 2 * self._rows + self._generation.candidates:
                 return
             if len(self._begun) >= MOST_PROBLEMS:
                 return
