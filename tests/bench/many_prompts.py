@@ -25,7 +25,6 @@ from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.rows import DecodeLoop, Prefilled
 from swift_edge.engine.signals import TokenStatistics
-from swift_edge.arrays import Ids
 from swift_edge.evaluation.benchmark import Shape, median_with_interval, random_head, work_of
 from swift_edge.results import Picked
 from swift_edge.selection import pick as picking

@@ -14,16 +14,13 @@ import numpy as np
 import pytest
 from small_store import write
 
-from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle import open_bundle
 from swift_edge.cli import main
+from swift_edge.engine import ModelSession, OpenedModel
 from swift_edge.engine.device.memory import Device
-from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.session import ModelSession
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import Head
+from swift_edge.training import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
 from swift_edge.training.store import shards
-from swift_edge.training.store.format import StoredCandidate, StoreInfo
-from swift_edge.training.store.shards import CandidateRows
-from swift_edge.training.store.writer import Store, StoreWriter
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

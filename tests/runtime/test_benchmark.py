@@ -7,7 +7,7 @@ import pytest
 
 from swift_edge.cli.benchmarking import table
 from swift_edge.errors import InvalidOptionError
-from swift_edge.evaluation.benchmark import Shape, bench
+from swift_edge.evaluation import Shape, bench
 
 STORIES = str(Path(__file__).parents[2] / "models" / "stories260k")
 SHAPES = [Shape(n, 8, 6) for n in (1, 4)]

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from swift_edge import Selector
 from swift_edge.errors import InvalidOptionError, TrainingError
 from swift_edge.records import RecordError, read_record
-from swift_edge.scoring.calibration import Calibration, calibration_error, fit_calibration
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import Calibration, Head, calibration_error, fit_calibration
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 PLAIN = Calibration(slope=1.5, intercept=-0.5, base_rate=0.4, error=0.02, candidates=80, problems=10)

@@ -15,7 +15,7 @@ import pytest
 import swift_edge
 from swift_edge.cli import progress
 from swift_edge.cli.progress import ProgressLine, duration_text
-from swift_edge.training.store.writer import Store
+from swift_edge.training import Store
 
 ROOT = Path(__file__).parents[2]
 ADDITION = str(ROOT / "tests" / "data" / "addition-gpt2-h1_l1")

@@ -11,9 +11,8 @@ import pytest
 
 from swift_edge.cli.fitting import fit, layers_of, memory_size
 from swift_edge.errors import InvalidOptionError
-from swift_edge.scoring.head import load_head
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import load_head
+from swift_edge.training import FitOptions, Store
 
 MakeStore = Callable[..., Store]
 QUICK = ("--weight-decay", "0.03", "--max-iterations", "12")

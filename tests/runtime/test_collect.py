@@ -10,19 +10,16 @@ import pytest
 
 from swift_edge import Selector
 from swift_edge.answers import answer_task
-from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.signals import TokenStatistics, token_statistics
+from swift_edge.engine import OpenedModel, TokenStatistics
+from swift_edge.engine.signals import token_statistics
 from swift_edge.errors import (
     HeadMismatchError,
     StoreError,
 )
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import Head
+from swift_edge.training import CollectProgress, Store, collect, read_problems
 from swift_edge.training.collecting import generating
-from swift_edge.training.collecting.collect import collect
-from swift_edge.training.collecting.collected import CollectProgress
-from swift_edge.training.collecting.problems import read_problems
 from swift_edge.training.store import writer as store
-from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 
-from swift_edge.bundle.folder import open_bundle, read_manifest, write_bundle
-from swift_edge.engine.model import OpenedModel
+from swift_edge.bundle import open_bundle, read_manifest, write_bundle
+from swift_edge.engine import OpenedModel
 from swift_edge.errors import DataError, DiskSpaceError, InvalidOptionError, MemoryLimitError, StoreError
 from swift_edge.system import machine
+from swift_edge.training import CollectProgress, Problem, Store, collect
 from swift_edge.training.collecting import collected
-from swift_edge.training.collecting.collect import collect
-from swift_edge.training.collecting.collected import CollectProgress
-from swift_edge.training.collecting.problems import Problem
 from swift_edge.training.store import writer as store
-from swift_edge.training.store.writer import Store
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

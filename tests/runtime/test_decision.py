@@ -16,8 +16,7 @@ from swift_edge import Selector
 from swift_edge.errors import InvalidOptionError
 from swift_edge.options import PickOptions, StrategyName
 from swift_edge.results import Candidate
-from swift_edge.scoring.calibration import AnswerCalibration, Calibration
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import AnswerCalibration, Calibration, Head
 from swift_edge.selection.decision import Decided, Decision
 from swift_edge.selection.ranking import BY_ANSWER, rank, rank_by_answer, redraw_weights
 

@@ -7,10 +7,7 @@ import numpy as np
 
 from swift_edge.training.fitting import descent
 from swift_edge.training.fitting.descent import Limits, Objective, Standard, descend
-from swift_edge.training.fitting.examples import (
-    Candidates,
-    Examples,
-)
+from swift_edge.training.fitting.examples import Candidates, Examples
 from swift_edge.training.fitting.inputs import ArrayRows
 
 

@@ -10,20 +10,15 @@ import numpy as np
 import pytest
 
 from swift_edge.answers import answer_task
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.engine.signals import TokenStatistics
+from swift_edge.bundle import open_bundle
+from swift_edge.engine import TokenStatistics
 from swift_edge.errors import DataError, HeadMismatchError, InvalidOptionError, MissingExtraError, StoreError
+from swift_edge.evaluation import Ablations, Sampled, evaluate, markdown
 from swift_edge.evaluation import ablations as ablations_module
-from swift_edge.evaluation.ablations import Ablations, Variant, options_of, stored_scores, variants
-from swift_edge.evaluation.evaluate import evaluate
-from swift_edge.evaluation.sampled import Sampled
-from swift_edge.evaluation.tables import markdown
+from swift_edge.evaluation.ablations import Variant, options_of, stored_scores, variants
 from swift_edge.options import CollectOptions
-from swift_edge.scoring.calibration import Calibration
-from swift_edge.scoring.head import Head, save_head
-from swift_edge.training.collecting.collect import collect
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import Calibration, Head, save_head
+from swift_edge.training import FitOptions, Store, collect
 
 ROOT = Path(__file__).parents[2]
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"

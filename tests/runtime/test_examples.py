@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.errors import StoreError
+from swift_edge.training import Store
 from swift_edge.training.fitting.examples import (
     Candidates,
     Examples,
@@ -20,7 +21,6 @@ from swift_edge.training.fitting.examples import (
     survey,
 )
 from swift_edge.training.fitting.inputs import ArrayRows, Inputs, Runs, TokenRows
-from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 

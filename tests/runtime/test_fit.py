@@ -12,24 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from swift_edge.engine.signals import TokenStatistics
+from swift_edge.engine import TokenStatistics
 from swift_edge.errors import InvalidOptionError, MissingExtraError, StoreError
-from swift_edge.scoring.head import Head, RunningScore, load_head, save_head
-from swift_edge.scoring.quality import within_problem_auroc
+from swift_edge.scoring import Head, RunningScore, load_head, save_head, within_problem_auroc
+from swift_edge.training import FitOptions, Store, fit_head
 from swift_edge.training.fitting import descent
 from swift_edge.training.fitting.descent import Objective, descend
-from swift_edge.training.fitting.examples import (
-    check_stores,
-    read_candidates,
-    read_examples,
-    split_problems,
-    survey,
-)
-from swift_edge.training.fitting.fit import fit_head
+from swift_edge.training.fitting.examples import check_stores, read_candidates, read_examples, split_problems, survey
 from swift_edge.training.fitting.inputs import Inputs, starts_of
 from swift_edge.training.fitting.objectives import LOSSES, Loss, contrasts
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.store.writer import Store
 
 MakeStore = Callable[..., Store]
 QUICK = FitOptions(weight_decay=0.03, max_iterations=40, patience=10)

@@ -12,16 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 from swift_edge import Selector
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.bundle.manifest import Graph, Manifest, Precision
-from swift_edge.engine.model import OpenedModel
+from swift_edge.bundle import Graph, Manifest, Precision, open_bundle
+from swift_edge.engine import ModelSession, OpenedModel
 from swift_edge.engine.providers import kv_cache_obstacle
-from swift_edge.engine.session import ModelSession
 from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import BundleError, ManifestError
-from swift_edge.scoring.head import Head, check_head
-from swift_edge.training.collecting.collect import collect
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import Head, check_head
+from swift_edge.training import Store, collect
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.errors import InvalidOptionError
-from swift_edge.scoring.quality import pick_accuracy, within_problem_auroc
+from swift_edge.scoring import pick_accuracy, within_problem_auroc
 from swift_edge.selection.ranking import rank
 
 candidates = st.lists(

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from small_store import INFO, SMALL, change_lines, content, finish, rows_of, write
 
 from swift_edge.errors import StoreError
+from swift_edge.training import Store, StoreWriter, read_info
 from swift_edge.training.store import shards
-from swift_edge.training.store.format import read_info
-from swift_edge.training.store.writer import Store, StoreWriter
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 

@@ -1,6 +1,6 @@
 """Collecting on one page: write or read candidates, grade them, and store them with what the model computed for them.
 
-    from swift_edge.training.collecting.collect import collect
+    from swift_edge.training import collect
     collect("models/x", "train.jsonl", "features", task="number", n=8)
 
 `collect` writes candidates with the engine that picks use, `collect_responses` reads given ones. This is where
