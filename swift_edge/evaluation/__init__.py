@@ -8,14 +8,16 @@ This package is a door: users and tests import its names from here, so that the 
 itself imports a name from the file where it lives, which keeps the imports readable as a graph.
 """
 
-from swift_edge.evaluation.ablations import Ablations
+from swift_edge.evaluation.ablations import Ablations, Variant, fit_options_of, stored_scores, variants
 from swift_edge.evaluation.benchmark import Shape, bench
 from swift_edge.evaluation.bootstrap import Estimate
 from swift_edge.evaluation.evaluating import evaluate
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.reliability import Bin, binned_calibration_error, reliability
+from swift_edge.evaluation.replay import Replayed, replay
 from swift_edge.evaluation.sampled import HeadScores, Sampled
+from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
 from swift_edge.evaluation.tables import markdown
 
 __all__ = [
@@ -23,13 +25,22 @@ __all__ = [
     "Bin",
     "Estimate",
     "HeadScores",
+    "Replayed",
     "Sampled",
     "Shape",
+    "Variant",
     "bench",
     "binned_calibration_error",
     "evaluate",
+    "expected_accuracies",
+    "expected_by_size",
+    "fit_options_of",
     "markdown",
     "measure",
+    "problem_aurocs",
     "read_external",
     "reliability",
+    "replay",
+    "stored_scores",
+    "variants",
 ]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import signal
 import sys
@@ -20,7 +21,6 @@ from swift_edge.engine import ModelSession, OpenedModel
 from swift_edge.engine.device.memory import Device
 from swift_edge.scoring import Head
 from swift_edge.training import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
-from swift_edge.training.store import shards
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -222,7 +222,7 @@ def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_disk() -> Iterator[None]:
     """What tests of stores kill is a process, not a machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards.os, "fsync", lambda _: None)
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 

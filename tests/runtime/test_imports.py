@@ -14,7 +14,7 @@ from swift_edge.engine import ModelSession
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
-DOORS = tuple(f"swift_edge.{name}" for name in ("bundle", "engine", "evaluation", "scoring", "training"))
+DOORS = tuple(f"swift_edge.{name}" for name in ("bundle", "engine", "evaluation", "scoring", "selection", "training"))
 
 SIDE_EFFECTS = """
 import logging, os, sys, threading, warnings
@@ -35,7 +35,8 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 ALL_DOORS = """
 import sys
 import swift_edge.cli
-import swift_edge.bundle, swift_edge.engine, swift_edge.evaluation, swift_edge.scoring, swift_edge.training
+import swift_edge.bundle, swift_edge.engine, swift_edge.evaluation
+import swift_edge.scoring, swift_edge.selection, swift_edge.training
 heavy = {"torch", "transformers", "optimum", "onnx", "swift_edge_export"}
 heavy |= {"onnxruntime", "tokenizers", "jinja2", "scipy", "matplotlib", "its_hub"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
