@@ -1,7 +1,7 @@
 """One page that shows what a pick was made from: every candidate's tokens, coloured by reward and weighted by gate.
 
 A selection in, HTML out: a single file that loads nothing and runs nothing, so that it can be kept, mailed and opened
-anywhere. Knows results and the text of tokens. Does not know the model, and computes no score but the running one.
+anywhere.
 """
 
 import itertools

@@ -6,7 +6,7 @@
     model = SelfScoringModel(Selector("models/small-steps"), max_new_tokens=96)
     BestOfN(model, BatchOrchestrator()).infer(model, "One day Theo owns 29 carrots. ...", budget=8)["content"]
 
-Knows its_hub's interfaces and `Selector`; nothing else in swift_edge knows this module. Needs the extra `its-hub`.
+Needs the extra `its-hub`.
 """
 
 import asyncio
@@ -54,10 +54,11 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         seed: int = 0,
         **writing: Unpack[WritingInput],
     ) -> None:
-        """Take the options of `Selector.pick` that hold unless a call brings its own; its_hub's algorithms bring few.
+        """Take the options of picks that hold unless a call brings its own; its_hub's algorithms bring few.
 
         The first pick draws with `seed`, each further one with the next number: calls differ from each other, and the
-        same calls in the same order give the same responses. `signal` scores by it in place of the head.
+        same calls in the same order give the same responses. `signal` scores by it in place of the head; all others say
+        how candidates are written, see `WritingOptions`.
         """
         self._selector = selector
         # its_hub's algorithms compare answers themselves.

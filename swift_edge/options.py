@@ -129,8 +129,8 @@ class Option:
             )
         forms += [{"enum": list(self.words)}] if self.words else []
         forms += [form for kind, some in _SCHEMAS.items() if kind in self.kinds for form in some]
-        described = {"description": self.help if self.unit is None else f"{self.help} In {self.unit}."}
-        return described | {"default": _as_json(self.default)} | (forms[0] if len(forms) == 1 else {"anyOf": forms})
+        described = {"description": self.help, "default": _as_json(self.default)}
+        return described | (forms[0] if len(forms) == 1 else {"anyOf": forms})
 
     @property
     def _limits(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack, overload
 
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.engine.engine import MOST_ROWS
+from swift_edge.engine.engine import MOST_ROWS, Engine
 from swift_edge.engine.model import Prompt
 from swift_edge.engine.reading import RESPONSE_CHUNK_TOKENS
 from swift_edge.engine.request import Reading
@@ -94,6 +94,11 @@ class Selector:
     def bundle(self) -> Bundle:
         """The bundle, opened and checked."""
         return self._planner().model.bundle
+
+    @property
+    def engine(self) -> Engine:
+        """The rows and the queue that everything that is asked of it shares; opens the bundle."""
+        return self._planner().model.engine
 
     def open(self) -> Self:
         """Open the bundle now, and not when it is first used; returns the selector. Opens one again that was closed."""

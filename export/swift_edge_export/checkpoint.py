@@ -1,6 +1,6 @@
 """A transformers checkpoint as the exporter needs it: sizes, token ids, tokenizer, template, then the weights.
 
-Everything that can be refused cheaply is read before the weights are. Does not know ONNX.
+Everything that can be refused cheaply is read before the weights are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Official SWIFT checkpoints to head files.
 
 Such a checkpoint is a state dict with a weight and a bias and nothing else: what it was trained on comes from the
-bundle it is meant for and, where that leaves two readings, from the caller. Knows the file format; does not know how
-heads are run or trained. Imports torch only to read a `.pt`.
+bundle it is meant for and, where that leaves two readings, from the caller. Imports torch only to read a `.pt`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What an export takes of memory and disk, said and compared with what there is before any weight is read.
 
-Knows sizes alone. Its figures were measured on the checkpoints that tests/bench/random_checkpoint.py makes.
+Its figures were measured on the checkpoints that tests/bench/random_checkpoint.py makes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A stage of the export, as its report tells it: how long it took, and meanwhile how far it is.
-
-Does not know what is done in it.
-"""
+"""A stage of the export, as its report tells it: how long it took, and meanwhile how far it is."""
 
 from __future__ import annotations
 

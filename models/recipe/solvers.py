@@ -3,8 +3,7 @@
 A problem is a chain of steps with a right way through; some steps are easy to misread, and a misreading has a way of
 its own. Three kinds of solver go through it. The careful one makes no mistake. The sloppy one now and then gets a
 result wrong. The mistaken one holds a misconception: every step of the chain that can be misread is. All of them write
-in the same style and at the same length, so that only the content tells them apart. Knows numbers and texts, not where
-a problem comes from.
+in the same style and at the same length, so that only the content tells them apart.
 """
 
 import dataclasses

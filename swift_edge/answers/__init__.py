@@ -8,7 +8,7 @@
 
 Two answers are equal when their canonical texts are: equality is an equivalence, and votes over many candidates group
 by a dictionary. Nothing is ever evaluated as code, and all work is bounded by the length of the text, so nothing needs
-to be timed or stopped. Knows text only: not where it came from, not how its candidates are scored.
+to be timed or stopped.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,7 +1,4 @@
-"""One LaTeX expression to its value: splits mathematics into tokens, and reads sums, fractions, roots and functions.
-
-Knows nothing of lists, intervals and equations around expressions, nor of units and typography.
-"""
+"""One LaTeX expression to its value: splits mathematics into tokens, and reads sums, fractions, roots and functions."""
 
 import re
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 Structure (lists, tuples, intervals, unions, matrices, equations, words) is read here, each expression in it by
 `expression`. Whatever does not read as mathematics is compared as text. The work is bounded by the length and the
-depth that are accepted, both checked first. Knows nothing of tasks, nor of where an answer stands in a response.
+depth that are accepted, both checked first.
 
 Conventions, those of the MATH data: degrees, percent signs, currency and units after a number are dropped, so `50\\%`
 is 50 and not 0.5; `x = 5` is 5 and `y = 2x + 3` is 2x + 3; other equations are equal when one is a multiple of the

@@ -1,8 +1,7 @@
 """Numbers, letters, yes and no, Python literals and words: extraction, and a text that equal answers share.
 
 `extract_*` takes a whole response and returns the answer as it was written, or None; `canonical_*` takes that answer.
-None of them raises, evaluates anything, or takes more time than the length of the text allows. Knows nothing of LaTeX
-beyond what stands around a number or a letter.
+None of them raises, evaluates anything, or takes more time than the length of the text allows.
 """
 
 import ast

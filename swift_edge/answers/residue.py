@@ -12,8 +12,6 @@ The prime makes roots and powers behave like those of positive reals:
 * Q = (P - 1) / 2 is prime, and is the order of the group of squares. So a square has exactly one n-th root that is a
   square again, and (x y)^(1/n) is x^(1/n) y^(1/n); and exponents can be evaluated modulo Q, beside the residue, so
   2^(n+1) is 2 * 2^n.
-
-Knows numbers only: not LaTeX, not tasks.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Where a response states its answer: the last box, else the last of the usual phrasings.
 
-Every search takes time in proportion to the text. Knows nothing of what kind of answer it is.
+Every search takes time in proportion to the text.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""The bundle as a folder: opened and checked file by file, or written beside its place and moved there in one step.
-
-Knows names, sizes and hashes of files. Does not know what is in the graph, the tokenizer or the head.
-"""
+"""The bundle as a folder: opened and checked file by file, or written beside its place and moved there in one step."""
 
 import contextlib
 import errno

@@ -1,8 +1,4 @@
-"""Folders that others wrote: recognised by their configuration files and described as a bundle without hidden states.
-
-Knows the files of optimum's ONNX export (`config.json` beside a graph) and of onnxruntime-genai's model builder
-(`genai_config.json`). Does not open the graph: that its inputs and outputs are there is `decoder_graph`'s to find out.
-"""
+"""Folders that others wrote: recognised by their configuration, and described as a bundle without hidden states."""
 
 import json
 from collections.abc import Mapping

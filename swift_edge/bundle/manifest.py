@@ -1,8 +1,4 @@
-"""The manifest of a bundle as data: what its fields mean, how they are read from JSON and checked.
-
-Knows the words of `swift_edge.json` and the rule that a bundle's files lie in its folder. Does not know which folders
-there are, how their files are checked, or what the model computes: `bundle.py` and `session.py` do.
-"""
+"""The manifest of a bundle as data: what its fields mean, how they are read from JSON and checked."""
 
 import json
 from collections.abc import Mapping

@@ -1,7 +1,4 @@
-"""Text to token ids and back: the tokenizer, the chat template, and text that grows token by token.
-
-Knows strings, messages and ids. Does not know the graph, and takes no part in choosing tokens.
-"""
+"""Text to token ids and back: the tokenizer, the chat template, and text that grows token by token."""
 
 import contextlib
 import datetime

@@ -3,8 +3,6 @@
 A file that still has the size, the times of its last write and last change, the inode and the device that it had when
 its hash was right is taken to be the same file; any difference, and it is hashed again. Damage of which the system
 knows nothing, such as a failing disk's, shows when the hashes are computed all the same: `swift-edge inspect` does.
-
-Knows names, hashes and `stat`. Does not read the files, and never says that one is wrong.
 """
 
 import os

@@ -1,7 +1,6 @@
 """`swift-edge export` and `swift-edge convert-head`: the two commands that need the exporter.
 
-The exporter is loaded by name when one of them runs. Knows what to install where it, or one of the packages that it
-needs, is absent; knows nothing about how a model becomes a bundle.
+The exporter is loaded by name when one of them runs.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Text from outside: arguments and stdin, as UTF-8 or not at all. Knows nothing about models."""
+"""Text from outside: arguments and stdin, as UTF-8 or not at all."""
 
 import sys
 

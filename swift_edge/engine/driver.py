@@ -56,16 +56,20 @@ class Driver:
         self._leaves = self._quits = False
 
     def _run(self) -> None:
-        while not self._quits:
-            if self._turn():
-                continue
-            with self._changed:
-                if not self._woken and not self._leaves:
-                    self._changed.wait(IDLE_S)
-                if not self._woken and not self._has_mail():
-                    self._thread = None
-                    return
-                self._woken = False
+        try:
+            while not self._quits:
+                if self._turn():
+                    continue
+                with self._changed:
+                    if not self._woken and not self._leaves:
+                        self._changed.wait(IDLE_S)
+                    if not self._woken and not self._has_mail():
+                        self._thread = None
+                        return
+                    self._woken = False
+        except BaseException:
+            self._thread = None  # the next one that wakes it starts another
+            raise
 
 
 def _end_all() -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import Final
 
-from swift_edge.checks import is_whole
+from swift_edge.checks import check_whole, is_whole, require
 from swift_edge.engine.driver import Driver
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.ledger import Ledger
@@ -107,13 +107,9 @@ class Engine:
     def submit(self, request: Request, consumer: Consumer) -> Ticket:
         """Put a request into the queue, from any thread; `consumer` is called by the driver.
 
-        Raises `InvalidOptionError` for one that asks for more rows of its own than there are, `EngineClosedError` after
-        `close`.
+        Raises `InvalidOptionError` for one that could never be served, `EngineClosedError` after `close`.
         """
-        if isinstance(request, Generation) and not 1 <= (request.kept_rows or 1) <= self.most_rows:
-            raise InvalidOptionError(
-                f"kept_rows is {request.kept_rows}; expected at most {self.most_rows}, the rows of this engine"
-            )
+        self._check(request)
         if self._closed:
             raise EngineClosedError
         number = next(self._numbers)
@@ -122,6 +118,25 @@ class Engine:
         self._inbox.append(ticket)
         self._driver.wake()
         return ticket
+
+    def _check(self, request: Request) -> None:
+        """Refuse what would wait for ever, or take others along."""
+        require(len(request.prompt_ids) > 0, "the prompt", "empty", "at least one token")
+        if isinstance(request, Reading):
+            whole = bool(request.responses) and all(map(len, request.responses))
+            require(whole, "responses", "empty, or one of them is", "at least one, of at least one token each")
+            return
+        check_whole("candidates", request.candidates, 1)
+        check_whole("max_new_tokens", request.max_new_tokens, 1)
+        require(0 <= request.seed < 2**64, "seed", request.seed, "an integer from 0 to 2**64 - 1")
+        for name in ("kept_rows", "key_rows"):
+            rows = getattr(request, name)
+            require(rows is None or is_whole(rows, 1), name, rows, "an integer of at least 1, or None")
+        if request.kept_rows is not None:
+            most = min(self.most_rows, request.key_rows or self.most_rows)
+            require(request.kept_rows <= most, "kept_rows", request.kept_rows, f"at most {most}, the rows there are")
+            fits = request.candidates <= request.kept_rows
+            require(fits, "candidates", request.candidates, f"at most {request.kept_rows}, the rows kept for them")
 
     def close(self) -> None:
         """Fail what is under way, and wait for the driver to end. Nothing can be submitted afterwards."""
@@ -197,7 +212,7 @@ class Engine:
         for ticket in list(self._seated):
             if ticket.waiting and self._takes_rows:
                 self._admit(ticket, len(ticket.waiting))
-        while self._takes_rows and self._free_rows > 0 and self._seat_next():
+        while self._scheduler and self._takes_rows and self._free_rows > 0 and self._seat_next():
             pass
 
     def _seat_next(self) -> bool:
@@ -209,7 +224,8 @@ class Engine:
         chosen, rows = None, 0
         for tickets in self._scheduler.lines():
             ticket = tickets[0]
-            if not ticket.is_read or isinstance(ticket.request, Reading):
+            # One whose key has all the rows that it may have waits for itself alone: the others do not wait for it.
+            if not ticket.is_read or isinstance(ticket.request, Reading) or self._rows_of_key(ticket) < 1:
                 continue
             try:
                 rows = self._rows_for(ticket)
@@ -239,8 +255,8 @@ class Engine:
         candidates, ticket.waiting = ticket.waiting[:rows], ticket.waiting[rows:]
         if ticket.seated_at is None:
             ticket.seated_at = time.perf_counter()
-        ticket.state = "decoding"
         self._rows.admit(ticket, candidates)
+        ticket.state = "decoding"
         ticket.live.update(candidates)
         if not ticket.waiting and ticket.kept_rows is None:
             self._forget_prompt(ticket)  # copied into all its rows
@@ -252,6 +268,8 @@ class Engine:
     @property
     def _free_rows(self) -> int:
         """Rows that nobody has and nobody keeps."""
+        if not self._seated:
+            return self.most_rows - len(self._rows)
         kept = sum(self._seated.values())
         own = sum(len(ticket.live) for ticket in self._seated)
         return self.most_rows - kept - (len(self._rows) - own)
@@ -321,6 +339,8 @@ class Engine:
 
     def _to_read(self) -> Ticket | None:
         """The request of which a chunk is to be read next, if one is: not too far ahead of the rows."""
+        if not self._scheduler:
+            return None
         ahead, wanted = 0, max(1, self._free_rows, self.most_rows // 2)
         for tickets in self._scheduler.lines():
             for ticket in tickets:

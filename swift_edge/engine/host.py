@@ -45,12 +45,13 @@ class HostLogits:
         """Draw the next token of each row, as `RowLogits` says: rows with equal options in one call."""
         logits = self._array
         summary = summarize(logits, entropy=entropy, self_certainty=self_certainty)
-        alike: dict[SamplingOptions, list[int]] = {}
-        for place, row in enumerate(rows):
-            alike.setdefault(row.sampling, []).append(place)
-        if len(alike) == 1:
-            token_ids = sample(logits, rows[0].sampling, *_drawn_by(rows), summary=summary)
+        first = rows[0].sampling
+        if all(row.sampling is first or row.sampling == first for row in rows):
+            token_ids = sample(logits, first, *_drawn_by(rows), summary=summary)
         else:
+            alike: dict[SamplingOptions, list[int]] = {}
+            for place, row in enumerate(rows):
+                alike.setdefault(row.sampling, []).append(place)
             token_ids = np.empty(len(rows), np.int64)
             for sampling, places in alike.items():
                 some = np.array(places)

@@ -1,7 +1,7 @@
 """Keys and values of how prompts begin, kept between picks: a system prompt or examples that many share are read once.
 
 Prompts are cut into blocks of `BLOCK_TOKENS` tokens, and read block by block, whether a block is known or not: what
-comes out does not depend on what was asked before. Knows token ids and caches of one row. Does not know the model.
+comes out does not depend on what was asked before.
 """
 
 import hashlib

@@ -1,6 +1,5 @@
 """Opening a graph in onnxruntime: telemetry off, providers confirmed, threads set; and where it wants its inputs.
 
-Knows onnxruntime's session options and the names of its execution providers. Does not know what the graph computes.
 onnxruntime is imported when the first graph is opened, not before.
 """
 

@@ -100,11 +100,15 @@ class Rows:
         self._rows: list[Row] = []  # in the order of the cache
         self._cache: KVCache | None = None
         self._drawn: list[Drawn] = []
+        # What is read grows while there are rows: binding other outputs takes longer than reading a few more.
         self._layers: tuple[int, ...] = ()
+        self._statistics: frozenset[str] = frozenset()
+        self._needs_logits = False
+        self._live = 0
 
     def __len__(self) -> int:
         """Rows that have not ended."""
-        return sum(not row.ended for row in self._rows)
+        return self._live
 
     @property
     def longest_limit(self) -> int:
@@ -136,23 +140,28 @@ class Rows:
         self._cache.append_copy(prompt.cache, len(rows))
         self._rows += rows
         self._drawn.append(Drawn(HostLogits.repeated(prompt.logits, len(rows)), list(rows)))
-        # What is read grows while there are rows: binding other outputs takes longer than reading a few more.
-        self._layers = tuple(sorted({*self._layers, *rows[0].reads.all_layers}))
+        self._live += len(rows)
+        reads = rows[0].reads
+        self._layers = tuple(sorted({*self._layers, *reads.all_layers}))
+        self._statistics |= reads.statistics
+        self._needs_logits = self._needs_logits or reads.needs_logits
 
     def drop(self, ticket: Ticket, candidates: Iterable[int] | None = None) -> None:
         """Take candidates of a request out before the next step, or all of them; ended ones may be among them."""
         chosen = None if candidates is None else set(candidates)
         for row in self._rows:
             if row.ticket is ticket and (chosen is None or row.candidate in chosen):
-                row.ended = True
+                self._end(row)
 
     def remove_ended(self) -> None:
         """Free the rows that have ended; without any left, the memory of all goes."""
-        for number in reversed(range(len(self._rows))):
-            if self._rows[number].ended:
-                self._remove(number)
+        if self._live < len(self._rows):
+            for number in reversed(range(len(self._rows))):
+                if self._rows[number].ended:
+                    self._remove(number)
         if not self._rows:
-            self._cache, self._layers, self._drawn = None, (), []
+            self._cache, self._drawn = None, []
+            self._layers, self._statistics, self._needs_logits = (), frozenset(), False
         elif self._cache is not None and self._cache.nbytes > LEAST_TRIM_BYTES:
             limit = min(self.longest_limit, self._session.context_length)
             if self._cache.capacity >= 2 * cache_tokens(limit, limit):
@@ -172,7 +181,7 @@ class Rows:
         if fed:
             assert self._cache is not None
             goes_on = len(finished) < len(batch)
-            wanted = goes_on or any(row.reads.needs_logits for row in self._rows)
+            wanted = goes_on or self._needs_logits
             output = self._session.decode(self._cache, token_ids[fed], logits=wanted, layers=self._layers)
             decoded = time.perf_counter()
             products = self._products(output)
@@ -187,8 +196,7 @@ class Rows:
 
     def _draw(self, drawn: list[Drawn]) -> tuple[list[Row], Ids, TokenStatistics]:
         """The rows in the order of the cache, and their next tokens with what the logits say about them."""
-        entropy = any("entropy" in row.reads.statistics for row in self._rows)
-        self_certainty = any("self_certainty" in row.reads.statistics for row in self._rows)
+        entropy, self_certainty = "entropy" in self._statistics, "self_certainty" in self._statistics
         try:
             parts = [each.logits.draw(each.rows, entropy=entropy, self_certainty=self_certainty) for each in drawn]
         except LogitsError as error:
@@ -227,7 +235,7 @@ class Rows:
                 finished.append((row, Finished(row.candidate, "length", int(full))))
             else:
                 continue
-            row.ended = True
+            self._end(row)
             if full or not row.reads.feeds_last:
                 self._remove(place)
                 fed[place] = fed[-1]
@@ -242,6 +250,12 @@ class Rows:
                 if weights.identity not in found:
                     found[weights.identity] = output.products(weights)
         return found
+
+    def _end(self, row: Row) -> None:
+        """Note that a row has ended; it is taken out before the next step."""
+        if not row.ended:
+            row.ended = True
+            self._live -= 1
 
     def _remove(self, number: int) -> None:
         """Take a row out: the last one moves into its place, in the cache and in the logits alike."""
@@ -272,36 +286,40 @@ def _shared_out(
         own = places.setdefault(batch[place].ticket, ([], []))
         own[0].append(number)
         own[1].append(place)
-    was_fed = set(fed)
-    for place, row in enumerate(batch):
-        if place not in was_fed:
-            places.setdefault(row.ticket, ([], []))[1].append(place)
+    if len(fed) < len(batch):
+        was_fed = set(fed)
+        for place, row in enumerate(batch):
+            if place not in was_fed:
+                places.setdefault(row.ticket, ([], []))[1].append(place)
     steps = []
     for ticket, (numbers, own_places) in places.items():
-        reads, order = batch[own_places[0]].reads, np.array(own_places)
-        some = slice(None) if len(numbers) == len(fed) else np.array(numbers, np.int64)
-        hidden_states = logits = None
+        reads = batch[own_places[0]].reads
+        alone = len(own_places) == len(batch)
+        if not alone or len(fed) < len(batch):
+            order = np.array(own_places)
+            own_ids, own_statistics = token_ids[order], statistics.of(order)
+        else:
+            own_ids, own_statistics = token_ids, statistics  # as they lie in the batch
         own_products: tuple[NDArray[np.floating], ...] = ()
+        hidden_states = logits = None
         if output is not None and numbers:
+            some = slice(None) if alone else np.array(numbers)
             own_products = tuple(products[weights.identity][:, some] for weights in reads.weights)
             hidden_states = output.states.of(reads.layers)[:, some] if reads.layers else None
             logits = output.row_logits.whole()[some] if reads.logits else None
-        steps.append(
-            (
-                ticket,
-                Step(
-                    tuple(batch[place].candidate for place in own_places),
-                    token_ids[order],
-                    statistics.of(order).only(reads.statistics),
-                    own_products,
-                    hidden_states,
-                    logits,
-                    tuple(sorted((end for row, end in finished if row.ticket is ticket), key=_number)),
-                    len(batch),
-                    seconds,
-                ),
-            )
+        ends = [end for row, end in finished if row.ticket is ticket]
+        step = Step(
+            tuple([batch[place].candidate for place in own_places]),
+            own_ids,
+            own_statistics.only(reads.statistics),
+            own_products,
+            hidden_states,
+            logits,
+            tuple(sorted(ends, key=_number)),
+            len(batch),
+            seconds,
         )
+        steps.append((ticket, step))
     return steps
 
 

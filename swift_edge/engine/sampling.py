@@ -1,9 +1,8 @@
 """Logits to token ids: repetition penalty, temperature, top-k, top-p, min-p, then one draw per row.
 
 The filters mean what they mean in transformers and come in its order. The nucleus is exact without sorting the
-vocabulary: a threshold reduces it first, and where the nucleus is wide the threshold is searched. Knows logits and
-random generators only: not text, not when a response ends. A row's token depends on its logits and its generator
-alone, never on the rows beside it.
+vocabulary: a threshold reduces it first, and where the nucleus is wide the threshold is searched. A row's token
+depends on its logits and its generator alone, never on the rows beside it.
 
 Ties. Top-k keeps every token whose logit equals the k-th greatest, as transformers does, so it may keep more than k.
 Where the nucleus ends inside a group of equal logits, the lowest ids of the group are kept, so that a narrow nucleus

@@ -1,7 +1,9 @@
 """Who is next: which prompt is read, and which candidates are given rows.
 
-The greater priority goes first. Within a priority, keys take turns, each the more often the more candidates of it wait;
-requests of one key are served in the order of their arrival.
+The greater priority goes first. Within a priority keys take turns: whoever has been given the fewest rows is next, so
+that a request for many candidates does not hold up one for a single candidate. Requests of one key are served in the
+order of their arrival. The turns are those of fair queueing: a key moves back by what it is given, and the clock that
+newcomers begin at moves on by their share of it, so that no stream of small requests holds up a large one for good.
 """
 
 from bisect import insort
@@ -18,16 +20,11 @@ class _Line:
 
     priority: int
     served: float
-    """How much it has been given, by its weight: the line with the least is next."""
+    """Rows that were given to it, and chunks that were read for it: the line with the fewest is next."""
     tickets: list[Ticket] = field(default_factory=list)
     """In the order of their arrival."""
     version: int = 0
     """Changes with its place: what the heap holds of an earlier one is out of date."""
-
-    @property
-    def weight(self) -> int:
-        """Candidates that wait."""
-        return max(1, sum(len(ticket.waiting) for ticket in self.tickets))
 
 
 class Scheduler:
@@ -37,14 +34,18 @@ class Scheduler:
         """Start without requests."""
         self._lines: dict[tuple[object, int], _Line] = {}
         self._heap: list[tuple[int, float, int, int, _Line]] = []
-        self._served = 0.0  # of the line that was served last: a new one begins here
+        self._clock = 0.0
+
+    def __len__(self) -> int:
+        """Keys and priorities of which requests wait."""
+        return len(self._lines)
 
     def add(self, ticket: Ticket) -> None:
         """Put a request at the end of its key's line."""
         name = ticket.key, ticket.request.priority
         line = self._lines.get(name)
         if line is None:
-            line = self._lines[name] = _Line(ticket.request.priority, self._served)
+            line = self._lines[name] = _Line(ticket.request.priority, self._clock)
         insort(line.tickets, ticket, key=lambda each: each.number)
         self._place(line)
 
@@ -78,11 +79,11 @@ class Scheduler:
                     heappush(self._heap, entry)
 
     def charge(self, ticket: Ticket, served: int) -> None:
-        """Note that a request was served: rows were given to it, or chunks of its prompt read."""
+        """Note that a request was served: rows were given to its candidates, or chunks of its prompt read."""
         line = self._lines.get((ticket.key, ticket.request.priority))
         if line is not None:
-            self._served = max(self._served, line.served)
-            line.served += served / line.weight
+            self._clock += served / len(self._lines)
+            line.served += served
             self._place(line)
 
     def _place(self, line: _Line) -> None:

@@ -1,8 +1,7 @@
 """Signals that need no labels: what the logits say about a token, and what its tokens say about a candidate.
 
-Works on logits as the model gave them, before temperature and filters. Knows arrays only: not how a token was chosen,
-not which candidate it belongs to, not which signal ranks. Everything runs on the calling thread (no BLAS), and the
-figures of a row do not depend on the rows beside it, bit for bit.
+Works on logits as the model gave them, before temperature and filters. Everything runs on the calling thread (no
+BLAS), and the figures of a row do not depend on the rows beside it, bit for bit.
 """
 
 import math
@@ -79,6 +78,8 @@ class TokenStatistics:
 
     def only(self, names: Collection[str]) -> "TokenStatistics":
         """Without those that are not named; the log-probability stays."""
+        if (self.entropy is None or "entropy" in names) and (self.self_certainty is None or "self_certainty" in names):
+            return self
         return TokenStatistics(
             self.logprob,
             self.entropy if "entropy" in names else None,

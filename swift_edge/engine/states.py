@@ -3,7 +3,7 @@
 g rows of weights   l layers   d numbers of a state   m tokens
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,13 @@ class StateWeights:
     rms_epsilon: float | None
     """Added to the mean square of a state before it is divided by its root; None where states are taken as they are."""
 
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """The same for the very same numbers in memory, read alike."""
-        return self.layers, self.rms_epsilon, self.weight.shape, self.weight.ctypes.data
+    identity: tuple[object, ...] = field(init=False, repr=False)
+    """The same for the very same numbers in memory, read alike."""
+
+    def __post_init__(self) -> None:
+        """Look up where the numbers lie."""
+        identity = self.layers, self.rms_epsilon, self.weight.shape, self.weight.ctypes.data
+        object.__setattr__(self, "identity", identity)
 
 
 def state_products(states: NDArray[Any], weights: StateWeights) -> NDArray[np.float64]:

@@ -1,11 +1,9 @@
 """What each choice of a head is worth: heads fitted with one choice changed, and heads on bundles of other precision.
 
-    layers, gate, token statistics, losses, prefixes, norm, size of the training set    fitted to one store of training
-                        candidates, and judged on the test's own candidates by the features that are stored with them
-    logits              fitted to a store of logits, and judged on the same candidates, written once more
-    precision           the default head on the candidates of another bundle, as it is and recalibrated there
-
-Knows which variants there are and how one is judged. Does not know how heads are fitted, or how rows are shown.
+layers, gate, token statistics, losses, prefixes, norm, size of the training set    fitted to one store of training
+                    candidates, and judged on the test's own candidates by the features that are stored with them
+logits              fitted to a store of logits, and judged on the same candidates, written once more
+precision           the default head on the candidates of another bundle, as it is and recalibrated there
 """
 
 import json

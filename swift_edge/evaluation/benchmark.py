@@ -1,7 +1,7 @@
 """How long a pick takes on this machine, and where the time goes: all shapes in turn, round after round, in one run.
 
 A pick is what `Selector.pick` does, from token ids on; its prompt is random and no token ends it, so that a shape says
-how much work it is. Knows how to time and count. Does not know how figures are shown.
+how much work it is.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """How far a mean over problems could have come out otherwise: resamples of the problems, and intervals from them.
 
 Candidates of one problem belong together, so problems are what is drawn. Everything is resampled with the same draws:
-the difference of two rules has the interval of a paired comparison. Knows arrays only: not what their columns mean.
+the difference of two rules has the interval of a paired comparison.
 
     q problems   s statistics of each   b resamples
 """

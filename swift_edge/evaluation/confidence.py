@@ -1,7 +1,7 @@
 """What P(correct) of a pick is worth, with all candidates of a problem together: its error, and what abstaining gains.
 
 The picks are those of the strategy `calibrated`, out of the first `size` candidates of each problem, the next `size`,
-and so on. Knows arrays only.
+and so on.
 
     q problems   n candidates of each   m picks of each problem
 """

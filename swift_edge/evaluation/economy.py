@@ -1,8 +1,7 @@
 """What adaptive and pruned picks spend, and how right they are, beside every rule at every fixed number of candidates.
 
-Picks are replayed on the candidates of the test, in several orders of them. Seconds are those of the decode steps: each
-has a number of rows, and how long a step of so many rows takes was measured on this machine. Knows candidates, plans
-and the times of steps. Does not run the model.
+Picks are replayed on the candidates of the test, in several orders of them. Seconds are those of the decode steps:
+each has a number of rows, and how long a step of so many rows takes was measured on this machine.
 
     q problems   s statistics of each   b resamples
 """

@@ -5,7 +5,7 @@
 The first k of one order would be a single draw. A rule that takes the candidate with the greatest score has a closed
 form. A vote, or a combination of ranks, depends on which candidates are there: all subsets are gone through up to
 `MOST_SUBSETS`, beyond that a seeded sample of `SAMPLED_SUBSETS`. Whatever a rule leaves open between equals is shared
-equally. Knows arrays only: not where scores come from, not how answers compare.
+equally.
 """
 
 import itertools

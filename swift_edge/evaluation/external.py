@@ -2,7 +2,7 @@
 
     {"problem": 0, "index": 3, "score": 0.25}
 
-Problem and index count from 0, as the store of candidates numbers them; any order will do. Knows the file only.
+Problem and index count from 0, as the store of candidates numbers them; any order will do.
 """
 
 import math

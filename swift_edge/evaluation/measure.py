@@ -1,6 +1,6 @@
 """The figures of a test with intervals over problems: accuracies, differences, the gap closed, AUROC, calibration.
 
-Candidates in, plain data out, ready for JSON. Knows neither where the candidates come from nor how figures are shown.
+Candidates in, plain data out, ready for JSON.
 
     q problems   n candidates of each   s statistics   b resamples
 """

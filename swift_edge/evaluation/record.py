@@ -1,7 +1,4 @@
-"""What a test was run with, so that it can be done again: files by their hashes, versions, the machine.
-
-Knows the files' places and the machine. Does not know what figures mean.
-"""
+"""What a test was run with, so that it can be done again: files by their hashes, versions, the machine."""
 
 import hashlib
 import platform

@@ -1,7 +1,4 @@
-"""Whether probabilities are what they say: bins of equal weight, and the expected calibration error over them.
-
-Knows arrays only: not which head the probabilities come from.
-"""
+"""Whether probabilities are what they say: bins of equal weight, and the expected calibration error over them."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,8 +1,7 @@
 """What adaptive and pruned picks would have been, and cost, on candidates that were written to their ends.
 
 A candidate does not depend on the others, and `Steering` decides from token counts, scores and answers alone: what a
-pick would do with these candidates is what it does when it writes them. Knows stored candidates and plans. Does not run
-the model, and does not draw figures.
+pick would do with these candidates is what it does when it writes them.
 """
 
 from collections import Counter

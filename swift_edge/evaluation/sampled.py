@@ -1,6 +1,6 @@
 """The candidates of a test as arrays: labels, answers, and everything that a pick could be made by.
 
-Reads a store and the task's equality of answers. Does not know which rules pick, or how accuracies come out.
+Reads a store and the task's equality of answers.
 
     q problems   n candidates of each
 """

@@ -10,7 +10,7 @@
     HEAD calibrated the answer with the greatest sum of likelihood ratios
     HEAD+OTHER ranking, scaling     the first head with another score, as SWIFT combines them
 
-Knows arrays only. The other score is the external one where there is one, else the mean log-probability.
+The other score is the external one where there is one, else the mean log-probability.
 """
 
 from collections.abc import Sequence

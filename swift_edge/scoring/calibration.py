@@ -9,8 +9,7 @@ intercept how likely it is that no answer is right:
 
     P(a) = c S_a^slope / (1 + sum over answers b of c S_b^slope)    c = exp(intercept)
 
-Knows scores, labels and problems; does not know texts, heads or stores. NumPy alone: either has two parameters, and
-Newton's method finds them in a few steps.
+NumPy alone: either has two parameters, and Newton's method finds them in a few steps.
 """
 
 import math

@@ -2,10 +2,9 @@
 
     (gate logit, reward) = W h + b        gate = sigmoid(gate logit)        score = Σ gate·reward / max(Σ gate, 1e-8)
 
-(SWIFT, arXiv 2505.12225.) With the norm `rms` each state is divided by its root mean square first. Here are the head as
-data, its file, the check against a bundle, and the arithmetic. Knows arrays only: not the model that made them, not
-text. Runs on the calling thread without BLAS, whose threads would fight onnxruntime's, and the result of a row does not
-depend on the rows beside it, bit for bit.
+(SWIFT, arXiv 2505.12225.) With the norm `rms` each state is divided by its root mean square first. Here are the head
+as data, its file, the check against a bundle, and the arithmetic. Runs on the calling thread without BLAS, whose
+threads would fight onnxruntime's, and the result of a row does not depend on the rows beside it, bit for bit.
 """
 
 import io

@@ -1,8 +1,4 @@
-"""How well scores rank the candidates of a problem: figures over labelled candidates, vectorised in NumPy.
-
-Knows scores, labels and which problem a candidate belongs to. Does not know where the scores come from, or what a
-candidate says; intervals over problems are the business of the evaluation.
-"""
+"""How well scores rank the candidates of a problem: figures over labelled candidates, vectorised in NumPy."""
 
 import math
 from collections import Counter

@@ -1,7 +1,4 @@
-"""How a pick is decided: the strategy and what it needs, checked once, then applied to the candidates of each prompt.
-
-Knows texts, scores and a head's calibration. Does not know how candidates come to be.
-"""
+"""How a pick is decided: the strategy and what it needs, checked once, then applied to each prompt's candidates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,4 @@
-"""The user's cache folder: small records that may be thrown away at any time, and are made again when they are missed.
-
-Knows where the platform's custom has such a folder, and what a record is called. Does not know what records say.
-"""
+"""The user's cache folder: small records that may be thrown away at any time, and are made again when missed."""
 
 import contextlib
 import hashlib

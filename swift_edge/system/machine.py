@@ -1,8 +1,4 @@
-"""What this process may use of the machine: cores, memory, disk; and errors before more is taken than there is.
-
-Knows CPU affinity and the limits of Linux control groups (versions 1 and 2); elsewhere the operating system's plain
-figures serve. Does not know what the cores and the memory are wanted for.
-"""
+"""What this process may use of the machine: cores, memory, disk; and errors before more is taken than there is."""
 
 import os
 import shutil

@@ -1,8 +1,7 @@
 """Keeps a written graph's keys and values in int8, a scale for every channel, calibrated on text of the model's own.
 
 Runs the graph through the runtime's own session, so that what is measured is what the attention nodes write into their
-buffers: rotated, and computed at the precision of the bundle. Knows ONNX graphs as `onnx_ir` holds them. Does not know
-where the graph came from, or whether it is still any good afterwards: `publish` and `parity` do.
+buffers: rotated, and computed at the precision of the bundle.
 
 There is no data set to calibrate on. The model writes the text itself, at temperature 1, from single random tokens and,
 where it has a chat template, from the words that stand before a user's question: the way of LLM-QAT (arXiv:2305.17888)

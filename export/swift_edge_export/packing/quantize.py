@@ -1,7 +1,6 @@
 """Packs a graph's weight matrices into int8 or int4 blocks, one after another, and writes graph and weights to disk.
 
-Knows ONNX graphs as `onnx_ir` holds them and onnxruntime's packing kernels. Does not know where the graph came from,
-how a bundle is published, or whether the packed model is still any good: `trace`, `publish` and `parity` do.
+`trace`,
 
 A weight matrix of K inputs and N outputs is cut into blocks of neighbouring inputs of one output. A block has one fp32
 scale; a weight is (code - 2^(bits-1)) * scale. There are no zero points: they cost space, and onnxruntime's AVX2

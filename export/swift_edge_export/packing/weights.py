@@ -1,7 +1,4 @@
-"""Finds the weight matrices of a graph: what multiplies by one, what looks tokens up in one, which two are tied.
-
-Knows ONNX graphs as `onnx_ir` holds them. Does not know what becomes of the weights: `quantize` packs them.
-"""
+"""Finds the weight matrices of a graph: what multiplies by one, what looks tokens up in one, which two are tied."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Reading a finished graph, and changing it without losing a name that it gives out: what every rewrite is made of.
-
-Knows values, nodes and initialisers. Does not know which patterns are looked for.
-"""
+"""Reading a finished graph, and changing it without losing a name that it gives out: what every rewrite is made of."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Brings a graph that the TorchScript exporter wrote into the form that `cleanup` and `quantize` read.
 
 TorchScript writes weights behind Transpose nodes, sizes as arithmetic on Shape nodes, `chunk` as Slices, and says
-little about the shapes of values. Each step here is exact and leaves alone what it does not recognise. Knows nothing of
-models or of optimum.
+little about the shapes of values. Each step here is exact and leaves alone what it does not recognise.
 """
 
 from __future__ import annotations

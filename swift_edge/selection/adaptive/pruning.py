@@ -6,7 +6,7 @@
     off         all stay
 
 A candidate that ended before a token count takes part with its last score. Until an answer can be seen, two different
-texts stay. Knows scores and token counts. Does not know rows, heads or texts.
+texts stay.
 """
 
 import math

@@ -1,8 +1,8 @@
 """How many candidates a pick begins, which rows it drops, and when it ends: decided between two steps.
 
-The loop tells what came of a step, and is told which candidates to drop and how many to begin. A pick has the rows that
-it asks for, so that its candidates go in step, and what is decided depends on them alone: the same when it is replayed
-from what was written down. Knows token counts, scores and answers. Does not know rows, states or the clock.
+The loop tells what came of a step, and is told which candidates to drop and how many to begin. A pick has the rows
+that it asks for, so that its candidates go in step, and what is decided depends on them alone: the same when it is
+replayed from what was written down.
 """
 
 import math

@@ -1,12 +1,10 @@
 """When a further candidate is not worth its tokens, by what those that are complete say.
 
-    with posteriors      the likeliest answer is as likely as is asked for; where nothing is, `FIRST_CONFIDENCE` is
-                         at first, and slowly less: the fewer may still come, the less each of them can change
-    with answers alone   the commonest answer would stay so: P(p > 1/2) with p ~ Beta(first + 1, second + 1) of the
-                         two largest counts (arXiv 2305.11860)
-    with scores alone    one more normal score would raise the best by too little (arXiv 2510.01394)
-
-Knows numbers. Does not know texts, heads or rows.
+with posteriors      the likeliest answer is as likely as is asked for; where nothing is, `FIRST_CONFIDENCE` is
+                     at first, and slowly less: the fewer may still come, the less each of them can change
+with answers alone   the commonest answer would stay so: P(p > 1/2) with p ~ Beta(first + 1, second + 1) of the
+                     two largest counts (arXiv 2305.11860)
+with scores alone    one more normal score would raise the best by too little (arXiv 2510.01394)
 """
 
 import math

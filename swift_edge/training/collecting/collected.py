@@ -1,7 +1,4 @@
-"""What collecting comes to: candidates on their way into the store, how far it is, and the summary at the end.
-
-Knows labels, counts and seconds. Does not know where candidates come from.
-"""
+"""What collecting comes to: candidates on their way into the store, how far it is, and the summary at the end."""
 
 import contextlib
 import json

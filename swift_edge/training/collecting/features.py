@@ -1,8 +1,7 @@
 """What is read of a response while its tokens are fed: features to keep, statistics, and scores of heads.
 
 `FeatureReader` takes what the model computed for some tokens, `GrowingFeatures` adds it up for one candidate. Decoding
-and reading given texts fold into the same, so that training and serving see the same states. Knows one candidate at a
-time; does not know problems, labels or files.
+and reading given texts fold into the same, so that training and serving see the same states.
 """
 
 from collections.abc import Mapping, Sequence

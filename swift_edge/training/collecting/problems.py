@@ -1,7 +1,4 @@
-"""Problems: prompts with reference answers, read from JSONL and checked row by row before anything is computed.
-
-Knows files, lines and graders. Does not know the model: whether a prompt fits into its context is found elsewhere.
-"""
+"""Problems: prompts with reference answers, read from JSONL and checked row by row before anything is computed."""
 
 import hashlib
 import json

@@ -2,8 +2,7 @@
 
     {"prompt": "", "reference": "", "completions": [""], "correctness": [true], "steps": [[""]], "token_ids": [[0]]}
 
-Knows files and lines. Does not know the model. `steps` are passed over: a response is what was written, and steps
-joined again need not be that.
+`steps` are passed over: a response is what was written, and steps joined again need not be that.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 The inputs x of a token are standardised, (raw - mean) / scale, and the weights w are for these; but x is never made:
 w·x + b = (w / scale)·raw + (b - Σ w·mean / scale), and the gradient is carried back the same way. Products are
-float32, sums over blocks float64. Knows examples and losses. Does not know stores, heads, or which options are best.
+float32, sums over blocks float64.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Labelled candidates with the inputs of their tokens: gathered from stores, split by problem, surveyed and pooled.
 
-Tokens are always read in blocks. Knows stores, problems and candidates. Does not know losses, weights, or how anything
-is learned.
+Tokens are always read in blocks.
 """
 
 import math

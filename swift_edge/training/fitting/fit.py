@@ -1,13 +1,11 @@
 """A store to a head: split by problem, start from a convex problem, descend with the gate, calibrate on what is left.
 
-    1. problems are dealt into training, validation and calibration, all candidates of one into the same part
-    2. inputs are standardised by the training tokens
-    3. L2 logistic regression on the mean inputs of each response (with the pairwise loss, if that is asked for: convex,
-       too) gives the reward row; the gate row is zero, so that all tokens count alike and the scores are the same
-    4. gate and reward are fitted together to the loss; the best weights on the validation problems are kept
-    5. the weights are folded back to raw inputs, and the calibration is fitted
-
-Knows options and what is told about a fit. Does not know how labels were made.
+1. problems are dealt into training, validation and calibration, all candidates of one into the same part
+2. inputs are standardised by the training tokens
+3. L2 logistic regression on the mean inputs of each response (with the pairwise loss, if that is asked for: convex,
+   too) gives the reward row; the gate row is zero, so that all tokens count alike and the scores are the same
+4. gate and reward are fitted together to the loss; the best weights on the validation problems are kept
+5. the weights are folded back to raw inputs, and the calibration is fitted
 """
 
 import math

@@ -1,8 +1,7 @@
 """Inputs of tokens, one row each, read in blocks: the states of the layers one after the other, then token statistics.
 
 Memory is bounded: rows are held where they fit, as float32 or else as float16, and otherwise read from the memory maps
-at every pass; the numbers are the same. Knows the arrays of shards and which of their columns are read. Does not know
-labels, problems, or what the rows are for.
+at every pass; the numbers are the same.
 """
 
 from collections.abc import Sequence

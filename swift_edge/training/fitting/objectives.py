@@ -1,7 +1,6 @@
 """What a head is fitted to: the losses, and how they move with the scores, the gates and the rewards.
 
-Pure arithmetic in float64. Knows labels, problems and the tokens of candidates as numbers; does not know features,
-weights, stores or an optimiser.
+Pure arithmetic in float64.
 
 A candidate counts as a whole and as its prefixes. Its tokens fall into s pieces; prefix j is the pieces 0 to j, and the
 last prefix is the whole response. With gates g and rewards r the score of a prefix is

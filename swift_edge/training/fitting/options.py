@@ -1,7 +1,4 @@
-"""What head is fitted, to what, and how: every choice of a fit, checked once.
-
-Knows ranges and combinations. Does not fit anything.
-"""
+"""What head is fitted, to what, and how: every choice of a fit, checked once."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, get_args

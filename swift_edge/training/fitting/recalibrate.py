@@ -4,8 +4,7 @@
                                   is folded into the weights; then the calibration is refitted
     states of the same precision  the weights stay; the calibration is refitted
 
-The order of scores changes in the first case alone. Knows heads and stores. Does not know models, and fits no weights:
-for that there is `fit`.
+The order of scores changes in the first case alone.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Weight decays to weights: the convex start of each, the descent from there, and the best that was found.
 
-What every iteration comes to is kept, so that a search that is interrupted has its best all the same. Knows options,
-examples and losses. Does not know stores, heads or calibration.
+What every iteration comes to is kept, so that a search that is interrupted has its best all the same.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""What a store of labelled candidates says, as data: its settings, a line per candidate, and the names of its files.
-
-Knows JSON and the types of the fields. Does not know arrays, shards as a whole, or where candidates come from.
-"""
+"""What a store of labelled candidates says, as data: its settings, a line per candidate, and the names of its files."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,4 @@
-"""Part of a store: its arrays and lines as files, mapped when they are read, grown problem by problem when written.
-
-Knows the names, types and shapes of the files. Does not know the folder as a whole, or why a shard ends where it does.
-"""
+"""Part of a store: its arrays and lines as files, mapped when they are read, grown problem by problem when written."""
 
 import contextlib
 import os

@@ -8,8 +8,7 @@
     shard-00000.jsonl             a line per candidate, by problem and index; written last: without it, no shard
 
 A shard grows in files that end in `.partial`, problem by problem; complete, they are renamed. Whoever goes on with an
-interrupted store goes on after its last whole problem, so that interruptions leave no trace in the bytes. Knows arrays
-and lines. Does not know the model, and does not judge labels.
+interrupted store goes on after its last whole problem, so that interruptions leave no trace in the bytes.
 """
 
 import contextlib
