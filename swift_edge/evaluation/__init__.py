@@ -11,6 +11,7 @@ itself imports a name from the file where it lives, which keeps the imports read
 from swift_edge.evaluation.ablations import Ablations, Variant, fit_options_of, stored_scores, variants
 from swift_edge.evaluation.benchmark import Shape, bench
 from swift_edge.evaluation.bootstrap import Estimate
+from swift_edge.evaluation.confidence import confidence
 from swift_edge.evaluation.evaluating import evaluate
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.measure import measure
@@ -31,6 +32,7 @@ __all__ = [
     "Variant",
     "bench",
     "binned_calibration_error",
+    "confidence",
     "evaluate",
     "expected_accuracies",
     "expected_by_size",

@@ -62,6 +62,7 @@ DOORS = {
         "Variant",
         "bench",
         "binned_calibration_error",
+        "confidence",
         "evaluate",
         "expected_accuracies",
         "expected_by_size",
