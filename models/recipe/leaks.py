@@ -13,9 +13,9 @@ from collections import Counter
 import click
 import numpy as np
 
-from swift_edge.scoring.quality import within_problem_auroc
+from swift_edge.scoring import within_problem_auroc
 from swift_edge.system.extras import import_extra
-from swift_edge.training.store.writer import Store
+from swift_edge.training import Store
 
 WORDS = 600
 PENALTY = 1e-3

@@ -123,7 +123,7 @@ def evaluate(
     writing = CollectOptions.of(None, asked)
 
     from swift_edge.evaluation.ablations import Ablations
-    from swift_edge.evaluation.evaluate import evaluate as run
+    from swift_edge.evaluation.evaluating import evaluate as run
     from swift_edge.evaluation.tables import markdown
 
     ablations = Ablations(train, train_logits, dict(others), recalibration_data, recalibration_problems)

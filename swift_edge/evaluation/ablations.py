@@ -74,6 +74,8 @@ class Ablations:
     """How many of them."""
     options: FitOptions | None = None
     """How heads are fitted where a variant does not say otherwise; None is how the default head was fitted."""
+    variants: tuple[Variant, ...] | None = None
+    """Heads to fit to `train`; None are all that `variants` gives."""
 
     @property
     def any(self) -> bool:
@@ -141,11 +143,11 @@ class Ablations:
         default = next(iter(heads.values()), None)
         if default is not None:
             yield _Judged.of("", next(iter(heads)), default, store, trial)
-        options = self.options or options_of(default)
+        options = self.options or fit_options_of(default)
         if self.train is not None:
             train = Store.open(self.train)
             fitted: dict[FitOptions, _Judged] = {}
-            for variant in variants(train, options):
+            for variant in variants(train, options) if self.variants is None else self.variants:
                 found = fitted.get(variant.options)
                 if found is None:
                     trial.report(f"fitting {variant.group}: {variant.name}")
@@ -213,7 +215,7 @@ def variants(store: Store, options: FitOptions) -> Iterator[Variant]:
             yield changed("training problems", f"{problems}", problems=problems)
 
 
-def options_of(head: Head | None) -> FitOptions:
+def fit_options_of(head: Head | None) -> FitOptions:
     """The options that a head was fitted with, as its summary tells them; the defaults for one that does not tell."""
     told: Any = {} if head is None else head.summary.get("options")
     names = {each.name for each in fields(FitOptions)}
@@ -225,18 +227,23 @@ def options_of(head: Head | None) -> FitOptions:
         return FitOptions()
 
 
-def stored_scores(store: Store, head: Head) -> Doubles:
-    """Scores `[c]` that a head gives the candidates of a store, from the features stored with them; NaN without any."""
+def stored_scores(store: Store, head: Head, *, tokens_at_once: int = TOKENS_AT_ONCE) -> Doubles:
+    """Scores `[c]` that a head gives the candidates of a store, from the features stored with them; NaN without any.
+
+    `tokens_at_once` are read and scored together.
+    """
     places = [store.info.layers.index(layer) for layer in head.layers] if head.feature == "hidden" else [0]
     uncounted = () if head.includes_eos else store.info.eos_ids
-    return np.concatenate([_shard_scores(shard, head, places, uncounted) for shard in store.shards])
+    return np.concatenate([_shard_scores(shard, head, places, uncounted, tokens_at_once) for shard in store.shards])
 
 
-def _shard_scores(shard: Shard, head: Head, places: Sequence[int], uncounted: Sequence[int]) -> Doubles:
+def _shard_scores(
+    shard: Shard, head: Head, places: Sequence[int], uncounted: Sequence[int], tokens_at_once: int
+) -> Doubles:
     tokens = len(shard.token_ids)
     gates, weighted, counted = np.zeros(tokens), np.zeros(tokens), np.zeros(tokens)
-    for begin in range(0, tokens, TOKENS_AT_ONCE):
-        block = slice(begin, begin + TOKENS_AT_ONCE)
+    for begin in range(0, tokens, tokens_at_once):
+        block = slice(begin, begin + tokens_at_once)
         states = shard.states[block][:, places].transpose(1, 0, 2)  # [l, m, w]
         columns = dict(zip(STATISTICS, shard.statistics[block].T.astype(np.float64), strict=True))
         gate, reward = head.evaluate(states, TokenStatistics(**columns))

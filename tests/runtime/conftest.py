@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import signal
 import sys
@@ -14,16 +15,12 @@ import numpy as np
 import pytest
 from small_store import write
 
-from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle import open_bundle
 from swift_edge.cli import main
+from swift_edge.engine import ModelSession, OpenedModel
 from swift_edge.engine.device.memory import Device
-from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.session import ModelSession
-from swift_edge.scoring.head import Head
-from swift_edge.training.store import shards
-from swift_edge.training.store.format import StoredCandidate, StoreInfo
-from swift_edge.training.store.shards import CandidateRows
-from swift_edge.training.store.writer import Store, StoreWriter
+from swift_edge.scoring import Head
+from swift_edge.training import CandidateRows, Store, StoredCandidate, StoreInfo, StoreWriter
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -225,7 +222,7 @@ def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_disk() -> Iterator[None]:
     """What tests of stores kill is a process, not a machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards.os, "fsync", lambda _: None)
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from swift_edge.training.store.format import StoredCandidate, StoreInfo
-from swift_edge.training.store.shards import CandidateRows
-from swift_edge.training.store.writer import StoreWriter
+from swift_edge.training import CandidateRows, StoredCandidate, StoreInfo, StoreWriter
 
 INFO = StoreInfo(
     base_model="tiny",

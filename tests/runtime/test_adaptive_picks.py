@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 
 from swift_edge import Selection, Selector
-from swift_edge.bundle.tokenizer import Tokenizer
-from swift_edge.evaluation.replay import replay
+from swift_edge.bundle import Tokenizer
+from swift_edge.evaluation import replay
 from swift_edge.explain import explain_page
 from swift_edge.options import PickOptions
 from swift_edge.results import CandidateDropped, CandidateFinished, Picked
-from swift_edge.scoring.head import load_head
-from swift_edge.selection.adaptive.steering import Plan
-from swift_edge.selection.decision import Decision
-from swift_edge.training.collecting.collect import collect
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import load_head
+from swift_edge.selection import Decision, Plan
+from swift_edge.training import Store, collect
 
 MODEL = Path(__file__).parents[2] / "models" / "small-steps"
 QUESTIONS = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from swift_edge.errors import InvalidOptionError, TrainingError
-from swift_edge.scoring.calibration import AnswerCalibration, fit_answer_calibration
+from swift_edge.scoring import AnswerCalibration, fit_answer_calibration
 
 SUMS = st.lists(st.floats(1e-9, 1e9), max_size=8)
 

@@ -11,13 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from swift_edge.answers import ANSWER_TASKS, answer_task
-from swift_edge.answers.latex import canonical_latex
-from swift_edge.answers.plain import canonical_literal
-from swift_edge.answers.residue import NoValueError, P, Q, number, power
-from swift_edge.answers.stated import last_box
 from swift_edge.errors import InvalidOptionError
 
 DATA = Path(__file__).parents[1] / "data" / "answers"
+canonical_latex = answer_task("latex").canonical
+canonical_literal = answer_task("literal").canonical
 
 TASKS = st.sampled_from(sorted(ANSWER_TASKS))
 SPELT = r"""
@@ -190,7 +188,8 @@ def test_the_box_ends_where_its_brace_closes(inside: str) -> None:
         depth += ((character == "{") - (character == "}")) * (not escaped)
         assume(depth >= 0)
     assume(depth == 0 and (len(inside) - len(inside.rstrip("\\"))) % 2 == 0)
-    assert last_box(rf"a \boxed{{b}} \boxed{{{inside}}} c }} {{") == inside.strip()
+    found = answer_task("latex").extract(rf"a \boxed{{b}} \boxed{{{inside}}} c }} {{")
+    assert found == inside.strip() if inside.strip() else found != "b"
 
 
 @given(a=st.fractions(-(10**9), 10**9, max_denominator=10**6), b=st.fractions(-(10**9), 10**9, max_denominator=10**6))
@@ -206,22 +205,9 @@ def test_rational_answers_are_compared_exactly(a: Fraction, b: Fraction) -> None
 
 @given(n=st.integers(0, 10**4), m=st.integers(1, 10**4), degree=st.integers(2, 7))
 def test_roots_and_powers_of_integers(n: int, m: int, degree: int) -> None:
-    root = power(number(n), number(Fraction(1, degree)))
-    powered = number(1)
-    for _ in range(degree):
-        powered *= root
-    assert powered.rational() == n
+    assert canonical_latex(rf"(\sqrt[{degree}]{{{n}}})^{{{degree}}}") == str(n)
     assert canonical_latex(rf"\sqrt[{degree}]{{{m}^{{{degree}}}}}") == str(m)
     assert canonical_latex(rf"\sqrt{{{n}}}\sqrt{{{m}}}") == canonical_latex(rf"\sqrt{{{n * m}}}")
-
-
-def test_the_prime_is_what_the_arithmetic_needs() -> None:
-    primes = [q for q in range(3, 98) if all(q % divisor for divisor in range(2, q))]
-    assert all((P + 1) % q == 0 for q in [8, *primes])
-    assert all(pow(witness, candidate - 1, candidate) == 1 for candidate in (P, Q) for witness in (2, 3, 5, 7, 97))
-    assert all(pow(q, Q, P) == 1 for q in [2, *primes])
-    with pytest.raises(NoValueError):
-        number(1) / number(0)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Timing picks: the figures are those of the picks that were made, and the shapes those that were asked for."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from swift_edge.cli.benchmarking import table
 from swift_edge.errors import InvalidOptionError
-from swift_edge.evaluation.benchmark import Shape, bench
+from swift_edge.evaluation import Shape, bench
 
 STORIES = str(Path(__file__).parents[2] / "models" / "stories260k")
 SHAPES = [Shape(n, 8, 6) for n in (1, 4)]
@@ -26,7 +27,13 @@ def test_every_shape_is_timed_and_its_parts_add_up() -> None:
         assert figures["prefill_s"]["median"] + 6 * figures["step_s"]["median"] < figures["pick_s"]["high"] * 1.5
     assert "times_faster_than_one_by_one" not in results["shapes"][0]
     assert results["shapes"][1]["times_faster_than_one_by_one"]["median"] > 0
-    rows = [line for line in table(results).splitlines() if line.startswith("| 8 | 6 |")]
+
+
+def test_the_command_shows_a_line_for_every_shape(run: Callable[..., Any]) -> None:
+    options = ("--prompt-tokens", "8", "--new-tokens", "6", "--rounds", "1", "--threads", "1")
+    outcome = run("bench", "-m", STORIES, "-n", "1,4", *options)
+    assert outcome.status == 0, outcome.err
+    rows = [line for line in outcome.out.splitlines() if line.startswith("| 8 | 6 |")]
     assert [row.split("|")[3].strip() for row in rows] == ["1", "4"]
 
 

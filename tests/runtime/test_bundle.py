@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge import errors
-from swift_edge.bundle.folder import open_bundle, staging_folder, write_bundle
-from swift_edge.bundle.manifest import (
+from swift_edge.bundle import (
     Architecture,
     FileRecord,
     Graph,
@@ -24,6 +23,9 @@ from swift_edge.bundle.manifest import (
     Precision,
     Tokens,
     file_inside,
+    open_bundle,
+    staging_folder,
+    write_bundle,
 )
 from swift_edge.options import SamplingOptions
 

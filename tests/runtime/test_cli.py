@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import swift_edge
-from swift_edge.bundle.folder import read_manifest, write_bundle
+from swift_edge.bundle import read_manifest, write_bundle
 from swift_edge.cli import main
-from swift_edge.scoring.head import Head, save_head
+from swift_edge.scoring import Head, save_head
 
 ROOT = Path(__file__).parents[2]
 STORIES = str(ROOT / "models" / "stories260k")

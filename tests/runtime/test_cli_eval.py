@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.scoring.head import Head, save_head
+from swift_edge.bundle import open_bundle
+from swift_edge.scoring import Head, save_head
 
 pytest.importorskip("matplotlib")
 

@@ -2,20 +2,21 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from swift_edge.cli.fitting import fit, layers_of, memory_size
-from swift_edge.errors import InvalidOptionError
-from swift_edge.scoring.head import load_head
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.store.writer import Store
+from swift_edge.bundle import read_manifest, write_bundle
+from swift_edge.cli import commands
+from swift_edge.scoring import load_head
+from swift_edge.training import FitOptions, Store
 
 MakeStore = Callable[..., Store]
+STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 QUICK = ("--weight-decay", "0.03", "--max-iterations", "12")
 
 
@@ -98,6 +99,7 @@ def test_options_reach_the_fit(run: Run, store: Path, make_store: MakeStore, tmp
 
 
 def test_defaults_that_the_help_names_are_those_of_the_fit() -> None:
+    fit = commands.commands["fit"]
     defaults = {each.name: each.default for each in dataclasses.fields(FitOptions)}
     named = 0
     for option in fit.params:
@@ -127,14 +129,14 @@ def test_recalibrate_writes_another_head(run: Run, store: Path, local: Path, tmp
 
 
 def test_heads_are_shown_with_their_norm(run: Run, store: Path, tmp_path: Path) -> None:
-    from swift_edge.cli.inspecting import head_document
-
-    run("fit", store, "--out", tmp_path / "head.npz", *QUICK, "--norm", "rms")
-    document = head_document(tmp_path / "head.npz")
-    assert document is not None
+    bundle = tmp_path / "bundle"
+    shutil.copytree(STORIES, bundle)
+    run("fit", store, "--out", bundle / "head.npz", *QUICK, "--norm", "rms")
+    write_bundle(bundle, read_manifest(bundle))
+    document = json.loads(run("inspect", bundle, "--json").out)["head"]
     assert document["norm"] == "rms"
     assert document["calibrated"]
-    json.dumps(document)
+    assert "norm rms" in run("inspect", bundle).out
 
 
 def test_a_file_that_is_there_is_not_replaced_unless_asked(run: Run, store: Path, local: Path, tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_an_interruption_before_anything_is_found_leaves_nothing(
     def interrupted(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swift_edge.training.fitting.descent._Watch.see", interrupted)
+    monkeypatch.setattr("scipy.optimize.minimize", interrupted)
     outcome = run("fit", store, "--out", tmp_path / "head.npz")
     assert outcome.status == 130
     assert outcome.err.splitlines()[-2:] == [
@@ -205,22 +207,34 @@ def test_a_full_disk_keeps_the_old_file(run: Run, store: Path, tmp_path: Path, m
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1GiB", 2**30), ("512 MiB", 2**29), ("1.5gib", 3 * 2**29), ("2GB", 2 * 10**9), ("1000000", 10**6), ("7kb", 7000)],
+    [("1KiB", 2**10), ("512 KiB", 2**19), ("1.5kib", 1536), ("1MB", 10**6), ("1000", 1000), ("7kb", 7000)],
 )
-def test_memory_is_read_with_its_unit(text: str, size: int) -> None:
-    context = click.Context(fit)
-    assert memory_size(context, fit.params[0], text) == size
-    for wrong in ("-1GiB", "1GiBs", "G", "", "1e9"):
-        with pytest.raises(click.BadParameter, match="no amount of memory"):
-            memory_size(context, fit.params[0], wrong)
+def test_memory_is_read_with_its_unit(run: Run, store: Path, tmp_path: Path, text: str, size: int) -> None:
+    line = error_of(run("fit", store, "--out", tmp_path / "head.npz", "--memory", text), 2)
+    assert f"memory_bytes is '{size}'; expected" in line
 
 
-def test_layers_are_those_of_the_store(store: Path, make_store: MakeStore) -> None:
-    info = Store.open(store).info
-    assert layers_of("all", info) is None
-    assert layers_of("last:2", info) == (1, 3)
-    assert layers_of("3,1,3", info) == (1, 3)
-    with pytest.raises(InvalidOptionError, match=r"layers is 'last:3'; expected all, last:K with K from 1 to 2"):
-        layers_of("last:3", info)
-    with pytest.raises(InvalidOptionError, match="holds logits"):
-        layers_of("1", dataclasses.replace(info, feature="logits", layers=()))
+@pytest.mark.parametrize("text", ["-1GiB", "1GiBs", "G", "", "1e9"])
+def test_what_is_no_amount_of_memory_is_a_usage_error(run: Run, store: Path, tmp_path: Path, text: str) -> None:
+    outcome = run("fit", store, "--out", tmp_path / "head.npz", "--memory", text)
+    assert outcome.status == 2
+    assert "no amount of memory" in outcome.err
+
+
+@pytest.mark.parametrize(("text", "layers"), [("all", (1, 3)), ("last:2", (1, 3)), ("3,1,3", (1, 3)), ("last:1", (3,))])
+def test_layers_are_those_of_the_store(
+    run: Run, store: Path, tmp_path: Path, text: str, layers: tuple[int, ...]
+) -> None:
+    out = tmp_path / "head.npz"
+    assert run("fit", store, "--out", out, *QUICK, "--layers", text).status == 0
+    assert load_head(out).layers == layers
+
+
+def test_layers_that_a_store_does_not_hold_are_refused(
+    run: Run, store: Path, make_store: MakeStore, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "head.npz")
+    line = error_of(run("fit", store, *out, "--layers", "last:3"), 2)
+    assert re.search(r"layers is 'last:3'; expected all, last:K with K from 1 to 2", line)
+    logits = make_store(problems=4, feature="logits", layers=()).path
+    assert "holds logits" in error_of(run("fit", logits, *out, "--layers", "1"), 2)

@@ -10,19 +10,13 @@ import pytest
 
 from swift_edge import Selector
 from swift_edge.answers import answer_task
-from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.signals import TokenStatistics, token_statistics
+from swift_edge.engine import OpenedModel, TokenStatistics, token_statistics
 from swift_edge.errors import (
     HeadMismatchError,
     StoreError,
 )
-from swift_edge.scoring.head import Head
-from swift_edge.training.collecting import generating
-from swift_edge.training.collecting.collect import collect
-from swift_edge.training.collecting.collected import CollectProgress
-from swift_edge.training.collecting.problems import read_problems
-from swift_edge.training.store import writer as store
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import Head
+from swift_edge.training import CollectProgress, Store, collect, read_problems
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -112,12 +106,9 @@ def test_the_eos_is_fed_and_stored(telling: OpenedModel, tales: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("rows", [1, 4, 16])
-def test_the_store_does_not_depend_on_the_rows(
-    telling: OpenedModel, tales: Path, tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store.StoreWriter.__init__, "__kwdefaults__", {"force": False, "shard_bytes": 60_000})
-    collect(telling, tales, tmp_path / "seven", **TALES, rows=7)
-    collect(telling, tales, tmp_path / "rows", **TALES, rows=rows)
+def test_the_store_does_not_depend_on_the_rows(telling: OpenedModel, tales: Path, tmp_path: Path, rows: int) -> None:
+    collect(telling, tales, tmp_path / "seven", **TALES, rows=7, shard_bytes=60_000)
+    collect(telling, tales, tmp_path / "rows", **TALES, rows=rows, shard_bytes=60_000)
     assert content(tmp_path / "rows") == content(tmp_path / "seven")
     assert len(Store.open(tmp_path / "rows").shards) > 1
 
@@ -247,7 +238,7 @@ def test_a_graph_that_concatenates_takes_one_problem_at_a_time(tmp_path: Path) -
     assert [each.token_ids for each in few.candidates] == [each.token_ids for each in many.candidates]
 
 
-def test_few_problems_are_held(telling: OpenedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_problems_are_held(telling: OpenedModel, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     # They end sooner or later: those that have ended wait for the first.
     data.write_text("".join(json.dumps({"prompt": f"{k} cat"}) + "\n" for k in range(40)), encoding="utf-8")
@@ -255,8 +246,6 @@ def test_few_problems_are_held(telling: OpenedModel, tmp_path: Path, monkeypatch
     def most_held(out: str, **limits: int) -> tuple[int, int]:
         """The most problems held at a time, and the most rows at work in the second half."""
         states: list[CollectProgress] = []
-        for name, limit in limits.items():
-            monkeypatch.setattr(generating, name, limit)
         collect(
             telling,
             data,
@@ -268,14 +257,15 @@ def test_few_problems_are_held(telling: OpenedModel, tmp_path: Path, monkeypatch
             rows=4,
             progress=states.append,
             limit=12,
+            **limits,
         )
         assert states[-1].held == 0
         return max(state.held for state in states), max(state.rows for state in states[len(states) // 2 :])
 
     free, rows = most_held("free")
     assert (free > 6, rows) == (True, 4)
-    assert most_held("few", MOST_PROBLEMS=4)[0] <= 4
-    held, rows = most_held("bytes", MOST_PROBLEMS=64, HELD_BYTES=1)
+    assert most_held("few", held_problems=4)[0] <= 4
+    held, rows = most_held("bytes", held_bytes=1)
     assert held <= 6  # four at work, two read ahead
     # What was given out is not held any more.
     assert rows > 1

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from swift_edge import Selector
-from swift_edge.engine.model import OpenedModel
+from swift_edge.engine import OpenedModel
 from swift_edge.errors import DataError, DiskSpaceError, InvalidOptionError, StoreError
-from swift_edge.scoring.head import Head
-from swift_edge.training.collecting.collect import collect, collect_responses
-from swift_edge.training.collecting.collected import CollectProgress
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import Head
+from swift_edge.training import CollectProgress, Store, collect, collect_responses
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from swift_edge.evaluation.confidence import confidence
-from swift_edge.evaluation.sampled import HeadScores, Sampled
+from swift_edge.evaluation import HeadScores, Sampled, confidence
 from swift_edge.options import PickOptions
 from swift_edge.results import Candidate
-from swift_edge.scoring.calibration import AnswerCalibration, Calibration
-from swift_edge.selection.decision import Decision
+from swift_edge.scoring import AnswerCalibration, Calibration
+from swift_edge.selection import Decision
 
 CURVE = Calibration(2.0, -0.5, 0.4, 0.02, 100, 50, AnswerCalibration(0.8, -0.4, 0.02, 50))
 

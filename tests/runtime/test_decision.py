@@ -16,10 +16,8 @@ from swift_edge import Selector
 from swift_edge.errors import InvalidOptionError
 from swift_edge.options import PickOptions, StrategyName
 from swift_edge.results import Candidate
-from swift_edge.scoring.calibration import AnswerCalibration, Calibration
-from swift_edge.scoring.head import Head
-from swift_edge.selection.decision import Decided, Decision
-from swift_edge.selection.ranking import BY_ANSWER, rank, rank_by_answer, redraw_weights
+from swift_edge.scoring import AnswerCalibration, Calibration, Head
+from swift_edge.selection import Decided, Decision, rank, rank_by_answer, redraw_weights
 
 CURVE = Calibration(4.0, -2.0, 0.4, 0.02, 400, 100, AnswerCalibration(0.7, -0.5, 0.02, 100))
 HEAD = Head(np.ones((2, 4), np.float32), np.zeros(2, np.float32), layers=(1,), fingerprint="f", calibration=CURVE)
@@ -125,7 +123,7 @@ def test_every_candidate_has_a_place_and_equal_answers_stand_together(
     assert sorted(index for answer in decided.answers for index in answer.candidates) == [
         index for index, text in enumerate(texts) if text != "none"
     ]
-    if strategy in BY_ANSWER and decided.answers:
+    if strategy in ("majority", "vote", "calibrated", "best-of-majority") and decided.answers:
         assert decided.strategy == strategy
         runs = [key for key, _ in itertools.groupby(texts[index] for index in decided.ranked)]
         assert len(runs) == len(set(runs))

@@ -1,16 +1,18 @@
 """The descent: it keeps its best, ends when nothing becomes better, and judges by what there is to judge by."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
+from swift_edge.training import FitOptions, Store, fit_head
 from swift_edge.training.fitting import descent
 from swift_edge.training.fitting.descent import Limits, Objective, Standard, descend
-from swift_edge.training.fitting.examples import (
-    Candidates,
-    Examples,
-)
+from swift_edge.training.fitting.examples import Candidates, Examples
 from swift_edge.training.fitting.inputs import ArrayRows
 
 
@@ -79,3 +81,24 @@ def test_without_both_labels_in_validation_the_loss_decides() -> None:
     assert math.isnan(found.auroc)
     least = validation.measure(found.vector, gradient=False).loss
     assert least < validation.measure(np.zeros(21), gradient=False).loss
+
+
+def test_the_gated_fit_starts_from_logistic_regression(
+    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(problems=60, n=6, shard_bytes=20_000)
+    calls: list[tuple[Objective, NDArray[np.float64], NDArray[np.float64]]] = []
+
+    def watched(train: Objective, *arguments: Any, **named: Any) -> descent.Descent:
+        found = descend(train, *arguments, **named)
+        calls.append((train, arguments[1].copy(), found.vector))
+        return found
+
+    monkeypatch.setattr("swift_edge.training.fitting.search.descend", watched)
+    fit_head(store, FitOptions(loss="infonca", weight_decay=0.03, max_iterations=40, patience=10))
+    (convex, nothing, row), (whole, begin, _) = calls
+    assert (convex.loss, convex.gate, convex.pieces) == ("bce", False, None)
+    assert convex.examples.rows.read(0, 10**6).shape == (len(store.candidates), 14)  # one row per response
+    assert not nothing.any()
+    assert (whole.loss, whole.gate) == ("infonca", True)
+    np.testing.assert_array_equal(begin, np.concatenate([np.zeros(14), row[:14], [0.0, row[14]]]))

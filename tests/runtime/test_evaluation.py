@@ -10,20 +10,29 @@ import numpy as np
 import pytest
 
 from swift_edge.answers import answer_task
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.engine.signals import TokenStatistics
-from swift_edge.errors import DataError, HeadMismatchError, InvalidOptionError, MissingExtraError, StoreError
-from swift_edge.evaluation import ablations as ablations_module
-from swift_edge.evaluation.ablations import Ablations, Variant, options_of, stored_scores, variants
-from swift_edge.evaluation.evaluate import evaluate
-from swift_edge.evaluation.sampled import Sampled
-from swift_edge.evaluation.tables import markdown
+from swift_edge.bundle import open_bundle
+from swift_edge.engine import OpenedModel, TokenStatistics
+from swift_edge.errors import (
+    DataError,
+    EngineClosedError,
+    HeadMismatchError,
+    InvalidOptionError,
+    MissingExtraError,
+    StoreError,
+)
+from swift_edge.evaluation import (
+    Ablations,
+    Sampled,
+    Variant,
+    evaluate,
+    fit_options_of,
+    markdown,
+    stored_scores,
+    variants,
+)
 from swift_edge.options import CollectOptions
-from swift_edge.scoring.calibration import Calibration
-from swift_edge.scoring.head import Head, save_head
-from swift_edge.training.collecting.collect import collect
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import Calibration, Head, save_head
+from swift_edge.training import FitOptions, Store, collect
 
 ROOT = Path(__file__).parents[2]
 ADDITION = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"
@@ -109,14 +118,11 @@ def test_a_store_that_is_not_whole_is_refused(store: Store) -> None:
             Sampled.read(replace(store, candidates=broken), answer_task("exact"), {})
 
 
-def test_stored_features_give_the_scores_of_the_decode_loop(
-    store: Store, head: Head, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_features_give_the_scores_of_the_decode_loop(store: Store, head: Head) -> None:
     live = np.array([candidate.scores["default"] for candidate in store.candidates])
     found = stored_scores(store, head)
     np.testing.assert_allclose(found, live, atol=2e-3)  # float16
-    monkeypatch.setattr(ablations_module, "TOKENS_AT_ONCE", 7)
-    np.testing.assert_allclose(stored_scores(store, head), found, rtol=1e-9)
+    np.testing.assert_allclose(stored_scores(store, head, tokens_at_once=7), found, rtol=1e-9)
     # Reading fewer layers than the store holds.
     partial = replace(head, weight=head.weight[:, head.state_width :], layers=(1,))
     assert np.isfinite(stored_scores(store, partial)).all()
@@ -138,9 +144,9 @@ def test_tokens_that_a_head_does_not_count_leave_its_stored_scores_alone(store: 
     assert np.isnan(stored_scores(everything, replace(head, includes_eos=False))).all()
 
 
-def run(problems: Path, out: Path, **options: Any) -> dict[str, Any]:
+def run(problems: Path, out: Path, model: Path | OpenedModel = ADDITION, **options: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {"task": "exact", "sizes": (1, 2, 4), "writing": WRITING, "threads": 1, "resamples": 200}
-    return evaluate(ADDITION, problems, out, **defaults | options)
+    return evaluate(model, problems, out, **defaults | options)
 
 
 def without_times(results: dict[str, Any]) -> dict[str, Any]:
@@ -201,12 +207,13 @@ class TestEvaluate:
         assert "all subsets of the candidates" in text
         assert "with the mean log-probability" in text
 
-    def test_a_finished_test_is_not_written_again(
-        self, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_finished_test_is_not_written_again(self, problems: Path, tmp_path: Path) -> None:
         results = run(problems, tmp_path)
-        monkeypatch.setattr("swift_edge.training.collecting.collect.generate", None)  # cannot be called
-        again = run(problems, tmp_path, sizes=(4, 2))
+        closed = OpenedModel.open(ADDITION, threads=1)
+        closed.engine.close()  # writes nothing any more
+        with pytest.raises(EngineClosedError):
+            run(problems, tmp_path / "other", closed)
+        again = run(problems, tmp_path, closed, sizes=(4, 2))
         assert again["accuracy"]["oracle"]["4"] == results["accuracy"]["oracle"]["4"]
         with pytest.raises(StoreError, match="--force"):
             run(problems, tmp_path, sizes=(1, 2))
@@ -309,10 +316,9 @@ class TestAblations:
         assert len({(each.group, each.name) for each in found}) == len(found)
 
     def test_every_kind_is_measured_on_the_same_candidates(
-        self, problems: Path, head_file: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, problems: Path, head_file: Path, train: Path, tmp_path: Path
     ) -> None:
         chosen = [Variant("gate", "on", self.QUICK), Variant("gate", "off", replace(self.QUICK, gate=False))]
-        monkeypatch.setattr(ablations_module, "variants", lambda _store, _options: iter([*chosen, chosen[0]]))
         what = Ablations(
             train / "store",
             train / "logits",
@@ -320,6 +326,7 @@ class TestAblations:
             recalibration_data=train / "train.jsonl",
             recalibration_problems=20,
             options=self.QUICK,
+            variants=(*chosen, chosen[0]),
         )
         lines: list[str] = []
         results = run(
@@ -374,8 +381,8 @@ class TestAblations:
 
     def test_options_are_those_that_the_head_was_fitted_with(self, head: Head) -> None:
         told = {"loss": "hinge", "layers": [0, 1], "token_statistics": ["entropy"], "prefixes": 0}
-        options = options_of(replace(head, summary={"options": told}))
+        options = fit_options_of(replace(head, summary={"options": told}))
         assert options == FitOptions(loss="hinge", layers=(0, 1), token_statistics=("entropy",), prefixes=0)
         for unknown in ({}, {"options": None}, {"options": {"speed": 3}}, {"options": {"loss": "guess"}}):
-            assert options_of(replace(head, summary=unknown)) == FitOptions()
-        assert options_of(None) == FitOptions()
+            assert fit_options_of(replace(head, summary=unknown)) == FitOptions()
+        assert fit_options_of(None) == FitOptions()

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from head_scores import scores_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.errors import StoreError
+from swift_edge.scoring import within_problem_auroc
+from swift_edge.training import FitOptions, Store, fit_head
 from swift_edge.training.fitting.examples import (
     Candidates,
     Examples,
@@ -19,10 +22,16 @@ from swift_edge.training.fitting.examples import (
     split_problems,
     survey,
 )
-from swift_edge.training.fitting.inputs import ArrayRows, Inputs, Runs, TokenRows
-from swift_edge.training.store.writer import Store
+from swift_edge.training.fitting.inputs import ArrayRows, Inputs, Runs, TokenRows, starts_of
+from swift_edge.training.fitting.objectives import contrasts
 
 MakeStore = Callable[..., Store]
+QUICK = FitOptions(weight_decay=0.03, max_iterations=40, patience=10)
+
+
+@pytest.fixture(scope="module")
+def store(make_store: MakeStore) -> Store:
+    return make_store(problems=60, n=6, shard_bytes=20_000)
 
 
 def test_rows_are_the_same_whether_held_as_float32_or_float16_or_read_anew(make_store: MakeStore) -> None:
@@ -136,3 +145,53 @@ def test_stores_that_do_not_belong_together_are_refused(
     other = make_store(**({"problems": 60 if "seed" in changes else 4, "seed": 2} | changes))
     with pytest.raises(StoreError, match=message):
         check_stores([store, other], Inputs((1, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"gate": False}, {"norm": "rms"}, {"includes_eos": False}], ids=str)
+def test_the_folded_head_scores_as_the_fit_did(store: Store, options: dict[str, Any]) -> None:
+    found = fit_head(store, replace(QUICK, **options))
+    labels = np.array([each.correct for each in store.candidates])
+    problems = np.array([each.problem for each in store.candidates])
+    scores = scores_of(found, store)
+    candidates = read_candidates([store], found.includes_eos)
+    both = contrasts(candidates.correct, starts_of(np.bincount(candidates.problems)))
+    order, split = split_problems(both, 0.15, 0.15, 0)
+    counted = np.isfinite(scores)
+    names = np.unique(problems[counted])[order]
+    for name, part in (("train", split.train), ("validation", split.validation)):
+        inside = counted & np.isin(problems, names[part.start : part.stop])
+        ranked = within_problem_auroc(scores[inside], labels[inside], problems[inside])
+        assert found.summary[name]["within_problem_auroc"] == pytest.approx(ranked, abs=1e-3)
+    inside = counted & np.isin(problems, names[split.calibration.start : split.calibration.stop])
+    assert found.calibration is not None
+    assert found.calibration.candidates == inside.sum()
+    assert found.calibration.base_rate == pytest.approx(labels[inside].mean())
+
+
+def test_the_convex_start_is_logistic_regression_on_the_mean_states(store: Store) -> None:
+    # One iteration of the gated fit begins where logistic regression ended; nothing has moved far.
+    plain = fit_head(store, replace(QUICK, gate=False, prefixes=0, pairwise_weight=0.0, validation_share=0.0))
+    inputs = Inputs((1, 3), ("logprob", "entropy"))
+    candidates = read_candidates([store], True)
+    both = contrasts(candidates.correct, starts_of(np.bincount(candidates.problems)))
+    order, split = split_problems(both, 0.0, 0.15, 0)
+    examples = read_examples([store], candidates.arranged(order), inputs, check_stores([store], inputs), 2**30)
+    found = survey(examples, split.train, [store], pool=True)
+    assert found.pooled is not None
+    members = examples.members(split.train)
+    means = (found.pooled.rows.read(0, members.stop) - found.mean) / found.scale
+    labels = examples.candidates.correct[members]
+    weight = plain.weight[0].astype(np.float64) * found.scale
+    bias = float(plain.bias[0]) + float(plain.weight[0].astype(np.float64) @ found.mean)
+    chances = 1 / (1 + np.exp(-(means @ weight + bias)))
+    # At the minimum the gradient is zero.
+    np.testing.assert_allclose(means.T @ (chances - labels) / len(labels) + 0.03 * weight, 0, atol=2e-4)
+    assert (chances - labels).mean() == pytest.approx(0, abs=2e-4)
+
+
+def test_stores_of_the_same_data_are_joined_by_problem(make_store: MakeStore) -> None:
+    first = make_store(problems=30, seed=0)
+    second = make_store(problems=30, seed=5, data_sha256=first.info.data_sha256)
+    joined = read_candidates([first, second, make_store(problems=30, seed=6)], True)
+    assert joined.problems[-1] + 1 == 60
+    assert np.bincount(joined.problems).tolist().count(12) == 30

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swift_edge.evaluation.bootstrap import Estimate, estimate, resampled_means
+from swift_edge.evaluation import Estimate
+from swift_edge.evaluation.bootstrap import estimate, resampled_means
 from swift_edge.evaluation.expectation import (
     MOST_SUBSETS,
     SAMPLED_SUBSETS,

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from swift_edge import Selection, Selector
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.bundle.tokenizer import Tokenizer
+from swift_edge.bundle import Tokenizer, open_bundle
 from swift_edge.errors import InvalidOptionError
 from swift_edge.explain import explain_page, require_page_path, tokens_of, write_page
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import Head
 
 ROOT = Path(__file__).parents[2]
 STORIES = str(ROOT / "models" / "stories260k")

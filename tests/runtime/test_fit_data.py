@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from swift_edge.errors import InvalidOptionError, StoreError, TrainingError
-from swift_edge.training.fitting.fit import fit_head
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.store.writer import Store
+from swift_edge.training import FitOptions, Store, fit_head
 
 MakeStore = Callable[..., Store]
 QUICK = FitOptions(weight_decay=0.03, max_iterations=40, patience=10)

@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 import swift_edge
-from swift_edge.scoring.head import Head, load_head, save_head
-from swift_edge.training.fitting.fit import FitInterrupted, fit_head
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import Head, load_head, save_head
+from swift_edge.training import FitInterrupted, FitOptions, Store, fit_head
 
 MakeStore = Callable[..., Store]
 ENDLESS = FitOptions(weight_decay=0.03, max_iterations=1000, patience=1000)

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from swift_edge import errors
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.bundle.manifest import Architecture, Bundle, Graph, HiddenStates, Tokens
+from swift_edge.bundle import Architecture, Bundle, Graph, HiddenStates, Tokens, open_bundle
 from swift_edge.options import SamplingOptions
 
 LLAMA = {

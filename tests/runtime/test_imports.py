@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import swift_edge
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.engine.session import ModelSession
+from swift_edge.bundle import open_bundle
+from swift_edge.engine import ModelSession
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
+DOORS = tuple(f"swift_edge.{name}" for name in ("bundle", "engine", "evaluation", "scoring", "selection", "training"))
 
 SIDE_EFFECTS = """
 import logging, os, sys, threading, warnings
@@ -29,6 +30,23 @@ assert state() == before, (before, state())
 heavy = {"torch", "transformers", "optimum", "onnx", "swift_edge_export"}
 heavy |= {"onnxruntime", "tokenizers", "jinja2", "click", "its_hub"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+
+ALL_DOORS = """
+import sys
+import swift_edge.cli
+import swift_edge.bundle, swift_edge.engine, swift_edge.evaluation
+import swift_edge.scoring, swift_edge.selection, swift_edge.training
+heavy = {"torch", "transformers", "optimum", "onnx", "swift_edge_export"}
+heavy |= {"onnxruntime", "tokenizers", "jinja2", "scipy", "matplotlib", "its_hub"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+
+COMMAND_LINE = """
+import sys
+import swift_edge.cli
+loaded = [name for name in sys.modules if name.startswith(("swift_edge.training", "swift_edge.evaluation"))]
+assert not loaded, loaded
 """
 
 WHOLE_PICK = """
@@ -67,6 +85,14 @@ def test_importing_loads_nothing_heavy_and_changes_nothing() -> None:
     run(SIDE_EFFECTS)
 
 
+def test_neither_a_door_nor_the_command_line_loads_what_is_not_needed_yet() -> None:
+    run(ALL_DOORS)
+
+
+def test_the_command_line_loads_a_command_when_it_is_called() -> None:
+    run(COMMAND_LINE)
+
+
 def test_a_pick_needs_no_torch_and_switches_telemetry_off_before_onnxruntime_is_imported() -> None:
     run(WHOLE_PICK, str(STORIES))
 
@@ -84,6 +110,7 @@ def test_a_pick_leaves_the_arithmetic_of_the_calling_thread_as_it_was() -> None:
 
 
 def test_names_are_imported_from_where_they_live() -> None:
+    """No file passes on names of another but the doors, for users and tests; product code does without them."""
     folders = ("swift_edge", "export", "tests", "models")
     sources = [path for folder in folders for path in ROOT.glob(f"{folder}/**/*.py")]
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources}
@@ -94,8 +121,10 @@ def test_names_are_imported_from_where_they_live() -> None:
         imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
         modules[name] = {alias.asname or alias.name for node in imports for alias in node.names}
     for path, tree in trees.items():
+        is_product = path.relative_to(ROOT).parts[0] in ("swift_edge", "export")
+        doors = {"swift_edge"} if is_product else {"swift_edge", *DOORS}
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module in modules and node.module != "swift_edge":
+            if isinstance(node, ast.ImportFrom) and node.module in modules and node.module not in doors:
                 names = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in modules}
                 assert not names & modules[node.module], f"{path} line {node.lineno} has a name from {node.module}"
 

@@ -13,14 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swift_edge.errors import DataError, InvalidOptionError
-from swift_edge.evaluation.external import read_external
-from swift_edge.evaluation.measure import measure
-from swift_edge.evaluation.reliability import binned_calibration_error, reliability
-from swift_edge.evaluation.sampled import HeadScores, Sampled
-from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
-from swift_edge.scoring.calibration import calibration_error
-from swift_edge.scoring.quality import within_problem_auroc
-from swift_edge.selection.ranking import combine_by_rank, combine_by_scaling, rank, rank_by_answer
+from swift_edge.evaluation import (
+    HeadScores,
+    Sampled,
+    binned_calibration_error,
+    expected_accuracies,
+    expected_by_size,
+    measure,
+    problem_aurocs,
+    read_external,
+    reliability,
+)
+from swift_edge.scoring import calibration_error, within_problem_auroc
+from swift_edge.selection import combine_by_rank, combine_by_scaling, rank, rank_by_answer
 
 
 def sampled(seed: int = 0, problems: int = 30, n: int = 6, **changes: Any) -> Sampled:

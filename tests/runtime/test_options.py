@@ -31,7 +31,7 @@ from swift_edge.options import (
     WritingOptions,
     options_reference,
 )
-from swift_edge.training.collecting.collect import collect
+from swift_edge.training import collect
 
 ROOT = Path(__file__).parents[2]
 STORIES = str(ROOT / "models" / "stories260k")

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swift_edge.errors import DataError, InvalidOptionError
-from swift_edge.training.collecting.problems import Grading, Problem, read_problems
-from swift_edge.training.collecting.responses import read_responses
+from swift_edge.training import Grading, Problem, read_problems, read_responses
 
 GOOD = b'{"prompt": "1+1", "answer": "2"}'
 

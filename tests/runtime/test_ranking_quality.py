@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.errors import InvalidOptionError
-from swift_edge.scoring.quality import pick_accuracy, within_problem_auroc
-from swift_edge.selection.ranking import rank
+from swift_edge.scoring import pick_accuracy, within_problem_auroc
+from swift_edge.selection import rank
 
 candidates = st.lists(
     st.tuples(st.sampled_from([-1.0, 0.0, 0.5, 2.0, math.nan, -math.inf, math.inf]), st.booleans(), st.integers(0, 4)),

@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge.bundle.manifest import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.bundle import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.errors import HeadMismatchError, InvalidOptionError, StoreError, TrainingError
 from swift_edge.options import SamplingOptions
-from swift_edge.scoring.calibration import Calibration
-from swift_edge.scoring.head import Head, check_head, load_head, save_head
-from swift_edge.training.fitting.fit import fit_head
-from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.fitting.recalibrate import recalibrate
-from swift_edge.training.store.writer import Store
+from swift_edge.scoring import Calibration, Head, check_head, load_head, save_head
+from swift_edge.training import FitOptions, Store, fit_head, recalibrate
 
 MakeStore = Callable[..., Store]
 LOCAL = {"problems": 120, "seed": 1}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.records import FloatOrNull, RecordError, finite_or_none, read_fields, read_record
+from swift_edge.scoring import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +124,20 @@ def test_what_is_wrong_is_named_with_its_place(changes: dict[str, Any], said: st
 def test_a_document_has_to_be_an_object(document: object) -> None:
     with pytest.raises(RecordError, match=r"^the document is .*; expected an object$"):
         read_record(document, Whole)
+
+
+CALIBRATION = Calibration(slope=1.5, intercept=-0.5, base_rate=0.4, error=0.1, candidates=80, problems=10)
+
+
+def test_a_calibration_is_read_as_it_was_written() -> None:
+    assert read_record(json.loads(json.dumps(CALIBRATION.to_dict())), Calibration) == CALIBRATION
+
+
+@pytest.mark.parametrize("changes", [{"slope": "1"}, {"slope": True}, {"intercept": None}, {"problems": 2.5}])
+def test_a_calibration_of_other_data_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="; expected"):
+        read_record(CALIBRATION.to_dict() | changes, Calibration)
+    partly = CALIBRATION.to_dict()
+    del partly["error"]
+    with pytest.raises(RecordError, match="error is missing; expected a number"):
+        read_record(partly, Calibration)

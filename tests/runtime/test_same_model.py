@@ -10,7 +10,7 @@ import pytest
 
 from swift_edge import Selection, Selector
 from swift_edge.errors import HeadMismatchError
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import Head
 
 FOLDERS = Path(__file__).parents[1] / "data" / "same-model"
 PROMPT = "ABCABDE"

@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
+from swift_edge.selection import answer_sums, combine_by_rank, combine_by_scaling, rank
 
 scores_strategy = st.lists(st.one_of(st.floats(), st.sampled_from([0.0, 1.0, -1.0, math.nan])), max_size=12)
 

@@ -9,8 +9,8 @@ import pytest
 
 from swift_edge import Selection, Selector
 from swift_edge.answers import answer_task
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.scoring.head import load_head
+from swift_edge.bundle import open_bundle
+from swift_edge.scoring import load_head
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "recipe"))
 

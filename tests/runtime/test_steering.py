@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from swift_edge.answers import answer_task
 from swift_edge.errors import InvalidOptionError
 from swift_edge.options import PickOptions
-from swift_edge.scoring.calibration import AnswerCalibration, Calibration, PrefixCalibration
+from swift_edge.scoring import AnswerCalibration, Calibration, PrefixCalibration
 from swift_edge.selection.adaptive.pruning import Pruning
 from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
 from swift_edge.selection.decision import Decision

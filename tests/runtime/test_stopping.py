@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.scoring.calibration import AnswerCalibration
+from swift_edge.scoring import AnswerCalibration
 from swift_edge.selection.adaptive.stopping import confidence_at, gain, lead, likeliest
 
 ANSWERS = AnswerCalibration(1.0, 0.0, 0.0, 100)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,7 @@ from hypothesis import strategies as st
 from small_store import INFO, SMALL, change_lines, content, finish, rows_of, write
 
 from swift_edge.errors import StoreError
-from swift_edge.training.store import shards
-from swift_edge.training.store.format import read_info
-from swift_edge.training.store.writer import Store, StoreWriter
+from swift_edge.training import Store, StoreWriter, read_info
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 
@@ -101,7 +100,7 @@ def test_a_run_that_is_killed_while_a_shard_gets_its_names_goes_on(
 ) -> None:
     write(tmp_path / "whole")
     assert len(list((tmp_path / "whole").glob("shard*"))) == 20
-    replacing, left = shards.os.replace, renamed
+    replacing, left = os.replace, renamed
 
     def kill(source: Any, target: Any) -> None:
         nonlocal left
@@ -112,7 +111,7 @@ def test_a_run_that_is_killed_while_a_shard_gets_its_names_goes_on(
         replacing(source, target)
 
     writer = StoreWriter(tmp_path / "parts", INFO, shard_bytes=SMALL)
-    monkeypatch.setattr(shards.os, "replace", kill)
+    monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
         finish(writer)
     writer.close()

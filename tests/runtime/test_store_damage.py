@@ -12,8 +12,7 @@ import pytest
 from small_store import INFO, SMALL, add_all, change_lines, content, rows_of, write
 
 from swift_edge.errors import DiskSpaceError, StoreError
-from swift_edge.training.store.shards import CandidateRows
-from swift_edge.training.store.writer import Store, StoreWriter
+from swift_edge.training import CandidateRows, Store, StoreWriter
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 

@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from swift_edge import errors
-from swift_edge.bundle.manifest import (
-    Architecture,
-    Bundle,
-    Graph,
-    HiddenStates,
-    Manifest,
-    Precision,
-    Tokens,
-)
-from swift_edge.bundle.tokenizer import Message, Tokenizer
+from swift_edge.bundle import Architecture, Bundle, Graph, HiddenStates, Manifest, Message, Precision, Tokenizer, Tokens
 from swift_edge.options import SamplingOptions
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k" / "tokenizer.json"

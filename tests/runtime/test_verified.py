@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from swift_edge.bundle import folder as bundles
-from swift_edge.bundle import verified
-from swift_edge.bundle.folder import open_bundle, write_bundle
+from swift_edge.bundle import open_bundle, verified, write_bundle
+from swift_edge.engine import ModelSession, OpenedModel
 from swift_edge.engine import model as opening
-from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.session import ModelSession
 from swift_edge.errors import BundleError, DamagedFileError, TokenizerError
 from swift_edge.system import cache_folder as caches
 from swift_edge.system.cache_folder import cache_folder

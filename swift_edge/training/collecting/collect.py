@@ -1,6 +1,6 @@
 """Collecting on one page: write or read candidates, grade them, and store them with what the model computed for them.
 
-    from swift_edge.training.collecting.collect import collect
+    from swift_edge.training import collect
     collect("models/x", "train.jsonl", "features", task="number", n=8)
 
 `collect` writes candidates with the engine that picks use, `collect_responses` reads given ones. This is where
@@ -34,12 +34,12 @@ from swift_edge.training.collecting.collected import (
     require_disk_or_warn,
 )
 from swift_edge.training.collecting.features import FeatureReader, check_layers
-from swift_edge.training.collecting.generating import generate
+from swift_edge.training.collecting.generating import HELD_BYTES, HELD_PROBLEMS, generate
 from swift_edge.training.collecting.problems import Grader, Grading, Problems, read_problems
 from swift_edge.training.collecting.reading import check_given, read_given
 from swift_edge.training.collecting.responses import Responses, read_responses
 from swift_edge.training.store.format import StoreInfo
-from swift_edge.training.store.writer import StoreWriter
+from swift_edge.training.store.writer import SHARD_BYTES, StoreWriter
 
 
 def collect(
@@ -59,6 +59,9 @@ def collect(
     force: bool = False,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    held_problems: int = HELD_PROBLEMS,
+    held_bytes: int = HELD_BYTES,
     report: Callable[[str], None] = lambda _: None,
     progress: Callable[[CollectProgress], None] = lambda _: None,
     **writing: Unpack[CollectInput],
@@ -84,6 +87,9 @@ def collect(
         force: start over in a folder that holds a store.
         providers: execution providers, where `model` is a folder.
         threads: threads, where `model` is a folder.
+        shard_bytes: a shard is closed with the problem that takes it past this size.
+        held_problems: problems that are begun and not stored, at most: they wait for the longest of their candidates.
+        held_bytes: no further problem is begun while what is finished and waits holds more.
         report: called with each line of the report.
         progress: called after each step.
         writing: how candidates are written, see `CollectOptions`.
@@ -92,6 +98,8 @@ def collect(
         SwiftEdgeError: a leaf that says what was found; what was stored before stays.
     """
     check_whole("n", n, 1)
+    for name, value in (("shard_bytes", shard_bytes), ("held_problems", held_problems), ("held_bytes", held_bytes)):
+        check_whole(name, value, 1)
     asked = CollectOptions.of(None, writing)
     problems = (data if isinstance(data, Problems) else read_problems(data, answers=task is not None)).first(limit)
     grading = Grading(task, grader)
@@ -115,7 +123,7 @@ def collect(
         task=task,
         data_sha256=problems.sha256,
     )
-    with StoreWriter(out, info, force=force) as writer:
+    with StoreWriter(out, info, force=force, shard_bytes=shard_bytes) as writer:
         collection = Collection(writer, report, progress)
         _say_where(writer, report)
         to_come = problems.rows[writer.done :]
@@ -124,7 +132,15 @@ def collect(
             candidates = len(to_come) * n
             require_disk_or_warn(writer.path, _disk_bytes(info, candidates, candidates * longest), report)
             written = generate(
-                opened, to_come, options, reader, rows=asked.rows, tally=collection.tally, on_step=collection.step
+                opened,
+                to_come,
+                options,
+                reader,
+                rows=asked.rows,
+                held_problems=held_problems,
+                held_bytes=held_bytes,
+                tally=collection.tally,
+                on_step=collection.step,
             )
             try:
                 for problem, candidates_read in written:

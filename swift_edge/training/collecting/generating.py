@@ -26,7 +26,7 @@ from swift_edge.system import machine
 from swift_edge.training.collecting.features import FeatureReader, GrowingFeatures, ReadCandidate
 from swift_edge.training.collecting.problems import Problem, naming
 
-MOST_PROBLEMS: Final = 64
+HELD_PROBLEMS: Final = 64
 """Problems begun and not given out: one with a long response does not hold up more than these."""
 HELD_BYTES: Final = 256 * 2**20
 """No further problem is begun while finished candidates, which wait for others of theirs, hold more."""
@@ -57,12 +57,16 @@ def generate(
     reader: FeatureReader,
     *,
     rows: int = 16,
+    held_problems: int = HELD_PROBLEMS,
+    held_bytes: int = HELD_BYTES,
     tally: Tally | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
     """Write `options.n` candidates per problem, and yield each problem with all of them, in order.
 
-    About `rows` rows are kept busy. `tally` counts on, and `on_step` is called in the caller's thread, after steps.
+    About `rows` rows are kept busy; at most `held_problems` are begun and not given out, and none is begun while their
+    finished candidates hold more than `held_bytes`. `tally` counts on, and `on_step` is called in the caller's thread,
+    after steps.
     Options, prompts and memory are checked before the first problem is asked for: `InvalidOptionError`, `DataError`
     with the line of a prompt that cannot be answered, `MemoryLimitError`.
     """
@@ -70,7 +74,7 @@ def generate(
         raise InvalidOptionError(f"rows is {rows}; expected at least 1")
     planned = Planner.over(opened).planned(options)
     longest = max((len(_prompt_ids(opened, problem, options, reader)) for problem in problems), default=0)
-    _require_memory(opened, options, reader, rows, longest)
+    _require_memory(opened, options, reader, rows, longest, held_bytes)
     generation = Generation(
         np.zeros(0, np.int64),
         planned.sampling,
@@ -82,7 +86,20 @@ def generate(
         key=object(),
         key_rows=rows,
     )
-    return _Writing(opened, problems, options, generation, reader, rows, tally or Tally()).run(on_step)
+    limits = _Limits(rows, held_problems, held_bytes)
+    return _Writing(opened, problems, options, generation, reader, limits, tally or Tally()).run(on_step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What is under way at most."""
+
+    rows: int
+    """Rows that are kept busy."""
+    held_problems: int
+    """Problems begun and not given out."""
+    held_bytes: int
+    """Bytes of finished candidates that wait for others, beyond which no problem is begun."""
 
 
 class _Written(Consumer):
@@ -145,7 +162,7 @@ class _Writing:
         options: PickOptions,
         generation: Generation,
         reader: FeatureReader,
-        rows: int,
+        limits: _Limits,
         tally: Tally,
     ) -> None:
         self.opened = opened
@@ -153,7 +170,7 @@ class _Writing:
         self.reader = reader
         self.outbox: SimpleQueue[None] = SimpleQueue()
         self._generation = generation
-        self._rows = rows
+        self._limits = limits
         self._tally = tally
         self._to_come = deque(problems)
         self._begun: deque[tuple[_Written, Ticket]] = deque()
@@ -193,14 +210,15 @@ class _Writing:
 
     def _submit(self) -> None:
         """Begin further problems while rows may soon be free for them, and not too much is held."""
+        limits = self._limits
         while self._to_come:
             missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._begun)
             # As many again as are written: a prompt is read ahead, so that rows need not wait for it.
-            if self._begun and missing >= 2 * self._rows + self._generation.candidates:
+            if self._begun and missing >= 2 * limits.rows + self._generation.candidates:
                 return
-            if len(self._begun) >= MOST_PROBLEMS:
+            if len(self._begun) >= limits.held_problems:
                 return
-            if self._begun and sum(written.nbytes for written, _ in self._begun) > HELD_BYTES:
+            if self._begun and sum(written.nbytes for written, _ in self._begun) > limits.held_bytes:
                 return
             problem = self._to_come.popleft()
             prompt_ids = _prompt_ids(self.opened, problem, self.options, self.reader)
@@ -218,7 +236,7 @@ def _prompt_ids(opened: OpenedModel, problem: Problem, options: PickOptions, rea
 
 
 def _require_memory(
-    opened: OpenedModel, options: PickOptions, reader: FeatureReader, rows: int, prompt_tokens: int
+    opened: OpenedModel, options: PickOptions, reader: FeatureReader, rows: int, prompt_tokens: int, held_bytes: int
 ) -> None:
     """Raise `MemoryLimitError`, with the numbers, if the rows and the features that they gather cannot fit."""
     session = opened.session
@@ -226,7 +244,7 @@ def _require_memory(
     kv, logits, hidden = session.request_bytes(rows, prompt_tokens, new_tokens, layers=len(reader.reads.all_layers))
     widths = {"hidden": len(reader.layers) * session.hidden_size, "logits": session.vocab_size, "none": 0}
     # Gathered by all rows, put together for one of them, and waiting for others.
-    features = (rows + 1) * new_tokens * widths[reader.feature] * 2 + (HELD_BYTES if reader.feature != "none" else 0)
+    features = (rows + 1) * new_tokens * widths[reader.feature] * 2 + (held_bytes if reader.feature != "none" else 0)
     machine.require_memory(
         kv + logits + hidden + features + WORKING_BYTES,
         f"{rows} {'row' if rows == 1 else 'rows'} of {min(prompt_tokens + new_tokens, session.context_length)} tokens "
