@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import Final
 
-from swift_edge.checks import is_whole
+from swift_edge.checks import check_whole, is_whole
 from swift_edge.engine.driver import Driver
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.ledger import Ledger
@@ -17,6 +17,7 @@ from swift_edge.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from swift_edge.engine.reading import read_responses
 from swift_edge.engine.request import Consumer, Generation, Orders, Prefilled, Reading, Request, Step, Ticket
 from swift_edge.engine.rows import BrokenRowsError, Rows
+from swift_edge.engine.sampling import candidate_generator
 from swift_edge.engine.scheduler import Scheduler
 from swift_edge.engine.session import CHUNK_TOKENS, ModelSession
 from swift_edge.errors import (
@@ -107,13 +108,9 @@ class Engine:
     def submit(self, request: Request, consumer: Consumer) -> Ticket:
         """Put a request into the queue, from any thread; `consumer` is called by the driver.
 
-        Raises `InvalidOptionError` for one that asks for more rows of its own than there are, `EngineClosedError` after
-        `close`.
+        Raises `InvalidOptionError` for one that can never be served, `EngineClosedError` after `close`.
         """
-        if isinstance(request, Generation) and not 1 <= (request.kept_rows or 1) <= self.most_rows:
-            raise InvalidOptionError(
-                f"kept_rows is {request.kept_rows}; expected at most {self.most_rows}, the rows of this engine"
-            )
+        _check(request, self.most_rows)
         if self._closed:
             raise EngineClosedError
         number = next(self._numbers)
@@ -446,6 +443,31 @@ class Engine:
                 failure = EngineFailedError(f"{type(error).__name__}: {one_line(error)}")
                 failure.__cause__ = error
             self._close(ticket, failure)
+
+
+def _check(request: Request, most_rows: int) -> None:
+    """Raise `InvalidOptionError` for a request that can never be served: in the batch it would fail all others."""
+    if not len(request.prompt_ids):
+        raise InvalidOptionError("the prompt has no tokens; expected at least one")
+    if isinstance(request, Reading):
+        if not request.responses:
+            raise InvalidOptionError("there are no responses to read; expected at least one")
+        return
+    candidates, kept_rows = request.candidates, request.kept_rows
+    check_whole("candidates", candidates, 1)
+    check_whole("max_new_tokens", request.max_new_tokens, 1)
+    candidate_generator(request.seed, 0, request.prompt_ids)
+    if kept_rows is not None:
+        if not is_whole(kept_rows, 1) or kept_rows > most_rows:
+            raise InvalidOptionError(
+                f"kept_rows is {kept_rows}; expected at most {most_rows}, the rows of this engine, and at least 1"
+            )
+        if candidates > kept_rows:
+            raise InvalidOptionError(f"{candidates} candidates cannot begin together in {kept_rows} rows of their own")
+    if request.key_rows is not None and not is_whole(request.key_rows, kept_rows or 1):
+        raise InvalidOptionError(
+            f"key_rows is {request.key_rows}; expected at least {kept_rows or 1}, what a request begins with"
+        )
 
 
 def _new_tokens(request: Request) -> int:
