@@ -47,6 +47,7 @@ def picked() -> list[tuple[Problem, Selection]]:
     return list(zip(problems, picks, strict=True))
 
 
+@pytest.mark.slow
 def test_the_pick_of_eight_is_right_more_often_than_a_response(picked: list[tuple[Problem, Selection]]) -> None:
     task = answer_task("exact")
     responses, bests, oracle = [], [], []
