@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "recipe"))
 from corpus import draw_problem
 from solvers import Problem, right_answer
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = Path(__file__).parents[2] / "models" / "small-steps"
 PROBLEMS = 60
 
@@ -47,7 +49,6 @@ def picked() -> list[tuple[Problem, Selection]]:
     return list(zip(problems, picks, strict=True))
 
 
-@pytest.mark.slow
 def test_the_pick_of_eight_is_right_more_often_than_a_response(picked: list[tuple[Problem, Selection]]) -> None:
     task = answer_task("exact")
     responses, bests, oracle = [], [], []
