@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 from swift_edge import Selector
 from swift_edge_export.publish import export_bundle
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = Path(__file__).parents[1] / "data" / "checkpoints" / "addition-gpt2-h1_l1"
 PROMPTS = [f"{first:03d}{second:03d}" for first, second in np.random.default_rng(2).integers(0, 1000, (200, 2))]
 

@@ -247,6 +247,7 @@ def reshape_chains(draw: st.DrawFn) -> list[tuple[list[int], list[int], bool, bo
     return chain
 
 
+@pytest.mark.slow
 @given(reshape_chains(), st.booleans())
 def test_any_chain_of_reshapes_is_the_same_afterwards(
     chain: list[tuple[list[int], list[int], bool, bool]], from_input: bool

@@ -212,6 +212,7 @@ def test_absent_package_is_named_with_the_install_line(
         convert_head(source, tmp_path / "head.npz", make_manifest())
 
 
+@pytest.mark.slow
 def test_import_needs_no_torch() -> None:
     importlib.import_module("swift_edge_export.convert_head")
     code = (

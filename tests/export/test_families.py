@@ -16,6 +16,8 @@ from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.session import ModelSession
 from swift_edge_export.publish import export_bundle
 
+pytestmark = pytest.mark.slow
+
 # Longer than every attention window of the families, so that a lost window shows.
 LENGTHS = (30, 19, 11)
 # Relative to the largest value of the tensor; measured 4e-7 to 1.3e-6.

@@ -24,6 +24,7 @@ from swift_edge_export.publish import export_bundle
 from swift_edge_export.tracing import dynamo as trace
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("quick_trace"),
     pytest.mark.skipif(
         kv_cache_obstacle(Precision("fp32", kv_cache="int8")) is not None, reason="onnxruntime lacks the kernels"

@@ -95,6 +95,7 @@ def attention_attributes(bundle: Path) -> list[set[str]]:
     return [set(node.attributes) for node in ir.load(bundle / "model.onnx").graph if "GroupQuery" in node.op_type]
 
 
+@pytest.mark.slow
 def test_a_norm_that_is_not_plain_is_left_as_traced(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_norm_that_is_not_plain_is_left_as_traced(
     assert manifest.parity["relative_error"]["decode in place"]["hidden_states"] < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -15,6 +15,8 @@ from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.session import ModelSession
 from swift_edge_export.publish import export_bundle
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 96
 
 

@@ -71,6 +71,7 @@ def products(graph: ir.Graph) -> list[str]:
 # -- what is found ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_exported_graph_passes_all_three_checks(tiny_bundle: Any, reference: list[ReferenceRow]) -> None:
     parity = compare(tiny_bundle.open(), reference)
     assert tuple(parity.figures) == CHECKS

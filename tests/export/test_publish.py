@@ -49,6 +49,7 @@ def left_in(folder: Path) -> list[str]:
 # -- which hidden states ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_graph_gives_out_exactly_the_hidden_states_asked_for(
     tiny_checkpoint: Path, tiny_bundle: Any, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_the_graph_gives_out_exactly_the_hidden_states_asked_for(
 # -- precisions ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "block_size", "agreement"),
     [("fp16", None, 0.95), ("int8", None, 0.9), ("int4", None, 0.3), ("int4", 16, 0.4)],
@@ -266,6 +268,7 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_graph_that_fails_its_parity_check_is_not_published(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +285,7 @@ def test_a_graph_that_fails_its_parity_check_is_not_published(
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_bundle_is_replaced_only_when_asked_and_only_by_a_complete_one(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +335,7 @@ def test_nothing_in_a_bundle_tells_of_the_machine_that_made_it(
     assert str(tmp_path) not in json.dumps((tmp_path / "bundle" / "swift_edge.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_files(
     tiny_checkpoint: Path, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

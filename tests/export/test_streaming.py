@@ -78,6 +78,7 @@ def test_no_weight_file_stays_mapped(tmp_path: Path) -> None:
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "precision"), [("llama", "int4"), ("qwen2", "fp32"), ("gemma3", "fp16")])
 def test_the_bundle_is_the_one_of_the_loaded_model(
     family: str, precision: Any, tmp_path: Path, request: pytest.FixtureRequest
@@ -101,6 +102,7 @@ def test_a_layer_of_every_kind_is_compared() -> None:
     assert layers_of_every_kind(config) == 6
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_refused_on_its_first_layers(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed_exports: None
 ) -> None:

@@ -218,6 +218,7 @@ def test_loss_and_gradient_agree(
         np.testing.assert_allclose(measured.scores, scores, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_same_optimiser_comes_to_the_same_validation_loss(setting: Setting, loss: Loss, gate: bool) -> None:

@@ -53,6 +53,7 @@ def outcome(selection: Selection) -> tuple[object, ...]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_seed_fixes_the_outcome_whatever_is_decoded_beside_it(selector: Selector, plan: dict[str, object]) -> None:
     alone = [selector.pick(question, max_new_tokens=96, **plan) for question in QUESTIONS]  # type: ignore[arg-type]
@@ -61,6 +62,7 @@ def test_a_seed_fixes_the_outcome_whatever_is_decoded_beside_it(selector: Select
         assert outcome(selection) == outcome(alone[number % len(QUESTIONS)])
 
 
+@pytest.mark.slow
 def test_dropped_candidates_are_beginnings_of_what_they_would_have_been(selector: Selector) -> None:
     dropped = 0
     for question in QUESTIONS:
@@ -80,6 +82,7 @@ def test_dropped_candidates_are_beginnings_of_what_they_would_have_been(selector
     assert dropped
 
 
+@pytest.mark.slow
 def test_a_replay_of_what_was_collected_is_the_pick(selector: Selector, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"question": each, "answer": "1"}) + "\n" for each in QUESTIONS))

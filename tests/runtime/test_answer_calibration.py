@@ -57,6 +57,7 @@ def test_an_answer_without_evidence_cannot_be_right() -> None:
     assert math.isfinite(fitted.slope)
 
 
+@pytest.mark.slow
 def test_the_fit_finds_the_likeliest_parameters() -> None:
     rng = np.random.default_rng(3)
     drawn = [example(rng, 0.6, -0.8) for _ in range(3000)]

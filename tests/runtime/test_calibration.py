@@ -28,6 +28,7 @@ def drawn(
     return scores, correct, np.arange(candidates) // 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slope", "intercept", "scale"), [(1.2, -3.0, 1), (0.3, 0.4, 1), (1200, -3.0, 1e-3), (0, 0.5, 1)]
 )

@@ -390,6 +390,7 @@ def test_a_full_disk_under_stdout_is_one_line() -> None:
     assert err.count(b"\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("utf-8", b"caf\xc3\xa9 \xe2\x98\x95"), ("latin-1", b"caf\xe9 \\u2615")]
 )
@@ -427,6 +428,7 @@ class TestTerminal:
         except OSError:  # how Linux says that nobody writes any more
             return b""
 
+    @pytest.mark.slow
     def test_progress_moves_and_is_cleared_before_the_report(self) -> None:
         status, out, shown = self.watch(interrupt=None)
         assert status == 0

@@ -176,6 +176,7 @@ def test_one_class_alone_is_a_note_in_the_report(run: Run, sums: Path, tmp_path:
     assert "note: all 4 candidates are wrong" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_an_interruption_keeps_what_is_complete_and_says_how_to_go_on(tmp_path: Path) -> None:
     import pty

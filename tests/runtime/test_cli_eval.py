@@ -56,6 +56,7 @@ def cells(table: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_tables_on_stdout_the_report_on_stderr_and_everything_in_the_folder(
     run: Run, data: Path, head: Path, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_positions_are_evenly_spread_and_hold_the_last_one(telling: OpenedModel,
     assert shorter.nbytes > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("includes_eos", [True, False])
 def test_heads_score_live_as_a_pick_does_bit_for_bit(
     telling: OpenedModel, tales: Path, tmp_path: Path, stories_head: Head, includes_eos: bool
@@ -238,6 +239,7 @@ def test_a_graph_that_concatenates_takes_one_problem_at_a_time(tmp_path: Path) -
     assert [each.token_ids for each in few.candidates] == [each.token_ids for each in many.candidates]
 
 
+@pytest.mark.slow
 def test_few_problems_are_held(telling: OpenedModel, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     # They end sooner or later: those that have ended wait for the first.

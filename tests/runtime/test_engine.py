@@ -183,6 +183,7 @@ def test_a_prompt_that_comes_between_steps_changes_nothing_for_those_at_work(
             found.written[candidate].assert_same(each)
 
 
+@pytest.mark.slow
 @given(dropped=st.sets(st.integers(0, 5), max_size=5), when=st.integers(0, 10))
 def test_candidates_that_are_dropped_leave_the_others_as_they_were(
     engine: Engine, dropped: set[int], when: int
@@ -334,6 +335,7 @@ def check_together(session: ModelSession, requests: list[Generation], rows: int,
     assert engine.kv_nbytes == 0
 
 
+@pytest.mark.slow
 @given(data=st.data(), rows=st.integers(2, 12), every=st.integers(0, 4))
 def test_requests_with_options_of_their_own_are_what_they_are_alone(
     stories: ModelSession, data: st.DataObject, rows: int, every: int
@@ -341,12 +343,14 @@ def test_requests_with_options_of_their_own_are_what_they_are_alone(
     check_together(stories, data.draw(requests_for(stories, 30)), rows, every)
 
 
+@pytest.mark.slow
 @given(data=st.data(), rows=st.integers(2, 12), every=st.integers(0, 4))
 def test_they_are_with_weights_in_int8(data: st.DataObject, rows: int, every: int, small_steps: ModelSession) -> None:
     """Kernels of packed weights take rows in pairs."""
     check_together(small_steps, data.draw(requests_for(small_steps, 30)), rows, every)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     kv_cache_obstacle(open_bundle(INT8_KV).manifest.precision) is not None, reason="onnxruntime does not run it here"
 )

@@ -164,6 +164,7 @@ class TestEvaluate:
     def drawing(self) -> None:
         pytest.importorskip("matplotlib")
 
+    @pytest.mark.slow
     def test_everything_is_written_and_the_same_again(self, problems: Path, head_file: Path, tmp_path: Path) -> None:
         heads = {"default": head_file, "twin": head_file}
         results = run(problems, tmp_path / "one", heads=heads)
@@ -207,6 +208,7 @@ class TestEvaluate:
         assert "all subsets of the candidates" in text
         assert "with the mean log-probability" in text
 
+    @pytest.mark.slow
     def test_a_finished_test_is_not_written_again(self, problems: Path, tmp_path: Path) -> None:
         results = run(problems, tmp_path)
         closed = OpenedModel.open(ADDITION, threads=1)
@@ -220,6 +222,7 @@ class TestEvaluate:
         with pytest.raises(StoreError, match="seed"):
             run(problems, tmp_path, writing=replace(WRITING, seed=1))
 
+    @pytest.mark.slow
     def test_an_external_file_is_combined_and_named(self, problems: Path, head_file: Path, tmp_path: Path) -> None:
         run(problems, tmp_path / "out", heads={"default": head_file})
         scores = tmp_path / "scores.jsonl"
@@ -250,6 +253,7 @@ class TestEvaluate:
         assert results["problems"] == 5
         assert results["run"]["data"]["limit"] == 5
 
+    @pytest.mark.slow
     def test_a_head_that_has_seen_the_test_is_named(self, problems: Path, head: Head, tmp_path: Path) -> None:
         sha256 = run(problems, tmp_path / "one")["run"]["data"]["sha256"]
         save_head(tmp_path / "head.npz", replace(head, summary={"data_sha256": [sha256]}))
@@ -315,6 +319,7 @@ class TestAblations:
         assert by_group["token statistics"][0].options.token_statistics == ()
         assert len({(each.group, each.name) for each in found}) == len(found)
 
+    @pytest.mark.slow
     def test_every_kind_is_measured_on_the_same_candidates(
         self, problems: Path, head_file: Path, train: Path, tmp_path: Path
     ) -> None:

@@ -159,6 +159,7 @@ def test_too_many_subsets_are_sampled_and_close_to_the_closed_form() -> None:
     np.testing.assert_allclose(found, expected_best(own, correct, 8), atol=0.04)
 
 
+@pytest.mark.slow
 def test_intervals_cover_what_the_normal_distribution_says() -> None:
     random = np.random.default_rng(0)
     values = random.random((900, 2)) < [0.3, 0.5]

@@ -78,6 +78,7 @@ def test_random_labels_are_not_learned_and_are_calibrated_to_their_rate(make_sto
     assert 0.3 < np.quantile(chances, 0.1) <= np.quantile(chances, 0.9) < 0.7
 
 
+@pytest.mark.slow
 def test_token_statistics_are_inputs(make_store: MakeStore) -> None:
     settings = {"problems": 60, "layers": (1,), "signal": 0.0}
     plain, telling = make_store(**settings), make_store(**settings)

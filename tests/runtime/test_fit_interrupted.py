@@ -167,6 +167,7 @@ class TestProcess:
             printed, rest = running.communicate()
         return running.returncode, printed.decode(), [*lines, *rest.decode().splitlines()]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_the_best_head_is_written_and_the_status_is_130(self, big: Store, tmp_path: Path, number: int) -> None:
         out = tmp_path / "head.npz"

@@ -245,6 +245,7 @@ def test_the_names_of_tasks_are_those_of_the_tasks() -> None:
     assert get_args(TaskName) == tuple(ANSWER_TASKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_a_typo_is_seen_before_anything_runs(checker: str, tmp_path: Path) -> None:
     pytest.importorskip(checker)

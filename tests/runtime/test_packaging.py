@@ -117,6 +117,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return archive.namelist()
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_source_file(wheel_names: list[str]) -> None:
     for folder, package in ((ROOT, "swift_edge"), (ROOT / "export", "swift_edge_export")):
         sources = {

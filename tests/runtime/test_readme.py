@@ -32,6 +32,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_the_python_runs_from_the_root_of_the_repository() -> None:
     # The blocks are one program: the second goes on with the selector of the first.
     program = "\n".join(blocks("python"))

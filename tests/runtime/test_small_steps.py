@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "models" / "recipe"))
 from corpus import draw_problem
 from solvers import Problem, right_answer
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = Path(__file__).parents[2] / "models" / "small-steps"
 PROBLEMS = 60
 
