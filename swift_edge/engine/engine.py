@@ -404,8 +404,12 @@ class Engine:
         if orders.drop:
             self._rows.drop(ticket, orders.drop)
             ticket.live.difference_update(orders.drop)
-            if ticket.kept_rows is not None:
+            if any(candidate in ticket.waiting for candidate in orders.drop):
                 ticket.waiting = [candidate for candidate in ticket.waiting if candidate not in orders.drop]
+                if not ticket.waiting and ticket.kept_rows is None:
+                    # Nothing is left that could be given a row: it must not stand in the way of others.
+                    self._scheduler.remove(ticket)
+                    self._forget_prompt(ticket)
         if orders.begin:
             ticket.waiting = [*ticket.waiting, *range(ticket.begun, ticket.begun + orders.begin)]
             ticket.begun += orders.begin
