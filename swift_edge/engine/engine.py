@@ -192,8 +192,9 @@ class Engine:
     def _seat(self) -> None:
         """Give rows to candidates that wait: first those that have rows of their own, then whose turn it is."""
         for ticket in list(self._seated):
-            if ticket.waiting and self._takes_rows:
-                self._admit(ticket, len(ticket.waiting))
+            room = min(len(ticket.waiting), (ticket.kept_rows or 0) - len(ticket.live))
+            if room > 0 and self._takes_rows:
+                self._admit(ticket, room)
         while self._takes_rows and self._free_rows > 0 and self._seat_next():
             pass
 
