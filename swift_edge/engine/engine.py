@@ -246,6 +246,7 @@ class Engine:
             ticket.consumer.begun(candidates)
         except Exception as error:
             self._close(ticket, error)
+            self._rows.remove_ended()  # a step may follow in this turn
 
     @property
     def _free_rows(self) -> int:
