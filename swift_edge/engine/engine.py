@@ -244,7 +244,7 @@ class Engine:
             self._forget_prompt(ticket)  # copied into all its rows
         try:
             ticket.consumer.begun(candidates)
-        except Exception as error:
+        except BaseException as error:
             self._close(ticket, error)
             self._rows.remove_ended()  # a step may follow in this turn
 
@@ -396,7 +396,7 @@ class Engine:
         """Hand a step to its consumer, and do what it orders."""
         try:
             orders = ticket.consumer.step(step)
-        except Exception as error:
+        except BaseException as error:
             self._close(ticket, error)
             return
         if orders is not None:
@@ -434,7 +434,7 @@ class Engine:
         ticket.waiting = ()
         try:
             ticket.consumer.closed(error)
-        except Exception:
+        except BaseException:
             self.failures += 1  # nobody is left to be told
 
     def _fail(self, error: Exception) -> None:
