@@ -20,6 +20,7 @@ from swift_edge.engine.rows import BrokenRowsError, Rows
 from swift_edge.engine.sampling import candidate_generator
 from swift_edge.engine.scheduler import Scheduler
 from swift_edge.engine.session import CHUNK_TOKENS, ModelSession
+from swift_edge.engine.signals import require_distribution
 from swift_edge.errors import (
     EngineClosedError,
     EngineFailedError,
@@ -372,6 +373,8 @@ class Engine:
         part = token_ids[cache.longest : cache.longest + self._chunk]
         logits = self.session.prefill(cache, part, chunk=self._chunk).logits
         ticket.prompt = Prefilled(cache, logits, token_ids)
+        if ticket.is_read:
+            require_distribution(logits.max(axis=1))
         ticket.state = "waiting" if ticket.is_read else "reading"
         if self._prefixes is not None and ticket.is_read:
             self._prefixes.keep(cache, token_ids)
