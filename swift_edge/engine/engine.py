@@ -349,6 +349,7 @@ class Engine:
                 return
             if ticket.chunks is None:
                 ticket.chunks = read_responses(self.session, ticket)
+                self._timed.discard(ticket)
             step = next(ticket.chunks, None)
         except Exception as error:
             self._close(ticket, error)
