@@ -342,7 +342,8 @@ class Engine:
 
     def _read(self, ticket: Ticket) -> None:
         """Read the next chunk of a prompt, or of a given response."""
-        self._scheduler.charge(ticket, 1)
+        if ticket.prompt is not None:  # the first chunk is free: it would cost one candidate what many pay for rows
+            self._scheduler.charge(ticket, 1)
         try:
             if not ticket.is_read:
                 self._read_prompt(ticket)
