@@ -321,13 +321,17 @@ class Engine:
 
     def _to_read(self) -> Ticket | None:
         """The request of which a chunk is to be read next, if one is: not too far ahead of the rows."""
-        ahead, wanted = 0, max(1, self._free_rows, self.most_rows // 2)
+        ahead, wanted, passes = 0, max(1, self._free_rows, self.most_rows // 2), False
         for tickets in self._scheduler.lines():
             for ticket in tickets:
                 if isinstance(ticket.request, Reading) or not ticket.is_read:
                     # The prompt that is next waits for memory; those behind it do not pass.
                     return ticket if ticket.prompt is not None or self._may_read(ticket) else None
-                ahead += len(ticket.waiting)
+                kept = ticket.kept_rows or 0
+                if not passes and kept > self._free_rows and ticket.overtaken < kept:
+                    passes = True  # the first that does not fit lets others pass
+                else:
+                    ahead += len(ticket.waiting)
                 if ahead >= wanted and len(self._rows):
                     return None
         return None
