@@ -174,7 +174,8 @@ def test_a_prompt_that_comes_between_steps_changes_nothing_for_those_at_work(
         if len(first.steps) == 7:
             engine.submit(requests[1], second)
 
-    first = submitted(engine, requests[0], submit_second)
+    first = Recorder(submit_second)
+    engine.submit(requests[0], first)
     first.result()
     second.result()
     assert max(second.batch_rows) > 3  # they were together
@@ -194,7 +195,8 @@ def test_candidates_that_are_dropped_leave_the_others_as_they_were(
             return Orders(dict.fromkeys(dropped, "test"))
         return None
 
-    recorder = submitted(engine, generation(n=6, max_new_tokens=14), drop)
+    recorder = Recorder(drop)
+    engine.submit(generation(n=6, max_new_tokens=14), recorder)
     for candidate, each in recorder.result().items():
         whole = kept[candidate].token_ids
         assert each.token_ids == (whole[: when + 1] if candidate in dropped else whole)
@@ -258,7 +260,8 @@ def test_candidates_that_begin_later_are_those_of_their_numbers(engine: Engine) 
         ended = [end.candidate for end in step.finished]
         return Orders(dict.fromkeys(ended, "ended"), begin=min(len(ended), 6 - sum(map(len, recorder.began))))
 
-    recorder = submitted(engine, generation(n=2, max_new_tokens=9, stop_ids={426, 432}, kept_rows=2), begin)
+    recorder = Recorder(begin)
+    engine.submit(generation(n=2, max_new_tokens=9, stop_ids={426, 432}, kept_rows=2), recorder)
     assert texts(recorder.result()) == texts(write(engine, n=6, max_new_tokens=9, stop_ids={426, 432}))
     assert max(recorder.batch_rows) == 2
 
@@ -416,7 +419,8 @@ def test_reading_and_decoding_beside_each_other_change_nothing(engine: Engine, s
         if len(first.steps) == 3:
             engine.submit(read, second)
 
-    first = submitted(engine, written, submit_second)
+    first = Recorder(submit_second)
+    engine.submit(written, first)
     for recorder, request in ((first, written), (second, read)):
         expected = alone(stories, request)
         assert recorder.result().keys() == expected.keys()
@@ -457,9 +461,7 @@ def test_an_engine_has_at_least_a_row_and_reads_at_least_a_token(
         (reading(PROMPT, ()), "no responses"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_at_the_door(
-    engine: Engine, request_: Generation, hint: str
-) -> None:
+def test_a_request_that_makes_no_sense_is_refused_at_the_door(engine: Engine, request_: Generation, hint: str) -> None:
     """Each of them took everything in flight along, or waited for ever."""
     with pytest.raises(InvalidOptionError, match=hint):
         engine.submit(request_, Recorder())
