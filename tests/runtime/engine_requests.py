@@ -44,7 +44,7 @@ class Written:
 
 
 class Recorder(Consumer):
-    """Writes down what becomes of a request; `acts` may watch each step and order something, `begins` see who begins."""
+    """Writes down what becomes of a request; `acts` may order something after a step, `begins` sees who begins."""
 
     def __init__(
         self,

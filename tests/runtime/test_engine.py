@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_requests import OTHER, PROMPT, SAMPLING, Recorder, Written, alone, generation, reading, submitted
+from engine_requests import OTHER, PROMPT, Recorder, Written, alone, generation, reading, submitted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,7 +124,8 @@ def test_all_figures_of_every_response_token_are_those_of_one_full_pass(engine: 
 
 def test_nothing_is_given_that_was_not_asked_for(engine: Engine) -> None:
     for each in write(engine, n=2, max_new_tokens=3).values():
-        assert not (each.hidden_states or each.logits or each.products or each.entropies or each.self_certainties)
+        for name in ("hidden_states", "logits", "products", "entropies", "self_certainties"):
+            assert not getattr(each, name), name
     for each in write(engine, n=2, max_new_tokens=3, reads=Reads(statistics=frozenset({"entropy"}))).values():
         assert len(each.entropies) == 3
         assert not each.self_certainties

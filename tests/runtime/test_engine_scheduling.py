@@ -162,13 +162,12 @@ def test_a_long_prompt_is_read_in_chunks_between_the_steps_of_the_others(
 
 def logged(monkeypatch: pytest.MonkeyPatch, session: ModelSession, log: list[str]) -> None:
     """Write down every run of the graph that is asked for."""
-    for name in ("prefill", "decode"):
 
-        def call(*arguments: Any, name: str = name, run: Any = getattr(session, name), **options: Any) -> StepOutput:
-            log.append(name)
-            return run(*arguments, **options)
+    def watch(name: str, run: Callable[..., StepOutput]) -> None:
+        monkeypatch.setattr(session, name, lambda *given, **more: log.append(name) or run(*given, **more))
 
-        monkeypatch.setattr(session, name, call)
+    watch("prefill", session.prefill)
+    watch("decode", session.decode)
 
 
 def test_short_prompts_are_read_until_the_rows_are_full_where_none_are_at_work(
@@ -220,7 +219,7 @@ def test_candidates_with_rows_of_their_own_begin_together_when_there_is_room_for
     engine = new(8)
     with Held.on(engine, 3) as held:
         recorder = submitted(engine, generation(n=6, max_new_tokens=3, kept_rows=6))
-        small = submitted(engine, generation(n=1, max_new_tokens=9), lambda step: held.ticket.cancel())
+        small = submitted(engine, generation(n=1, max_new_tokens=9), lambda _: held.ticket.cancel())
     small.result()
     recorder.result()
     assert recorder.began == [tuple(range(6))]
@@ -253,7 +252,7 @@ def test_rows_of_ones_own_stay_free_until_they_are_given_up(new: New) -> None:
 
 
 def test_no_more_begin_beside_each_other_than_there_are_rows_of_their_own(new: New) -> None:
-    recorder = Recorder(lambda step: Orders(begin=5) if len(recorder.steps) == 1 else None)
+    recorder = Recorder(lambda _: Orders(begin=5) if len(recorder.steps) == 1 else None)
     new(8).submit(generation(n=2, max_new_tokens=4, kept_rows=2), recorder)
     assert len(recorder.result()) == 7
     assert max(recorder.batch_rows) == 2
