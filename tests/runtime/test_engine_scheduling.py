@@ -301,7 +301,7 @@ def test_many_requests_of_a_key_do_not_block_one_of_another(new: New) -> None:
 
 def test_a_key_of_which_more_candidates_wait_is_served_more_often(new: New) -> None:
     order = order_of(new, 1, {"few": short(4, key="a"), "many": short(12, key="b")})
-    assert 2 <= order[:8].count("few") <= 4
+    assert 1 <= order[:8].count("few") <= 3
     assert order.count("few") == 4
 
 
@@ -331,7 +331,8 @@ def test_a_key_has_no_more_rows_than_it_may(new: New) -> None:
     assert max(others.batch_rows) == 6
 
 
-def test_one_that_waits_for_many_rows_is_not_overtaken_for_ever(new: New) -> None:
+@pytest.mark.parametrize("behind", [[12], [1] * 12])
+def test_one_that_waits_for_many_rows_is_not_overtaken_for_ever(new: New, behind: list[int]) -> None:
     engine = new(2)
     order: list[str] = []
 
@@ -341,7 +342,7 @@ def test_one_that_waits_for_many_rows_is_not_overtaken_for_ever(new: New) -> Non
     with Held.on(engine, 2) as held:
         long = submitted(engine, generation(n=1, max_new_tokens=40, priority=1))
         many = submitted(engine, short(2, kept_rows=2), begins=told("many"))
-        small = [submitted(engine, short(), begins=told("small")) for _ in range(12)]
+        small = [submitted(engine, short(n), begins=told("small")) for n in behind]
         held.ticket.cancel()
     for recorder in (long, many, *small):
         recorder.result()
@@ -447,9 +448,40 @@ def test_what_is_cancelled_while_it_decodes_writes_nothing_more(new: New, storie
         held.ticket.cancel()
     with pytest.raises(RequestCancelledError):
         victim.result()
-    assert len(victim.steps) == steps
     for candidate, each in alone(stories, request).items():
         each.assert_same(bystander.result()[candidate])
+    assert len(victim.steps) == steps  # looked at when more steps have been made
+
+
+def test_a_row_that_leaves_beside_one_that_has_just_come_moves_nobodys_numbers(
+    new: New, stories: ModelSession
+) -> None:
+    """The last row moves into its place, before it has drawn its first token."""
+    engine = new(3)
+    requests = {
+        name: generation(prompt, 1, max_new_tokens=tokens)
+        for name, prompt, tokens in (("bystander", PROMPT, 40), ("filler", OTHER, 12), ("comer", OTHER[::-1], 9))
+    }
+    found = {name: Recorder() for name in requests}
+    victim, last = Recorder(), Recorder()
+
+    def submit_last(_: Step) -> None:
+        if found["comer"].ticket.state == "waiting" and not hasattr(last, "ticket"):
+            engine.submit(generation(LONG, 1, priority=1), last)
+
+    found["bystander"].acts = submit_last
+    # A chunk of the last one's prompt is read in the same turn, and mail is taken after it.
+    found["comer"].begins = lambda _: (victim.ticket.cancel(), states.append(last.ticket.state))
+    states: list[str] = []
+    with Held.on(engine) as held:
+        engine.submit(generation(n=1, max_new_tokens=200), victim)
+        for name, request in requests.items():
+            engine.submit(request, found[name])
+        held.ticket.cancel()
+    for name, request in requests.items():
+        alone(stories, request)[0].assert_same(found[name].result()[0])
+    assert states == ["reading"]
+    last.ticket.cancel()
 
 
 def test_another_thread_may_cancel_in_the_middle_of_a_step(new: New) -> None:
