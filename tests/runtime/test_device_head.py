@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from swift_edge import Selector
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.device.memory import Device
+from swift_edge.engine.device.rows import MOST_READERS
 from swift_edge.engine.device.states import StateReader
-from swift_edge.engine.session import MOST_READERS, ModelSession
+from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import TokenStatistics
-from swift_edge.scoring.candidate import Ranking
 from swift_edge.scoring.head import Head, Norm
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
@@ -47,9 +48,7 @@ def test_gates_and_rewards_are_those_of_states_that_were_brought_here(
     rng = np.random.default_rng(0)
     states = rng.normal(0, 4, (len(layers), 5, WIDTH)).astype(dtype)  # [l, m, d]
     told = TokenStatistics(rng.normal(size=5), rng.normal(size=5))
-    weights = Ranking.by_head(head, ()).weights
-    assert weights is not None
-    reader = StateReader(device, np.dtype(dtype), weights)
+    reader = StateReader(device, np.dtype(dtype), head.state_weights)
     placed = [device.placed(np.ascontiguousarray(each[:, np.newaxis])) for each in states]  # [m, 1, d] each
     found = head.evaluate_products(reader.products(placed), told)
     for mine, theirs in zip(found, head.evaluate(states, told), strict=True):
@@ -75,31 +74,38 @@ def test_of_each_token_two_numbers_come_back_and_no_state(
     assert shapes == [(2, 3)] * 6
 
 
-def test_weights_are_put_onto_the_device_once_until_others_are_used(rows_on_device: None, stories_head: Head) -> None:
+def test_weights_are_put_onto_the_device_once_until_others_are_used(
+    rows_on_device: None, stories_head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = ModelSession(open_bundle(STORIES), threads=1)
     cache = session.new_cache(1, 9)
     session.prefill(cache, [5, 6, 7])
+    put: list[NDArray[Any]] = []
+    placed = Device.placed
+    monkeypatch.setattr(Device, "placed", lambda self, array: put.append(array) or placed(self, array))
 
-    def products(head: Head) -> tuple[object, np.ndarray[Any, Any]]:
-        out = session.decode(cache, [8], weights=Ranking.by_head(head, ()).weights)
+    def products(head: Head) -> NDArray[Any]:
+        out = session.decode(cache, [8], layers=stories_head.layers)
         cache.truncate(3)
-        assert out.hidden_states is None
-        assert out.products is not None
-        return session._state_readers[-1], out.products
+        return out.products(head.state_weights)
 
-    (first, one), (again, same) = products(stories_head), products(stories_head)
-    assert first is again
+    one, same = products(stories_head), products(stories_head)
+    assert len(put) == 1
     np.testing.assert_array_equal(one, same)
     other = dataclasses.replace(stories_head, weight=2 * stories_head.weight)
-    changed, doubled = products(other)
-    assert changed is not first
+    doubled = products(other)
+    assert len(put) == 2
     np.testing.assert_allclose(doubled, 2 * one, rtol=1e-5)
-    assert len(session._state_readers) == 2
     normed = dataclasses.replace(other, norm="rms")
-    assert not np.allclose(products(normed)[1], doubled)
-    for scale in range(3, 9):
-        products(dataclasses.replace(stories_head, weight=scale * stories_head.weight))
-    assert len(session._state_readers) == MOST_READERS
+    assert not np.allclose(products(normed), doubled)
+    scaled = [
+        dataclasses.replace(stories_head, weight=scale * stories_head.weight) for scale in range(3, 3 + MOST_READERS)
+    ]
+    for head in (*scaled, *scaled):
+        products(head)
+    assert len(put) == 3 + MOST_READERS  # those used last are there still
+    products(stories_head)
+    assert len(put) == 4 + MOST_READERS
 
 
 def test_states_themselves_come_back_where_they_are_asked_for(rows_on_device: None, stories: ModelSession) -> None:
@@ -109,6 +115,5 @@ def test_states_themselves_come_back_where_they_are_asked_for(rows_on_device: No
         cache = each.new_cache(1, 9)
         each.prefill(cache, [5, 6, 7])
         out = each.decode(cache, [8], layers=(1, 3))
-        assert out.products is None
         states.append(np.array(out.hidden_states))
     np.testing.assert_array_equal(states[0], states[1])

@@ -4,16 +4,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from swift_edge import Selection, Selector
-from swift_edge.engine import session
+from swift_edge import CandidateBegun, CandidateFinished, Selection, Selector
+from swift_edge.engine import ledger
 from swift_edge.errors import InvalidOptionError, PromptError
 from swift_edge.scoring.head import Head
-from swift_edge.selection import pick as picking
+from swift_edge.selector import WINDOW_ROWS
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -40,11 +41,9 @@ def without_timings(selection: Selection) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 32])
 @pytest.mark.parametrize("in_order", [False, True])
-def test_pick_many_gives_what_pick_gives(
-    scoring: Selector, alone: list[Selection], in_order: bool, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(picking, "MOST_ROWS", rows)
-    many = list(scoring.pick_many(PROMPTS, **OPTIONS, in_order=in_order))
+def test_pick_many_gives_what_pick_gives(alone: list[Selection], stories_head: Head, in_order: bool, rows: int) -> None:
+    with Selector(STORIES, head=stories_head, threads=1, rows=rows) as selector:
+        many = list(selector.pick_many(PROMPTS, **OPTIONS, in_order=in_order))
     assert sorted(picked.prompt_index for picked in many) == list(range(len(PROMPTS)))
     if in_order:
         assert [picked.prompt_index for picked in many] == list(range(len(PROMPTS)))
@@ -63,15 +62,19 @@ def test_picks_come_when_they_are_done(scoring: Selector, alone: list[Selection]
     assert come != list(range(len(PROMPTS)))
 
 
-def test_more_candidates_than_rows_come_in_waves(scoring: Selector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_candidates_than_rows_come_in_waves(scoring: Selector, stories_head: Head) -> None:
     whole = scoring.pick(PROMPTS[0], n=9, max_new_tokens=20)
-    monkeypatch.setattr(picking, "MOST_ROWS", 4)
-    waves = scoring.pick(PROMPTS[0], n=9, max_new_tokens=20)
+    with Selector(STORIES, head=stories_head, threads=1, rows=4) as selector:
+        events = list(selector.stream(PROMPTS[0], n=9, max_new_tokens=20))
+        waves = selector.pick(PROMPTS[0], n=9, max_new_tokens=20)
     assert without_timings(waves) == without_timings(whole)
+    begun = [place for place, event in enumerate(events) if isinstance(event, CandidateBegun)]
+    ended = [place for place, event in enumerate(events) if isinstance(event, CandidateFinished)]
+    assert begun[:4] == [0, 1, 2, 3]
+    assert ended[0] < begun[4]
 
 
-def test_prompts_are_taken_as_rows_become_free(scoring: Selector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "MOST_ROWS", 4)
+def test_prompts_are_taken_as_rows_become_free(scoring: Selector) -> None:
     taken: list[str] = []
 
     def prompts() -> Iterator[str]:
@@ -79,10 +82,11 @@ def test_prompts_are_taken_as_rows_become_free(scoring: Selector, monkeypatch: p
             taken.append(prompt)
             yield prompt
 
-    picks = scoring.pick_many(prompts(), **OPTIONS)
+    # Two such picks are under way, and one prompt more is at hand when the first of them is done.
+    picks = scoring.pick_many(prompts(), **OPTIONS | {"n": WINDOW_ROWS // 2})
     assert not taken
     next(picks)
-    assert 2 <= len(taken) < len(PROMPTS)
+    assert 2 <= len(taken) <= 4 < len(PROMPTS)
     assert len(list(picks)) == len(PROMPTS) - 1
 
 
@@ -144,11 +148,17 @@ def test_prompts_have_to_be_a_list(scoring: Selector) -> None:
     assert list(scoring.pick_many([])) == []
 
 
-def test_the_memory_is_looked_up_once_per_prompt(scoring: Selector, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
-    monkeypatch.setattr(picking, "available_memory", lambda: looked.append(1))
-    monkeypatch.setattr(session, "available_memory", lambda: looked.append(1))
-    assert len(list(scoring.pick_many(PROMPTS, n=2, max_new_tokens=2))) == len(looked) == len(PROMPTS)
+def test_the_memory_is_looked_up_when_what_is_known_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every step: asking the system takes longer than deciding."""
+    looked: list[float] = []
+    now = [100.0]
+    monkeypatch.setattr(ledger, "available_memory", lambda: looked.append(now[0]) or 2**33)
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Selector(STORIES, threads=1) as selector:
+        for when in (100.0, 101.0):
+            now[0] = when
+            assert len(list(selector.pick_many(PROMPTS, n=2, max_new_tokens=9))) == len(PROMPTS)
+    assert looked == [100.0, 101.0]
 
 
 def test_tokens_that_wait_are_all_counted(scoring: Selector) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge import CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
+from swift_edge import CandidateBegun, CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import token_statistics
 from swift_edge.errors import InvalidOptionError, MemoryLimitError, PromptTooLongError
 from swift_edge.results import Candidate
-from swift_edge.scoring.candidate import PendingTokens
 from swift_edge.scoring.head import Head
 
 ROOT = Path(__file__).parents[2]
@@ -198,16 +197,16 @@ def test_the_stream_ends_in_what_pick_returns(scoring: Selector) -> None:
         assert tuple(event.token_id for event in tokens) == candidate.token_ids
         assert candidate.text.startswith("".join(event.text for event in tokens))
         assert tokens[-1].score == candidate.score
-    assert len(events) == picked.usage.completion_tokens + 4 + 1
+    assert events[:4] == [CandidateBegun(index) for index in range(4)]
+    assert len(events) == picked.usage.completion_tokens + 4 + 4 + 1
 
 
-@pytest.mark.parametrize(("steps", "size"), [(3, 2**20), (32, 4000), (1, 1)])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_scores_do_not_depend_on_how_many_tokens_are_scored_together(
-    scoring: Selector, steps: int, size: int, monkeypatch: pytest.MonkeyPatch
+    scoring: Selector, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
-    monkeypatch.setattr(PendingTokens, "MOST_STEPS", steps)
-    monkeypatch.setattr(PendingTokens, "MOST_BYTES", size)
+    monkeypatch.setattr("swift_edge.scoring.buffer.MOST_STEPS", steps)
     parts = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
     assert without_timings(parts) == without_timings(whole)
     for one, other in zip(parts.candidates, whole.candidates, strict=True):
