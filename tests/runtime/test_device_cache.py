@@ -26,9 +26,9 @@ from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.device.memory import Device, DeviceArray, memory_failure, rows_device
 from swift_edge.engine.device.rows import DeviceMemory
 from swift_edge.engine.device.small_graphs import graph, node
+from swift_edge.engine.engine import Engine
 from swift_edge.engine.kv_cache import GROWTH_TOKENS, KVCache
 from swift_edge.engine.prefix_cache import PrefixCache
-from swift_edge.engine.engine import Engine
 from swift_edge.engine.request import Reads
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.states import StateWeights
