@@ -19,6 +19,7 @@ from swift_edge.engine.request import Consumer, Generation, Orders, Prefilled, R
 from swift_edge.engine.rows import BrokenRowsError, Rows
 from swift_edge.engine.scheduler import Scheduler
 from swift_edge.engine.session import CHUNK_TOKENS, ModelSession
+from swift_edge.engine.signals import require_distribution
 from swift_edge.errors import (
     EngineClosedError,
     EngineFailedError,
@@ -211,8 +212,9 @@ class Engine:
     def _seat(self) -> None:
         """Give rows to candidates that wait: first those that have rows of their own, then whose turn it is."""
         for ticket in list(self._seated):
-            if ticket.waiting and self._takes_rows:
-                self._admit(ticket, len(ticket.waiting))
+            room = min(len(ticket.waiting), (ticket.kept_rows or 0) - len(ticket.live))
+            if room > 0 and self._takes_rows:
+                self._admit(ticket, room)
         while self._scheduler and self._takes_rows and self._free_rows > 0 and self._seat_next():
             pass
 
@@ -263,8 +265,9 @@ class Engine:
             self._forget_prompt(ticket)  # copied into all its rows
         try:
             ticket.consumer.begun(candidates)
-        except Exception as error:
+        except BaseException as error:
             self._close(ticket, error)
+            self._rows.remove_ended()  # a step may follow in this turn
 
     @property
     def _free_rows(self) -> int:
@@ -342,13 +345,17 @@ class Engine:
         """The request of which a chunk is to be read next, if one is: not too far ahead of the rows."""
         if not self._scheduler:
             return None
-        ahead, wanted = 0, max(1, self._free_rows, self.most_rows // 2)
+        ahead, wanted, passes = 0, max(1, self._free_rows, self.most_rows // 2), False
         for tickets in self._scheduler.lines():
             for ticket in tickets:
                 if isinstance(ticket.request, Reading) or not ticket.is_read:
                     # The prompt that is next waits for memory; those behind it do not pass.
                     return ticket if ticket.prompt is not None or self._may_read(ticket) else None
-                ahead += len(ticket.waiting)
+                kept = ticket.kept_rows or 0
+                if not passes and kept > self._free_rows and ticket.overtaken < kept:
+                    passes = True  # the first that does not fit lets others pass
+                else:
+                    ahead += len(ticket.waiting)
                 if ahead >= wanted and len(self._rows):
                     return None
         return None
@@ -363,13 +370,15 @@ class Engine:
 
     def _read(self, ticket: Ticket) -> None:
         """Read the next chunk of a prompt, or of a given response."""
-        self._scheduler.charge(ticket, 1)
+        if ticket.prompt is not None:  # the first chunk is free: it would cost one candidate what many pay for rows
+            self._scheduler.charge(ticket, 1)
         try:
             if not ticket.is_read:
                 self._read_prompt(ticket)
                 return
             if ticket.chunks is None:
                 ticket.chunks = read_responses(self.session, ticket)
+                self._timed.discard(ticket)
             step = next(ticket.chunks, None)
         except Exception as error:
             self._close(ticket, error)
@@ -394,6 +403,8 @@ class Engine:
         part = token_ids[cache.longest : cache.longest + self._chunk]
         logits = self.session.prefill(cache, part, chunk=self._chunk).logits
         ticket.prompt = Prefilled(cache, logits, token_ids)
+        if ticket.is_read:
+            require_distribution(logits.max(axis=1))
         ticket.state = "waiting" if ticket.is_read else "reading"
         if self.prefixes is not None and ticket.is_read:
             self.prefixes.keep(cache, token_ids)
@@ -418,7 +429,7 @@ class Engine:
         """Hand a step to its consumer, and do what it orders."""
         try:
             orders = ticket.consumer.step(step)
-        except Exception as error:
+        except BaseException as error:
             self._close(ticket, error)
             return
         if orders is not None:
@@ -428,8 +439,12 @@ class Engine:
         if orders.drop:
             self._rows.drop(ticket, orders.drop)
             ticket.live.difference_update(orders.drop)
-            if ticket.kept_rows is not None:
+            if any(candidate in ticket.waiting for candidate in orders.drop):
                 ticket.waiting = [candidate for candidate in ticket.waiting if candidate not in orders.drop]
+                if not ticket.waiting and ticket.kept_rows is None:
+                    # Nothing is left that could be given a row: it must not stand in the way of others.
+                    self._scheduler.remove(ticket)
+                    self._forget_prompt(ticket)
         if orders.begin:
             ticket.waiting = [*ticket.waiting, *range(ticket.begun, ticket.begun + orders.begin)]
             ticket.begun += orders.begin
@@ -452,7 +467,7 @@ class Engine:
         ticket.waiting = ()
         try:
             ticket.consumer.closed(error)
-        except Exception:
+        except BaseException:
             self.failures += 1  # nobody is left to be told
 
     def _fail(self, error: Exception) -> None:

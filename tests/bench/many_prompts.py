@@ -15,20 +15,17 @@ import argparse
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from given_lengths import begin_of_lengths
 
 from swift_edge import Selection, __version__
 from swift_edge.arrays import Ids
-from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.rows import DecodeLoop, Prefilled
-from swift_edge.engine.signals import TokenStatistics
-from swift_edge.evaluation.benchmark import Shape, median_with_interval, random_head, work_of
-from swift_edge.results import Picked
-from swift_edge.selection import pick as picking
-from swift_edge.selection.pick import Request, Work, pick_each
+from swift_edge.evaluation.benchmark import Shape, median_with_interval, planned_shape, random_head
+from swift_edge.handle import Handle, begin
+from swift_edge.selection.planning import PlannedPick, Planner
 from swift_edge.system.machine import default_threads
 from swift_edge.training.collecting.problems import read_problems
 
@@ -36,41 +33,36 @@ SHORTEST, MEDIAN_SHARE, SPREAD = 8, 1 / 3, 0.6
 """Drawn lengths, as in `peers/compare.py`: least tokens, median as a share of the most, deviation of the logarithm."""
 
 
-class DrawnLengths(DecodeLoop):
-    """Ends every candidate at a length that is drawn for its prompt and index, and at no other."""
-
-    def admit(self, prompt: Prefilled, candidates: Mapping[int, int], seed: int) -> None:
-        """Draw their lengths."""
-        super().admit(prompt, candidates, seed)
-        for row in self._rows[-len(candidates) :]:
-            draws = np.random.default_rng([candidates[row.candidate], *prompt.token_ids.tolist()])
-            drawn = draws.lognormal(np.log(self._max_new_tokens * MEDIAN_SHARE), SPREAD)
-            row.length = int(np.clip(round(drawn), SHORTEST, self._max_new_tokens))
-
-    def _sample(self) -> tuple[Ids, TokenStatistics]:
-        token_ids, statistics = super()._sample()
-        end = min(self._eos_ids)
-        token_ids[np.isin(token_ids, list(self._eos_ids))] = 0 if end else max(self._eos_ids) + 1
-        token_ids[[row.num_new + 1 >= row.length for row in self._rows]] = end
-        return token_ids, statistics
+def drawn_lengths(prompt: Ids, n: int, longest: int) -> list[int]:
+    """The lengths of a prompt's candidates."""
+    lengths = []
+    for index in range(n):
+        draws = np.random.default_rng([index, *prompt.tolist()])
+        length = round(draws.lognormal(np.log(longest * MEDIAN_SHARE), SPREAD))
+        lengths.append(int(np.clip(length, min(SHORTEST, longest), longest)))
+    return lengths
 
 
-def picked(work: Work, prompts: Sequence[Ids]) -> dict[int, Selection]:
-    """Pick for all prompts in one batch; the selections by number."""
-    requests: Iterator[Request] = (Request.of_ids(work, prompt, time.perf_counter(), 0.0) for prompt in prompts)
-    events = pick_each(work, requests, watched=False)
-    return {number: event.selection for number, event in events if isinstance(event, Picked)}
+def begun(planned: PlannedPick, prompt: Ids, *, drawn: bool, key: object = None) -> Handle:
+    """Submit the pick of a prompt."""
+    if not drawn:
+        return begin(planned, prompt, watched=False, started=time.perf_counter(), key=key)
+    lengths = drawn_lengths(prompt, planned.plan.most, planned.options.max_new_tokens)
+    return begin_of_lengths(planned, prompt, lengths, key=key)
 
 
-def timed(work: Work, prompts: Sequence[Ids], *, together: bool) -> tuple[float, list[Selection]]:
+def timed(
+    planned: PlannedPick, prompts: Sequence[Ids], *, together: bool, drawn: bool
+) -> tuple[float, list[Selection]]:
     """Seconds that all picks take, and the picks in the order of the prompts."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     if together:
-        found = picked(work, prompts)
-        selections = [found[number] for number in range(len(prompts))]
+        key = object()
+        handles = [begun(planned, prompt, drawn=drawn, key=key) for prompt in prompts]
+        selections = [handle.result() for handle in handles]
     else:
-        selections = [picked(work, [prompt])[0] for prompt in prompts]
-    return time.perf_counter() - begun, selections
+        selections = [begun(planned, prompt, drawn=drawn).result() for prompt in prompts]
+    return time.perf_counter() - started, selections
 
 
 def main() -> None:
@@ -89,27 +81,27 @@ def main() -> None:
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    opened = OpenedModel.open(arguments.bundle, None, None, arguments.threads)
-    manifest = opened.bundle.manifest
-    if opened.head is None and manifest.hidden_states.indices:
-        opened = dataclasses.replace(opened, head=random_head(manifest), head_name=None)
+    planner = Planner.open(arguments.bundle, threads=arguments.threads)
+    model, manifest = planner.model, planner.model.bundle.manifest
+    if planner.head is None and manifest.hidden_states.indices:
+        planner = dataclasses.replace(planner, head=random_head(manifest), head_name=None)
     if arguments.data is not None:
         problems = read_problems(arguments.data, answers=False).first(arguments.prompts).rows
-        prompts = [opened.prompt_ids(each.prompt, raw=False, feeds_last=True) for each in problems]
+        prompts = [model.prompt_ids(each.prompt, raw=False, feeds_last=True) for each in problems]
     else:
         draws = np.random.default_rng(0)
         vocabulary = manifest.architecture.vocab_size
         prompts = [draws.integers(0, vocabulary, arguments.prompt_tokens) for _ in range(arguments.prompts)]
     room = manifest.architecture.context_length - max(map(len, prompts))
     shape = Shape(arguments.n, max(map(len, prompts)), min(arguments.new, room))
-    work = work_of(opened, arguments.bundle, shape, temperature=arguments.temperature, top_p=arguments.top_p)
-    work = dataclasses.replace(work, eos_ids=manifest.tokens.eos_ids)
-    if arguments.drawn:
-        picking.DecodeLoop = DrawnLengths
+    filters = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    planned = planned_shape(planner, shape, **{name: value for name, value in filters.items() if value is not None})
+    if not arguments.drawn:
+        planned = dataclasses.replace(planned, stop_ids=frozenset(manifest.tokens.eos_ids))
     ratios, together_s, tokens = [], [], 0
     for number in range(arguments.rounds + 1):
         order = [True, False] if number % 2 else [False, True]
-        found = {together: timed(work, prompts, together=together) for together in order}
+        found = {together: timed(planned, prompts, together=together, drawn=arguments.drawn) for together in order}
         for one, other in zip(found[True][1], found[False][1], strict=True):
             assert [each.token_ids for each in one.candidates] == [each.token_ids for each in other.candidates]
             assert [each.score for each in one.candidates] == [each.score for each in other.candidates]

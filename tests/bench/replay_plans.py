@@ -15,22 +15,25 @@ import argparse
 import platform
 import random
 import statistics
+import threading
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from swift_edge import __version__
-from swift_edge.engine.model import OpenedModel
-from swift_edge.engine.rows import DecodeLoop, Prefilled, statistics_of
-from swift_edge.engine.session import ModelSession
-from swift_edge.evaluation.benchmark import Shape, median_with_interval, random_head, work_of
+from swift_edge.arrays import Ids
+from swift_edge.engine.engine import Engine
+from swift_edge.engine.request import Consumer, Generation, Orders, Step
+from swift_edge.evaluation.benchmark import Shape, median_with_interval, planned_shape, random_head
 from swift_edge.evaluation.economy import PLANS, plan_of
 from swift_edge.options import PickOptions, SamplingOptions
 from swift_edge.scoring.calibration import PREFIX_TOKENS
-from swift_edge.scoring.head import Head, load_head
+from swift_edge.scoring.head import load_head
+from swift_edge.scoring.scorer import Scorer
 from swift_edge.selection.adaptive.steering import Completed, Plan, Steering
 from swift_edge.selection.decision import Decision
+from swift_edge.selection.planning import Planner
 from swift_edge.training.store.format import StoredCandidate
 from swift_edge.training.store.writer import Store
 
@@ -38,56 +41,67 @@ HEAD = "default"
 """What `eval` calls the head of the bundle itself."""
 
 
-def replayed(
-    session: ModelSession,
-    head: Head,
-    plan: Plan,
-    shown: Sequence[StoredCandidate],
-    prompt: np.ndarray,
-    sampling: SamplingOptions,
-) -> tuple[float, int]:
-    """Seconds and tokens of a pick of these candidates, decoded by `session` and scored by `head`."""
-    begun = time.perf_counter()
-    longest = max(each.n_tokens for each in shown)
-    loop = DecodeLoop(session, sampling, (), longest + 1, layers=head.layers)
-    cache = session.new_cache(1, len(prompt) + 1, len(prompt) + longest + 1)
-    prefilled = Prefilled(cache, session.prefill(cache, prompt).logits, prompt)
-    steering = Steering(plan)
-    live = dict.fromkeys(range(plan.rows), 0)  # tokens so far
-    loop.admit(prefilled, {index: index for index in live}, 0)
-    tokens = 0
+class Replayed(Consumer):
+    """The candidates of a pick, ended and dropped as those that are shown, whatever tokens are drawn for them."""
 
-    def score_of(index: int) -> float:
-        return shown[index].running[HEAD][PREFIX_TOKENS.index(live[index])]
+    def __init__(self, plan: Plan, scorer: Scorer, shown: Sequence[StoredCandidate]) -> None:
+        """Begin with no tokens."""
+        self.tokens = 0
+        self.ended = threading.Event()
+        self.error: BaseException | None = None
+        self._scorer, self._shown, self._steering = scorer, shown, Steering(plan)
+        self._live = dict.fromkeys(range(plan.rows), 0)  # tokens so far
 
-    def token_ids_of(index: int) -> Sequence[int]:
-        return shown[index].token_ids[: live[index]]
-
-    for step in loop.steps():
-        tokens += len(step.candidates)
-        head.evaluate(step.hidden_states, statistics_of(step.statistics, slice(step.hidden_states.shape[1])))
-        live = {index: count + 1 for index, count in live.items()}
+    def step(self, step: Step) -> Orders:
+        """Score the tokens, and do what is decided about the candidates that are shown."""
+        shown, steering = self._shown, self._steering
+        self.tokens += len(step.candidates)
+        self._scorer.evaluate_step(step)
+        live = {index: count + (index in step.candidates) for index, count in self._live.items()}
         ended = [index for index, count in live.items() if count == shown[index].n_tokens]
         for index in ended:
             del live[index]
-        orders = steering.after_step(
+        self._live = live
+        decided = steering.after_step(
             live,
             {
                 index: Completed(shown[index].n_tokens, shown[index].scores[HEAD], shown[index].answer)
                 for index in ended
             },
-            score_of,
-            token_ids_of,
+            lambda index: shown[index].running[HEAD][PREFIX_TOKENS.index(live[index])],
+            lambda index: shown[index].token_ids[: live[index]],
             0.0,
         )
-        for index in (*ended, *orders.drop):
-            loop.drop(index)
+        for index in decided.drop:
             live.pop(index, None)
-        begin = range(steering.begun - orders.begin, steering.begun)
-        live |= dict.fromkeys(begin, 0)
-        if begin:
-            loop.admit(prefilled, {index: index for index in begin}, 0)
-    return time.perf_counter() - begun, tokens
+        live |= dict.fromkeys(range(steering.begun - decided.begin, steering.begun), 0)
+        return Orders({**dict.fromkeys(ended, "ended"), **decided.drop}, decided.begin)
+
+    def closed(self, error: BaseException | None) -> None:
+        """All have ended."""
+        self.error = error
+        self.ended.set()
+
+
+def replayed(
+    engine: Engine,
+    scorer: Scorer,
+    plan: Plan,
+    shown: Sequence[StoredCandidate],
+    prompt: Ids,
+    sampling: SamplingOptions,
+) -> tuple[float, int]:
+    """Seconds and tokens of a pick of these candidates, decoded by `engine` and scored by `scorer`."""
+    begun = time.perf_counter()
+    longest = max(each.n_tokens for each in shown)
+    replay = Replayed(plan, scorer, shown)
+    engine.submit(
+        Generation(prompt, sampling, plan.rows, 0, longest + 1, frozenset(), scorer.reads, kept_rows=plan.rows), replay
+    )
+    replay.ended.wait()
+    if replay.error is not None:
+        raise replay.error
+    return time.perf_counter() - begun, replay.tokens
 
 
 def main() -> None:
@@ -109,15 +123,14 @@ def main() -> None:
     if per_problem < arguments.n:
         parser.error(f"{arguments.candidates} holds {per_problem} candidates per problem; expected {arguments.n}")
     decision = Decision.of(load_head(arguments.head), PickOptions(strategy="calibrated", task=arguments.task))
-    opened = OpenedModel.open(arguments.bundle, None, None, None)
-    head = random_head(opened.bundle.manifest)
-    paced = opened.pace.applied
+    planner = Planner.open(arguments.bundle)
+    engine, session = planner.model.engine, planner.model.session
+    scorer = Scorer.by_head(random_head(planner.model.bundle.manifest), ())
+    paced = planner.pace.applied
     plans = {name: paced(plan_of(decision, arguments.n, asked)) for name, asked in ({"all": {}} | PLANS).items()}
     shape = Shape(arguments.n, arguments.prompt_tokens, 1)
-    sampling = work_of(
-        opened, arguments.bundle, shape, temperature=arguments.temperature, top_p=arguments.top_p
-    ).sampling
-    vocabulary = opened.session.vocab_size
+    sampling = planned_shape(planner, shape, temperature=arguments.temperature, top_p=arguments.top_p).sampling
+    vocabulary = session.vocab_size
     prompt = np.random.default_rng(0).integers(0, vocabulary, arguments.prompt_tokens)  # [p]
     order = random.Random(0)
     chosen = sorted(order.sample(range(store.problems), arguments.problems))
@@ -128,12 +141,12 @@ def main() -> None:
         for problem in chosen:
             shown = store.candidates[per_problem * problem :][: arguments.n]
             for plan in order.sample(list(plans), len(plans)):
-                seconds, tokens = replayed(opened.session, head, plans[plan], shown, prompt, sampling)
+                seconds, tokens = replayed(engine, scorer, plans[plan], shown, prompt, sampling)
                 found[plan].append(seconds)
                 written[plan] += tokens
         for plan, seconds in found.items():
             times[plan].append(seconds)
-    print(f"swift-edge {__version__}, {platform.machine()}, {opened.session.threads} threads, {arguments}")
+    print(f"swift-edge {__version__}, {platform.machine()}, {session.threads} threads, {arguments}")
     print(f"{'plan':18}{'rows':>6}{'s per pick':>12}{'of all':>9}{'':18}{'tokens of all':>15}")
     whole = np.array(times["all"]).T  # [problems, rounds]
     for plan, seconds in times.items():

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from swift_edge import Selector
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.device.memory import Device
-from swift_edge.engine.device.rows import MOST_READERS, DeviceMemory
+from swift_edge.engine.device.rows import MOST_READERS
 from swift_edge.engine.device.states import StateReader
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import TokenStatistics
@@ -73,32 +74,38 @@ def test_of_each_token_two_numbers_come_back_and_no_state(
     assert shapes == [(2, 3)] * 6
 
 
-def test_weights_are_put_onto_the_device_once_until_others_are_used(rows_on_device: None, stories_head: Head) -> None:
+def test_weights_are_put_onto_the_device_once_until_others_are_used(
+    rows_on_device: None, stories_head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = ModelSession(open_bundle(STORIES), threads=1)
     cache = session.new_cache(1, 9)
     session.prefill(cache, [5, 6, 7])
-    memory = session.graph.memory
-    assert isinstance(memory, DeviceMemory)
+    put: list[NDArray[Any]] = []
+    placed = Device.placed
+    monkeypatch.setattr(Device, "placed", lambda self, array: put.append(array) or placed(self, array))
 
-    def products(head: Head) -> tuple[tuple[StateReader, ...], np.ndarray[Any, Any]]:
-        out = session.decode(cache, [8], layers=head.layers)
+    def products(head: Head) -> NDArray[Any]:
+        out = session.decode(cache, [8], layers=stories_head.layers)
         cache.truncate(3)
-        found = out.products(head.state_weights)
-        return memory._state_readers, found  # the last one made at the end
+        return out.products(head.state_weights)
 
-    (first, one), (again, same) = products(stories_head), products(stories_head)
-    assert first == again
+    one, same = products(stories_head), products(stories_head)
+    assert len(put) == 1
     np.testing.assert_array_equal(one, same)
     other = dataclasses.replace(stories_head, weight=2 * stories_head.weight)
-    changed, doubled = products(other)
-    assert len(changed) == 2
+    doubled = products(other)
+    assert len(put) == 2
     np.testing.assert_allclose(doubled, 2 * one, rtol=1e-5)
     normed = dataclasses.replace(other, norm="rms")
-    assert not np.allclose(products(normed)[1], doubled)
-    heads = [dataclasses.replace(stories_head, weight=scale * stories_head.weight) for scale in range(3, 9)]
-    for head in heads:
+    assert not np.allclose(products(normed), doubled)
+    scaled = [
+        dataclasses.replace(stories_head, weight=scale * stories_head.weight) for scale in range(3, 3 + MOST_READERS)
+    ]
+    for head in (*scaled, *scaled):
         products(head)
-    assert len(memory._state_readers) == MOST_READERS
+    assert len(put) == 3 + MOST_READERS  # those used last are there still
+    products(stories_head)
+    assert len(put) == 4 + MOST_READERS
 
 
 def test_states_themselves_come_back_where_they_are_asked_for(rows_on_device: None, stories: ModelSession) -> None:

@@ -5,6 +5,7 @@ The device is onnxruntime's CPU; no test here has seen a GPU.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge import Selector
+from swift_edge.arrays import Ids
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.device.logits import MOST_LIKELY, DeviceLogits, LogitReader
 from swift_edge.engine.device.memory import Device, DeviceArray
@@ -44,31 +46,101 @@ def laid() -> Laid:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("vocab_size", [9, 700])
-def test_rows_are_found_in_the_order_they_have_now(laid: Laid, vocab_size: int, dtype: type[np.floating[Any]]) -> None:
-    logits = np.random.default_rng(0).normal(0, 3, (5, vocab_size)).astype(dtype)
-    rows = DeviceLogits(*laid(logits), np.arange(4))
-    rows.move(3, 1)
-    expected = logits[[0, 3, 2]].astype(np.float32)  # [3, v]
-    np.testing.assert_array_equal(rows.whole(), expected)
-    found = rows.most_likely([0.5, 0.5, 1.0])
-    count = min(MOST_LIKELY, vocab_size)
-    np.testing.assert_array_equal(found.logits, -np.sort(-expected, axis=1)[:, :count])
-    np.testing.assert_array_equal(np.take_along_axis(expected, found.token_ids, axis=1), found.logits)
-    np.testing.assert_allclose(found.log_normalizer, summarize(expected).log_normalizer, atol=1e-5)
-    scaled = (expected - expected.max(axis=1, keepdims=True)) / np.array([[0.5], [0.5], [1.0]], np.float32)
+def test_the_most_likely_tokens_are_found_and_what_the_others_come_to(
+    laid: Laid, vocab_size: int, dtype: type[np.floating[Any]]
+) -> None:
+    """Each row at its own temperature."""
+    logits = np.random.default_rng(0).normal(0, 3, (4, vocab_size)).astype(dtype)
+    exact, temperatures = logits.astype(np.float32), np.array([0.5, 1.0, 1.7, 0.9])
+    reader, array = laid(logits)
+    found = reader.most_likely(array, temperatures)
+    np.testing.assert_array_equal(found.logits, -np.sort(-exact, axis=1)[:, : min(MOST_LIKELY, vocab_size)])
+    np.testing.assert_array_equal(np.take_along_axis(exact, found.token_ids, axis=1), found.logits)
+    np.testing.assert_allclose(found.log_normalizer, summarize(exact).log_normalizer, atol=1e-5)
+    scaled = ((exact - exact.max(axis=1, keepdims=True)) / temperatures[:, np.newaxis]).astype(np.float32)
     np.testing.assert_allclose(found.log_scaled, summarize(scaled).log_normalizer, atol=1e-5)
-    summary = summarize(expected, entropy=True, self_certainty=True)
+    summary = summarize(exact, entropy=True, self_certainty=True)
     np.testing.assert_allclose(found.entropy, summary.entropy, atol=1e-5)
     np.testing.assert_allclose(found.self_certainty, summary.self_certainty, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_are_found_in_the_order_they_have_now(laid: Laid, dtype: type[np.floating[Any]]) -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (6, 700)).astype(dtype)
+    rows = DeviceLogits(*laid(logits), np.array([0, 1, 2, 4]))
+    rows.move(3, 1)
+    expected = logits[[0, 4, 2]].astype(np.float32)  # [3, v]
+    np.testing.assert_array_equal(rows.whole(), expected)
+    np.testing.assert_array_equal(rows.whole([2, 1]), expected[[2, 1]])
+    greedy = [Drawing(SamplingOptions(temperature=0)) for _ in range(3)]
+    assert rows.draw(greedy, entropy=False, self_certainty=False)[0].tolist() == expected.argmax(axis=1).tolist()
+    rows.move(2, 2)
+    np.testing.assert_array_equal(rows.whole(), expected[:2])
+    rows.move(1, 0)
+    rows.move(0, 0)
+    assert rows.whole().shape == (0, 700)
 
 
 def test_tokens_that_cannot_come_weigh_nothing(laid: Laid) -> None:
     """Zero times minus infinity would be no number."""
     logits = np.array([[0.0, 1.0, -np.inf, 2.0], [-np.inf, -np.inf, 3.0, -np.inf]], np.float32)
-    found = DeviceLogits(*laid(logits), np.arange(2)).most_likely([1.0, 1.0])
+    reader, array = laid(logits)
+    found = reader.most_likely(array, np.ones(2))
     summary = summarize(logits, entropy=True, self_certainty=True)
     np.testing.assert_allclose(found.entropy, summary.entropy, atol=1e-6)
     np.testing.assert_array_equal(found.self_certainty, summary.self_certainty)
+
+
+@dataclass
+class Drawing:
+    """A row whose next token is due."""
+
+    sampling: SamplingOptions
+    seed: int = 0
+    seen: Ids = field(default_factory=lambda: np.arange(9))
+
+    def __post_init__(self) -> None:
+        self.generator = np.random.default_rng(self.seed)
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    spread=st.sampled_from([0.3, 6.0]),
+    samplings=st.lists(
+        st.builds(
+            SamplingOptions,
+            temperature=st.sampled_from([0.0, 0.5, 1.0, 1.7]),
+            top_p=st.sampled_from([0.3, 0.9, 1.0]),
+            top_k=st.sampled_from([None, 1, 20, 600]),
+            min_p=st.sampled_from([None, 0.05]),
+            repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_rows_of_different_options_are_drawn_as_from_whole_rows_and_as_alone(
+    laid: Laid, seed: int, spread: float, samplings: list[SamplingOptions]
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, spread, (len(samplings), 700)).astype(np.float32)
+    places = rng.permutation(len(samplings))
+    reader, array = laid(logits)
+
+    def drawn_by() -> list[Drawing]:
+        return [Drawing(sampling, seed + place) for place, sampling in enumerate(samplings)]
+
+    found, told = DeviceLogits(reader, array, places).draw(drawn_by(), entropy=True, self_certainty=True)
+    whole, exact = HostLogits(logits[places]).draw(drawn_by(), entropy=True, self_certainty=True)
+    assert found.tolist() == whole.tolist()
+    for name in ("logprob", "entropy", "self_certainty"):
+        np.testing.assert_allclose(getattr(told, name), getattr(exact, name), atol=1e-4, err_msg=name)
+    for place, row in enumerate(drawn_by()):
+        alone = DeviceLogits(reader, array, places[place : place + 1])
+        token_ids, mine = alone.draw([row], entropy=True, self_certainty=True)
+        assert token_ids.tolist() == [found[place]]
+        for name in ("logprob", "entropy", "self_certainty"):
+            assert getattr(mine, name)[0] == getattr(told, name)[place], name
 
 
 @given(
@@ -138,17 +210,23 @@ def test_a_flat_tail_that_is_not_given_counts() -> None:
     assert sample_most_likely(logits[:256], ids, 200_000, options, rng, None, log_scaled) is None
 
 
-def test_logits_stay_on_the_device_and_come_back_where_they_are_asked_for(
-    rows_on_device: None, stories: ModelSession
+def test_logits_stay_on_the_device_until_they_are_asked_for(
+    rows_on_device: None, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fetched: list[int] = []
+    whole = LogitReader.whole
+    monkeypatch.setattr(LogitReader, "whole", lambda self, rows: fetched.append(rows.shape[0]) or whole(self, rows))
     session = ModelSession(open_bundle(STORIES), threads=1)
-    rows = []
+    found = []
     for each in (session, stories):
         cache = each.new_cache(1, 9)
         each.prefill(cache, [5, 6, 7])
-        rows.append(each.decode(cache, [8]).row_logits)
-    assert [type(each) for each in rows] == [DeviceLogits, HostLogits]
-    np.testing.assert_array_equal(rows[0].whole(), rows[1].whole())
+        fetched.clear()
+        out = each.decode(cache, [8])
+        assert not fetched
+        found.append(out.logits)
+        assert fetched == [1] * (each is session)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +235,7 @@ def test_logits_stay_on_the_device_and_come_back_where_they_are_asked_for(
         ({"top_p": 0.9}, False),
         ({"top_p": 1.0, "top_k": 20, "temperature": 0.7, "repetition_penalty": 1.1}, False),
         ({"top_p": 0.9, "min_p": 0.05}, True),
-        ({"top_p": 1.0}, True),
+        ({"top_p": 1.0}, True),  # any token may come
         ({"top_p": 0.9, "signal": "self_certainty"}, False),
         ({"top_p": 0.9, "min_p": 0.05, "signal": "self_certainty"}, True),
     ],
@@ -170,63 +248,35 @@ def test_picks_are_those_of_whole_rows(
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     request.getfixturevalue("rows_on_device")
     fetched, looked = [], []
-    whole, most_likely = DeviceLogits.whole, DeviceLogits.most_likely
-    monkeypatch.setattr(DeviceLogits, "whole", lambda self, rows=None: fetched.append(rows) or whole(self, rows))
-    monkeypatch.setattr(DeviceLogits, "most_likely", lambda self, t: looked.append(t) or most_likely(self, t))
-    found = list(Selector(STORIES, threads=1, rows=5).pick_many(prompts, **options))
+    whole, most_likely = LogitReader.whole, LogitReader.most_likely
+    monkeypatch.setattr(LogitReader, "whole", lambda self, rows: fetched.append(rows) or whole(self, rows))
+    monkeypatch.setattr(
+        LogitReader, "most_likely", lambda self, rows, t: looked.append(len(t)) or most_likely(self, rows, t)
+    )
+    with Selector(STORIES, threads=1, rows=5) as selector:
+        found = list(selector.pick_many(prompts, **options))
     for one, other in zip(expected, found, strict=True):
         assert [each.token_ids for each in other.candidates] == [each.token_ids for each in one.candidates]
         for name in ("logprob", "score"):
             figures = [[getattr(each, name) for each in picked.candidates] for picked in (one, other)]
             np.testing.assert_allclose(figures[1], figures[0], atol=1e-4)
-    assert looked
-    assert any(rows is not None for rows in fetched) == rows_whole  # all rows are those of a prompt
+    assert max(looked) <= 5
+    # Those after a prompt are read whole in any case, once for each.
+    assert (len(fetched) > len(looked)) == rows_whole
+    assert len(fetched) >= len(prompts)
 
 
-class Drawing:
-    """A row whose next token is due."""
-
-    def __init__(self, sampling: SamplingOptions, seed: int = 0) -> None:
-        self.sampling = sampling
-        self.generator = np.random.default_rng(seed)
-        self.seen = np.arange(3)
-
-
-def test_a_row_that_is_no_distribution_is_named_by_its_own_number_before_anything_is_drawn(laid: Laid) -> None:
+@pytest.mark.parametrize("broken", [0, 2])
+def test_a_row_that_is_fetched_whole_is_named_by_its_own_number_before_anything_is_drawn(
+    laid: Laid, broken: int
+) -> None:
     """It was called row 0, whichever it was."""
     logits = np.random.default_rng(0).normal(0, 3, (3, 700)).astype(np.float32)
-    logits[2, 7] = np.nan
+    logits[broken, 7] = np.nan
     rows = [Drawing(SamplingOptions(top_k=5)) for _ in range(3)]
-    with pytest.raises(LogitsError, match=r"row 2 of the logits holds NaN"):
+    with pytest.raises(LogitsError, match=rf"row {broken} of the logits holds NaN"):
         DeviceLogits(*laid(logits), np.arange(3)).draw(rows, entropy=False, self_certainty=False)
-    assert {row.generator.random() for row in rows} == {np.random.default_rng(0).random()}
-
-
-@given(seed=st.integers(0, 2**16), alone=st.integers(0, 4))
-def test_rows_with_options_of_their_own_are_drawn_as_each_is_alone(laid: Laid, seed: int, alone: int) -> None:
-    samplings = (
-        SamplingOptions(temperature=0),
-        SamplingOptions(),
-        SamplingOptions(temperature=0.7, top_p=0.9),
-        SamplingOptions(temperature=1.5, top_k=20, repetition_penalty=1.3),
-        SamplingOptions(min_p=0.3),
-    )
-    logits = np.random.default_rng(seed).normal(0, 3, (5, 700)).astype(np.float32)
-    reader, array = laid(logits)
-    together, together_statistics = DeviceLogits(reader, array, np.arange(5)).draw(
-        [Drawing(sampling, place) for place, sampling in enumerate(samplings)], entropy=True, self_certainty=True
-    )
-    drawn, statistics = DeviceLogits(reader, array, np.array([alone])).draw(
-        [Drawing(samplings[alone], alone)], entropy=True, self_certainty=True
-    )
-    assert drawn.tolist() == [together[alone]]
-    for name in ("logprob", "entropy", "self_certainty"):
-        assert getattr(statistics, name)[0] == getattr(together_statistics, name)[alone]
-    expected, exact = HostLogits(logits).draw(
-        [Drawing(sampling, place) for place, sampling in enumerate(samplings)], entropy=True, self_certainty=True
-    )
-    assert expected.tolist() == together.tolist()
-    np.testing.assert_allclose(together_statistics.logprob, exact.logprob, atol=1e-5)
+    assert [row.generator.random() for row in rows] == [np.random.default_rng(0).random()] * 3
 
 
 def test_prompts_follow_picks_whose_last_rows_were_dropped(request: pytest.FixtureRequest) -> None:
@@ -236,6 +286,7 @@ def test_prompts_follow_picks_whose_last_rows_were_dropped(request: pytest.Fixtu
     expected = list(Selector(STORIES, threads=1).pick_many(prompts, **options))
     assert all(picked.stopped_because == "budget_tokens" for picked in expected)
     request.getfixturevalue("rows_on_device")
-    found = list(Selector(STORIES, threads=1, rows=3).pick_many(prompts, **options))
+    with Selector(STORIES, threads=1, rows=3) as selector:
+        found = list(selector.pick_many(prompts, **options))
     tokens = [[[each.token_ids for each in picked.candidates] for picked in picks] for picks in (expected, found)]
     assert tokens[1] == tokens[0]

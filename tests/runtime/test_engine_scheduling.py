@@ -1,17 +1,32 @@
-"""Who is served when, who waits, who fails, and what is left behind: an engine under requests that come and go."""
+"""One batch for everybody: no candidate notices, no row waits, nobody holds up the others, and errors stay at home."""
 
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_requests import OTHER, PROMPT, WAIT_S, Held, Recorder, alone, generation, reading, submitted
+from engine_requests import (
+    OTHER,
+    PROMPT,
+    WAIT_S,
+    Held,
+    Recorder,
+    Written,
+    alone,
+    generation,
+    reading,
+    submitted,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 
+from swift_edge.arrays import Ids
 from swift_edge.engine.engine import Engine
-from swift_edge.engine.request import Orders, Reads, Step
-from swift_edge.engine.session import ModelSession
+from swift_edge.engine.kv_cache import KVCache
+from swift_edge.engine.request import Generation, Orders, Request, Step
+from swift_edge.engine.session import WORKING_BYTES, ModelSession
 from swift_edge.engine.step_memory import StepOutput
 from swift_edge.errors import (
     EngineClosedError,
@@ -22,384 +37,788 @@ from swift_edge.errors import (
     RequestCancelledError,
 )
 
-LONG = tuple(np.random.default_rng(0).integers(3, 400, 200).tolist())
+EOS = {426, 432, 398}  # full stop, comma, and another: candidates end at many different steps
+PROMPTS = (PROMPT, OTHER, (1, 338), tuple(range(1, 60)))
+LONG = tuple(range(3, 203))
+CHUNK = 8
+
+New = Callable[..., Engine]
 
 
 @pytest.fixture
-def engine(stories: ModelSession) -> Iterator[Engine]:
-    made = Engine(stories, rows=4, chunk=8)
-    yield made
-    made.close()
-    assert [thread.name for thread in threading.enumerate() if thread.name == "swift-edge engine"] == []
-    assert (made.is_idle, made.live_rows, made.kv_nbytes) == (True, 0, 0)
+def new(stories: ModelSession) -> Iterator[New]:
+    """Make engines over `stories`, and see that they leave nothing behind."""
+    made: list[Engine] = []
+
+    def make(rows: int = 4, chunk: int = CHUNK, **options: Any) -> Engine:
+        made.append(Engine(stories, rows=rows, chunk=chunk, **options))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+        assert engine.is_idle
+        assert (engine.live_rows, engine.kv_nbytes) == (0, 0)
 
 
-def held(engine: Engine, **options: Any) -> Held:
-    """A request in whose first step the engine waits."""
-    recorder = Held()
-    engine.submit(generation(**options), recorder)
-    return recorder
+@pytest.fixture(scope="module")
+def expected(stories: ModelSession) -> dict[tuple[int, int], Written]:
+    """Every prompt's first candidates, each decoded by itself."""
+    return {
+        (place, candidate): written
+        for place in range(len(PROMPTS))
+        for candidate, written in alone(stories, numbered(place, 6)).items()
+    }
 
 
-def order_of(*recorders: Recorder) -> list[int]:
-    """Recorders, by number, in the order in which their first candidates were given rows."""
-    return sorted(range(len(recorders)), key=lambda number: recorders[number].began_at[0])
+def numbered(place: int, n: int, **options: Any) -> Generation:
+    return generation(PROMPTS[place], n, max_new_tokens=20, stop_ids=EOS, seed=place, **options)
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_bound_on_rows_holds_and_no_row_is_idle_while_candidates_wait(engine: Engine) -> None:
-    with held(engine, n=1, max_new_tokens=30) as first:
-        others = [submitted(engine, generation(n=5, max_new_tokens=5 + number, seed=number)) for number in range(4)]
-    for recorder in others:
-        assert len(recorder.result()) == 5
-        assert max(recorder.batch_rows) <= 4
-    # Rows were full from the moment on at which prompts were read, as long as candidates waited.
-    for recorder in others[:2]:
-        assert recorder.batch_rows[1:].count(4) == len(recorder.batch_rows) - 1
-    first.result()
-    assert max(first.batch_rows) == 4
+@given(
+    work=st.lists(st.tuples(st.integers(0, len(PROMPTS) - 1), st.integers(1, 6)), min_size=1, max_size=6),
+    rows=st.integers(1, 9),
+    chunk=st.sampled_from([7, 128]),
+    every=st.integers(0, 3),
+    keys=st.integers(1, 3),
+)
+def test_a_candidate_is_what_it_is_alone_whoever_comes_and_goes(
+    stories: ModelSession,
+    expected: dict[tuple[int, int], Written],
+    work: list[tuple[int, int]],
+    rows: int,
+    chunk: int,
+    every: int,
+    keys: int,
+) -> None:
+    engine = Engine(stories, rows=rows, chunk=chunk)
+    found: list[Recorder] = []
+    to_come = iter(work)
+    steps = 0
+
+    def submit_next(step: Step | None = None) -> None:
+        """One request after some steps; else all of them at once."""
+        nonlocal steps
+        steps += step is not None
+        if step is None or (every and steps % every == 0):
+            for place, n in to_come:
+                found.append(Recorder(submit_next))
+                engine.submit(numbered(place, n, key=len(found) % keys), found[-1])
+                if every:
+                    return
+
+    submit_next()
+    while len(found) < len(work) or not all(each.ended.is_set() for each in found):
+        for each in list(found):
+            each.result()
+        submit_next()
+    for (place, n), recorder in zip(work, found, strict=True):
+        assert recorder.written.keys() == set(range(n))
+        for candidate, written in recorder.written.items():
+            # Read in other chunks, a prompt of 59 tokens is rounded in another way.
+            assert written.token_ids == expected[place, candidate].token_ids
+            assert written.finished == expected[place, candidate].finished
+        assert max(recorder.batch_rows) <= rows
+    engine.close()
+    assert (engine.kv_nbytes, engine.failures) == (0, 0)
 
 
-def test_candidates_with_rows_of_their_own_begin_together_and_hold_the_bound(engine: Engine) -> None:
-    with held(engine, n=2, max_new_tokens=12):
-        own = submitted(engine, generation(n=3, max_new_tokens=6, kept_rows=3))
-    own.result()
-    assert own.began == [(0, 1, 2)]
-    assert max(own.batch_rows) <= 4
+def test_no_row_is_idle_while_candidates_of_a_prompt_that_is_read_wait(new: New) -> None:
+    engine = new(8, chunk=128)
+    widths: list[int] = []
+    found: list[Recorder] = []
+
+    def watch(step: Step) -> None:
+        states = [(each.ticket.is_read, len(each.ticket.waiting)) for each in found]
+        widths.append(step.batch_rows)
+        assert step.batch_rows == 8 or not any(is_read and waiting for is_read, waiting in states)
+        assert step.batch_rows <= 8
+
+    with Held.on(engine) as held:
+        for number in range(24):
+            found.append(submitted(engine, numbered(number % len(PROMPTS), 3), watch))
+        held.ticket.cancel()
+    assert sum(len(recorder.result()) for recorder in found) == 72
+    assert widths.count(8) > len(widths) / 2
 
 
-def test_a_long_prompt_is_read_a_chunk_at_a_time_between_the_steps_of_the_others(engine: Engine) -> None:
-    with held(engine, n=2, max_new_tokens=60) as first:
-        second = submitted(engine, generation(LONG, 2, max_new_tokens=3))
-    first.result()
+def test_a_long_prompt_is_read_in_chunks_between_the_steps_of_the_others(
+    new: New, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    logged(monkeypatch, stories, log)
+    engine = new()
+    with Held.on(engine, 2) as held:
+        log.clear()
+        long = generation(PROMPTS[3], 2, max_new_tokens=3)  # 59 tokens
+        recorder = submitted(engine, long, begins=lambda _: log.append("begun"))
+    recorder.result()
+    held.ticket.cancel()
+    assert log[: log.index("begun") + 2] == [*["prefill", "decode"] * 7, "prefill", "begun", "decode"]
+
+
+def logged(monkeypatch: pytest.MonkeyPatch, session: ModelSession, log: list[str]) -> None:
+    """Write down every run of the graph that is asked for."""
+
+    def watch(name: str, run: Callable[..., StepOutput]) -> None:
+        monkeypatch.setattr(session, name, lambda *given, **more: log.append(name) or run(*given, **more))
+
+    watch("prefill", session.prefill)
+    watch("decode", session.decode)
+
+
+def test_short_prompts_are_read_until_the_rows_are_full_where_none_are_at_work(
+    new: New, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new(4)
+    log: list[str] = []
+    with Held.on(engine) as held:
+        found = [submitted(engine, generation((1, 338), 1, max_new_tokens=2, seed=seed)) for seed in range(6)]
+        held.ticket.cancel()
+        logged(monkeypatch, stories, log)
+    for recorder in found:
+        recorder.result()
+    assert log[:5] == [*["prefill"] * 4, "decode"]
+
+
+def test_candidates_can_be_dropped_while_they_wait_and_while_they_are_written(
+    new: New, expected: dict[tuple[int, int], Written]
+) -> None:
+    """One that waited was written all the same."""
+    for places in ({0, 3}, {0, 2, 3, 4, 5}):
+        recorder = submitted(new(2), numbered(0, 6), lambda _, gone=places: Orders(dict.fromkeys(gone, "test")))
+        assert recorder.result().keys() == {0, *range(6)} - (places - {0})
+        for candidate, written in recorder.written.items():
+            length = 1 if candidate == 0 else None
+            assert written.token_ids == expected[0, candidate].token_ids[:length]
+
+
+def test_others_get_rows_when_all_that_waited_were_dropped(new: New) -> None:
+    engine = new(2)
+    with Held.on(engine) as held:
+        first = submitted(
+            engine, generation(n=5, max_new_tokens=300), lambda _: Orders(dict.fromkeys(range(1, 5), "test"))
+        )
+        second = submitted(engine, generation(n=1, max_new_tokens=2))
+        held_rows = submitted(engine, generation(n=1, max_new_tokens=2))
+        held.ticket.cancel()
     second.result()
-    before = [moment for moment in first.moments if moment < second.began_at[0]]
-    assert len(before) >= len(LONG) // 8  # a step for every chunk
+    held_rows.result()
+    assert not first.ended.is_set()
+    first.ticket.cancel()
 
 
-def test_rows_of_a_key_are_no_more_than_it_may_have(engine: Engine) -> None:
-    key = object()
-    with held(engine, n=1, max_new_tokens=40):
-        bounded = [submitted(engine, generation(n=3, key=key, key_rows=2, max_new_tokens=6)) for _ in range(2)]
-        free = submitted(engine, generation(n=1, max_new_tokens=6))
-    for recorder in bounded:
-        recorder.result()
-        assert max(map(len, recorder.steps)) <= 2
-    free.result()
-    # It did not wait for those whose key had all that it may have.
-    assert free.began_at[0] < bounded[1].began_at[0]
+# -- rows of one's own -----------------------------------------------------------------------------------------------
 
 
-# -- order -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_large_request_does_not_hold_up_a_small_one_of_another_key(engine: Engine) -> None:
-    with held(engine, n=4, max_new_tokens=6):
-        large = submitted(engine, generation(n=64, max_new_tokens=6))
-        small = submitted(engine, generation(n=1, max_new_tokens=6))
+def test_candidates_with_rows_of_their_own_begin_together_when_there_is_room_for_all(new: New) -> None:
+    """As many as there was room for began at once, the others a step later: what is compared was not alike."""
+    engine = new(8)
+    with Held.on(engine, 3) as held:
+        recorder = submitted(engine, generation(n=6, max_new_tokens=3, kept_rows=6))
+        small = submitted(engine, generation(n=1, max_new_tokens=9), lambda _: held.ticket.cancel())
     small.result()
-    assert len(large.written) < 16
-    assert len(large.result()) == 64
+    recorder.result()
+    assert recorder.began == [tuple(range(6))]
+    assert [len(candidates) for candidates in recorder.steps] == [6, 6, 6]
 
 
-def test_a_stream_of_small_requests_does_not_hold_up_a_large_one_for_good(engine: Engine) -> None:
-    large = Recorder()
-    small: list[Recorder] = []
+def test_rows_of_ones_own_stay_free_until_they_are_given_up(new: New) -> None:
+    engine = new(4)
 
-    def submit_small(_: Step) -> None:
-        if not large.ended.is_set() and len(small) < 500:
-            small.append(submitted(engine, generation(n=1, max_new_tokens=2, seed=len(small)), submit_small))
+    def act(step: Step) -> Orders | None:
+        steps = len(keeping.steps)
+        if steps == 1:  # two rows free, and kept
+            return Orders({0: "test", 1: "test"})
+        if steps == 6:
+            assert [each for each in other.steps if len(each) > 1] == []
+            return Orders(begin=1)
+        return Orders(most_rows=2) if steps == 12 else None
 
-    for _ in range(8):
-        submit_small(None)  # type: ignore[arg-type]
-    engine.submit(generation(n=20, max_new_tokens=2), large)
-    large.result()
-    assert len(small) < 500
-    for recorder in list(small):
-        recorder.result()
-
-
-def test_within_a_key_the_first_to_come_is_the_first_to_be_served(engine: Engine) -> None:
-    key = object()
-    with held(engine, n=4, max_new_tokens=6):
-        recorders = [submitted(engine, generation(n=n, key=key, max_new_tokens=4)) for n in (9, 1, 1)]
-    for recorder in recorders:
-        recorder.result()
-    assert order_of(*recorders) == [0, 1, 2]
-    assert recorders[1].began_at[0] >= recorders[0].began_at[-1]
+    keeping = Recorder(act)
+    other = Recorder()
+    with Held.on(engine) as held:
+        engine.submit(generation(n=3, max_new_tokens=30, kept_rows=3), keeping)
+        engine.submit(generation(n=4, max_new_tokens=40), other)
+        held.ticket.cancel()
+    keeping.result()
+    other.result()
+    assert keeping.began == [(0, 1, 2), (3,)]
+    assert keeping.batch_rows[:12] == [4, *[2] * 5, *[3] * 6]
+    assert keeping.batch_rows[13] == 4
 
 
-def test_the_greater_priority_is_served_first_whatever_its_key(engine: Engine) -> None:
-    key = object()
-    with held(engine, n=4, max_new_tokens=6):
-        recorders = [
-            submitted(engine, generation(n=4, key=key, priority=priority, max_new_tokens=4)) for priority in (0, 1, 5)
+def test_no_more_begin_beside_each_other_than_there_are_rows_of_their_own(new: New) -> None:
+    recorder = Recorder(lambda _: Orders(begin=5) if len(recorder.steps) == 1 else None)
+    new(8).submit(generation(n=2, max_new_tokens=4, kept_rows=2), recorder)
+    assert len(recorder.result()) == 7
+    assert max(recorder.batch_rows) == 2
+
+
+# -- whose turn it is ------------------------------------------------------------------------------------------------
+
+
+def order_of(new: New, rows: int, requests: dict[str, Request]) -> list[str]:
+    """Names of requests that come together, once for each candidate, in the order in which these are given rows."""
+    engine = new(rows)
+    order: list[str] = []
+    with Held.on(engine, rows) as held:
+        found = [
+            submitted(engine, request, begins=lambda some, name=name: order.extend([name] * len(some)))
+            for name, request in requests.items()
         ]
-    for recorder in recorders:
+        held.ticket.cancel()
+    for recorder in found:
         recorder.result()
-    assert order_of(*recorders) == [2, 1, 0]
+    return order
 
 
-def test_one_that_waits_for_many_rows_is_passed_by_no_more_than_it_waits_for(engine: Engine) -> None:
-    with held(engine, n=2, max_new_tokens=30):
-        wide = submitted(engine, generation(n=4, kept_rows=4, max_new_tokens=3))
-        small = [submitted(engine, generation(n=1, max_new_tokens=8, seed=number)) for number in range(12)]
-    for recorder in (wide, *small):
+def short(n: int = 1, **options: Any) -> Generation:
+    return generation(n=n, max_new_tokens=2, **options)
+
+
+def test_the_greater_priority_is_served_first(new: New) -> None:
+    requests = {"low": short(), "high": short(priority=5), "middle": short(2, priority=1)}
+    assert order_of(new, 1, requests) == ["high", "middle", "middle", "low"]
+
+
+def test_many_candidates_do_not_block_one_of_another_key(new: New) -> None:
+    one = generation(n=1, max_new_tokens=6)  # in that time the prompts behind it are read
+    many = generation(n=16, max_new_tokens=6, key="a")
+    order = order_of(new, 4, {"many": many, "one": replace(one, key="b"), "other": one})
+    assert order.index("one") <= 4
+    assert order.index("other") <= 5
+    assert len(order) == 18
+
+
+def test_many_requests_of_a_key_do_not_block_one_of_another(new: New) -> None:
+    order = order_of(new, 1, {**{f"a{place}": short(key="a") for place in range(9)}, "b": short(key="b")})
+    assert order.index("b") <= 1
+
+
+def test_a_key_of_which_more_candidates_wait_is_served_more_often(new: New) -> None:
+    order = order_of(new, 1, {"few": short(4, key="a"), "many": short(12, key="b")})
+    assert 1 <= order[:8].count("few") <= 3
+    assert order.count("few") == 4
+
+
+def test_requests_of_a_key_are_served_in_the_order_of_their_arrival(new: New) -> None:
+    requests = {str(place): short(1 + place % 3, key="a") for place in range(6)}
+    order = order_of(new, 2, requests)
+    assert order == sorted(order)
+    assert len(order) == 12
+
+
+def test_a_key_has_no_more_rows_than_it_may(new: New) -> None:
+    engine = new(6)
+    with Held.on(engine) as held:
+        keyed = [submitted(engine, generation(n=3, max_new_tokens=9, key="a", key_rows=2)) for _ in range(3)]
+        held.ticket.cancel()
+    for recorder in keyed:
         recorder.result()
-    passed = sum(recorder.began_at[0] < wide.began_at[0] for recorder in small)
-    assert 0 < passed <= 4
+    assert {rows for recorder in keyed for rows in recorder.batch_rows[2:]} <= {1, 2}
+    assert 2 in keyed[2].batch_rows
+    # What it may not have is left to others.
+    with Held.on(engine) as held:
+        some = submitted(engine, generation(n=3, max_new_tokens=9, key="a", key_rows=2))
+        others = submitted(engine, generation(n=4, max_new_tokens=9, key="b"))
+        held.ticket.cancel()
+    some.result()
+    others.result()
+    assert max(others.batch_rows) == 6
 
 
-def test_a_request_that_has_no_row_by_its_deadline_fails_alone(engine: Engine) -> None:
-    with held(engine, n=4, max_new_tokens=5) as first:
-        late = submitted(engine, generation(n=1, deadline=time.monotonic() - 1))
-        later = submitted(engine, generation(n=1, deadline=time.monotonic() + WAIT_S))
-    with pytest.raises(QueueTimeoutError, match="before the deadline"):
+@pytest.mark.parametrize("behind", [[12], [1] * 12])
+def test_one_that_waits_for_many_rows_is_not_overtaken_for_ever(new: New, behind: list[int]) -> None:
+    engine = new(2)
+    order: list[str] = []
+
+    def told(name: str) -> Callable[[Any], None]:
+        return lambda _: order.append(name)
+
+    with Held.on(engine, 2) as held:
+        long = submitted(engine, generation(n=1, max_new_tokens=40, priority=1))
+        many = submitted(engine, short(2, kept_rows=2), begins=told("many"))
+        small = [submitted(engine, short(n), begins=told("small")) for n in behind]
+        held.ticket.cancel()
+    for recorder in (long, many, *small):
+        recorder.result()
+    assert 1 <= order.index("many") <= 2
+
+
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What `time.monotonic` says in the engine."""
+    now = [0.0]
+
+    class Clock:
+        perf_counter = staticmethod(__import__("time").perf_counter)
+
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    monkeypatch.setattr("swift_edge.engine.engine.time", Clock)
+    return now
+
+
+def test_what_has_no_row_at_its_deadline_fails_alone(new: New, clock: list[float]) -> None:
+    engine = new(1)
+    with Held.on(engine) as held:
+        late = submitted(engine, generation(deadline=10.0))
+        later = submitted(engine, generation(deadline=30.0))
+        clock[0] = 20.0
+    with pytest.raises(QueueTimeoutError):
         late.result()
-    assert len(later.result()) == 1
-    assert len(first.result()) == 4
+    held.ticket.cancel()
+    assert len(later.result()) == 4
+    assert not late.began
+
+
+def test_what_has_a_row_at_its_deadline_goes_on(new: New, clock: list[float], stories: ModelSession) -> None:
+    """A reading that had begun was told that no row had become free."""
+    engine = new(1)
+
+    def late(step: Step) -> None:
+        clock[0] = 20.0
+
+    request = generation(n=2, deadline=10.0)
+    written = submitted(engine, request, late).result()
+    for candidate, each in alone(stories, generation(n=2)).items():
+        each.assert_same(written[candidate])
+    clock[0] = 0.0
+    given = reading(PROMPT, [[5] * 200], deadline=10.0)
+    assert len(submitted(engine, given, late).result()[0].token_ids) == 200
 
 
 # -- cancelling ------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_can_be_cancelled_in_every_state(engine: Engine, stories: ModelSession) -> None:
-    expected = alone(stories, generation(n=2, max_new_tokens=60))
-    with held(engine, n=2, max_new_tokens=60) as first:
-        queued = submitted(engine, generation(n=2))
-        queued.ticket.cancel()
-        queued.ticket.cancel()  # no more than once
-    seen = []
+@pytest.mark.parametrize("state", ["queued", "reading", "waiting"])
+def test_what_is_cancelled_before_it_has_a_row_is_gone_before_the_next_chunk(
+    new: New, stories: ModelSession, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    log: list[str] = []
+    logged(monkeypatch, stories, log)
+    engine = new(1)
+    request = generation(max_new_tokens=60, n=1)
 
-    def look(_: Step) -> None:
-        for recorder in list(waiting):
-            state = recorder.ticket.state
-            if state in wanted and state not in seen:
-                seen.append(state)
+    def watch(step: Step) -> None:
+        if victim.ticket.state == state and not victim.ticket.cancelled:
+            victim.ticket.cancel()
+            log.append("cancelled")
+
+    with Held.on(engine) as held:
+        bystander = submitted(engine, request, watch)
+        victim = submitted(engine, generation(LONG[:40], 2))
+        log.clear()
+        if state == "queued":
+            assert victim.ticket.state == "queued"
+            victim.ticket.cancel()
+            log.append("cancelled")
+        held.ticket.cancel()
+    with pytest.raises(RequestCancelledError):
+        victim.result()
+    assert victim.ticket.state == "closed"
+    assert not victim.began
+    alone(stories, request)[0].assert_same(bystander.result()[0])
+    chunks = log[: log.index("cancelled")].count("prefill"), log[log.index("cancelled") :].count("prefill")
+    # One chunk is the bystander's prompt; five would be the victim's.
+    assert chunks[0] == {"queued": 0, "reading": 2, "waiting": 6}[state]
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_what_is_cancelled_while_it_decodes_writes_nothing_more(new: New, stories: ModelSession, steps: int) -> None:
+    engine = new(6)
+    request = generation(max_new_tokens=30)
+
+    def cancel(step: Step) -> None:
+        if len(victim.steps) == steps:
+            victim.ticket.cancel()
+
+    with Held.on(engine) as held:
+        bystander = submitted(engine, request)
+        victim = submitted(engine, generation(OTHER, 9), cancel)
+        held.ticket.cancel()
+    with pytest.raises(RequestCancelledError):
+        victim.result()
+    for candidate, each in alone(stories, request).items():
+        each.assert_same(bystander.result()[candidate])
+    assert len(victim.steps) == steps  # looked at when more steps have been made
+
+
+def test_a_row_that_leaves_beside_one_that_has_just_come_moves_nobodys_numbers(
+    new: New, stories: ModelSession
+) -> None:
+    """The last row moves into its place, before it has drawn its first token."""
+    engine = new(3)
+    requests = {
+        name: generation(prompt, 1, max_new_tokens=tokens)
+        for name, prompt, tokens in (("bystander", PROMPT, 40), ("filler", OTHER, 12), ("comer", OTHER[::-1], 9))
+    }
+    found = {name: Recorder() for name in requests}
+    victim, last = Recorder(), Recorder()
+
+    def submit_last(_: Step) -> None:
+        if found["comer"].ticket.state == "waiting" and not hasattr(last, "ticket"):
+            engine.submit(generation(LONG, 1, priority=1), last)
+
+    found["bystander"].acts = submit_last
+    # A chunk of the last one's prompt is read in the same turn, and mail is taken after it.
+    found["comer"].begins = lambda _: (victim.ticket.cancel(), states.append(last.ticket.state))
+    states: list[str] = []
+    with Held.on(engine) as held:
+        engine.submit(generation(n=1, max_new_tokens=200), victim)
+        for name, request in requests.items():
+            engine.submit(request, found[name])
+        held.ticket.cancel()
+    for name, request in requests.items():
+        alone(stories, request)[0].assert_same(found[name].result()[0])
+    assert states == ["reading"]
+    last.ticket.cancel()
+
+
+def test_another_thread_may_cancel_in_the_middle_of_a_step(new: New) -> None:
+    held = Held.on(new(2), 2)
+    with held:
+        held.ticket.cancel()
+    with pytest.raises(RequestCancelledError):
+        held.result()
+    assert len(held.steps) == 1
+
+
+def test_given_responses_can_be_cancelled_between_their_chunks(new: New) -> None:
+    victim = Recorder(lambda _: victim.ticket.cancel())
+    new().submit(reading(PROMPT, [[5] * 200] * 9), victim)
+    with pytest.raises(RequestCancelledError):
+        victim.result()
+    assert len(victim.steps) == 1
+
+
+def test_cancelling_what_is_done_does_nothing(new: New) -> None:
+    engine = new()
+    recorder = submitted(engine, short())
+    recorder.result()
+    recorder.ticket.cancel()
+    recorder.ticket.cancel()
+    assert len(submitted(engine, short()).result()) == 1
+    assert (recorder.ends, recorder.error, recorder.ticket.state) == (1, None, "closed")
+
+
+@given(data=st.data())
+def test_whatever_is_cancelled_nothing_gets_stuck_and_the_others_are_whole(
+    stories: ModelSession, expected: dict[tuple[int, int], Written], data: st.DataObject
+) -> None:
+    engine = Engine(stories, rows=data.draw(st.integers(1, 6)), chunk=128)
+    work = data.draw(
+        st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans(), st.integers(0, 25)), max_size=12)
+    )
+    found: list[tuple[Recorder, int]] = []
+    steps = 0
+
+    def count(step: Step) -> None:
+        nonlocal steps
+        steps += 1
+        for recorder, when in found:
+            if when == steps:
                 recorder.ticket.cancel()
 
-    first.acts = look
-    wanted = {"reading", "waiting", "decoding"}
-    waiting = [
-        submitted(engine, generation(LONG, 1)),  # is read for many steps
-        submitted(engine, generation(n=3, kept_rows=3)),  # waits for rows
-        submitted(engine, generation(n=1, seed=5, max_new_tokens=50)),  # is written
-    ]
-    for candidate, each in first.result().items():
-        each.assert_same(expected[candidate])
-    assert set(seen) == wanted
-    for recorder in (queued, *waiting):
-        with pytest.raises(RequestCancelledError):
-            recorder.result()
-    first.ticket.cancel()
-    assert first.ticket.state == "closed"
-    assert first.ends == 1
+    with Held.on(engine) as held:
+        for place, n, keeps, when in work:
+            kept = min(n, engine.most_rows) if keeps else None
+            request = numbered(place, n if kept is None else kept, kept_rows=kept)
+            found.append((submitted(engine, request, count), when))
+        for recorder, when in found:
+            if when == 0:
+                recorder.ticket.cancel()
+        held.ticket.cancel()
+    for (recorder, _), (place, *_) in zip(found, work, strict=True):
+        assert recorder.ended.wait(WAIT_S)
+        if recorder.error is None:
+            assert len(recorder.written) == recorder.ticket.begun
+        for candidate, written in recorder.written.items():
+            whole = expected[place, candidate].token_ids
+            assert written.token_ids == whole[: None if recorder.error is None else len(written.token_ids)]
+    engine.close()
+    assert (engine.kv_nbytes, engine.live_rows, engine.failures) == (0, 0, 0)
 
 
-def test_a_cancelled_request_has_no_further_step(engine: Engine) -> None:
-    def cancel(step: Step) -> None:
-        if len(recorder.steps) == 3:
-            recorder.ticket.cancel()
-
-    recorder = submitted(engine, generation(n=3, max_new_tokens=60), cancel)
-    with pytest.raises(RequestCancelledError):
-        recorder.result()
-    assert len(recorder.steps) == 3
+# -- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def test_reading_is_cancelled_between_two_chunks(engine: Engine) -> None:
-    def cancel(step: Step) -> None:
-        recorder.ticket.cancel()
+class Broken(Recorder):
+    """A consumer that raises where it is told to."""
 
-    recorder = submitted(engine, reading(PROMPT, [LONG, LONG]), cancel)
-    with pytest.raises(RequestCancelledError):
-        recorder.result()
-    assert len(recorder.steps) == 1
+    def __init__(self, where: str, error: BaseException) -> None:
+        super().__init__()
+        self.where, self.raises = where, error
+
+    def begun(self, candidates: Any) -> None:
+        super().begun(candidates)
+        if self.where == "begun":
+            raise self.raises
+
+    def step(self, step: Step) -> Orders | None:
+        super().step(step)
+        if self.where == "step" and len(self.steps) == 3:
+            raise self.raises
+        return None
+
+    def closed(self, error: BaseException | None) -> None:
+        super().closed(error)
+        if self.where == "closed":
+            raise self.raises
 
 
-# -- errors ----------------------------------------------------------------------------------------------------------
-
-
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()], ids=lambda error: repr(error))
 @pytest.mark.parametrize("where", ["begun", "step", "closed"])
-def test_what_a_consumer_raises_fails_its_request_alone(engine: Engine, stories: ModelSession, where: str) -> None:
-    class Broken(Recorder):
-        def _raise(self, *_: Any) -> None:
-            self.ended.set()
-            raise ZeroDivisionError("mine")
-
-    broken = Broken()
-    setattr(broken, where, broken._raise)
-    expected = alone(stories, generation(n=3, max_new_tokens=12))
-    with held(engine, n=3, max_new_tokens=12) as first:
-        engine.submit(generation(n=1, max_new_tokens=2), broken)
-    for candidate, each in first.result().items():
-        each.assert_same(expected[candidate])
-    assert broken.ended.wait(WAIT_S)
-    if where != "closed":
-        deadline = time.monotonic() + WAIT_S
-        while broken.error is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert isinstance(broken.error, ZeroDivisionError)
-        assert engine.failures == 0
-
-
-def test_logits_that_are_no_numbers_fail_the_request_of_their_row_alone(
-    engine: Engine, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
+def test_the_error_of_a_consumer_fails_its_request_alone(
+    new: New, stories: ModelSession, where: str, error: BaseException
 ) -> None:
-    expected = alone(stories, generation(n=2, max_new_tokens=20))
-    decode = stories.decode
+    """One that is no `Exception` ended the thread, and everybody waited for ever."""
+    engine = new(6)
+    request = generation(max_new_tokens=30)
+    broken = Broken(where, error)
+    with Held.on(engine) as held:
+        bystander = submitted(engine, request)
+        engine.submit(generation(OTHER, 2, max_new_tokens=9), broken)
+        held.ticket.cancel()
+    for candidate, each in alone(stories, request).items():
+        each.assert_same(bystander.result()[candidate])
+    assert broken.ended.wait(WAIT_S)
+    assert broken.ends == 1
+    assert broken.error is (None if where == "closed" else error)
+    assert len(broken.steps) == {"begun": 0, "step": 3, "closed": 9}[where]
+    assert len(submitted(engine, short()).result()) == 1
+    # Nobody is left to be told what `closed` raises.
+    assert engine.failures == (where == "closed")
 
-    def broken(cache: Any, token_ids: Any, **options: Any) -> StepOutput:
-        output = decode(cache, token_ids, **options)
-        for place, length in enumerate(cache.lengths.tolist()):
-            if length == 63 and options.get("logits"):
-                output.logits[place] = np.nan  # a view of what the next draw reads
-        return output
 
-    monkeypatch.setattr(stories, "decode", broken)
-    with held(engine, n=2, max_new_tokens=20) as first:
-        bad = submitted(engine, generation(LONG[:60], 2, max_new_tokens=20))
-    with pytest.raises(LogitsError, match="holds NaN"):
-        bad.result()
-    for candidate, each in first.result().items():
-        each.assert_same(expected[candidate])
+def test_the_error_of_a_consumer_of_given_responses_fails_its_request_alone(new: New) -> None:
+    engine = new()
+    broken = Broken("step", ValueError("no"))
+    engine.submit(reading(PROMPT, [[5, 6]] * 9), broken)
+    with pytest.raises(ValueError, match="no"):
+        broken.result()
+    assert len(broken.steps) == 3
+    assert len(submitted(engine, short()).result()) == 1
+
+
+def test_a_row_whose_logits_are_no_distribution_fails_its_request_alone(
+    new: New, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes a model's numbers overflow, this is where they come from."""
+    decode, engine = stories.decode, new(6)
+    request = generation(max_new_tokens=30, n=2)
+    expected = alone(stories, request)
+    broken: list[int] = []
+
+    def nan(cache: KVCache, token_ids: Ids, **options: Any) -> StepOutput:
+        out = decode(cache, token_ids, **options)
+        if cache.rows == 3:
+            broken.append(1)
+            if len(broken) == 4:
+                out.logits[-1, 7] = np.nan  # the row that came last
+        return out
+
+    monkeypatch.setattr(stories, "decode", nan)
+
+    def submit_victim(step: Step) -> None:
+        if len(bystander.steps) == 3:
+            engine.submit(generation(OTHER, 1, max_new_tokens=30), victim)
+
+    victim, bystander = Recorder(), Recorder(submit_victim)
+    engine.submit(request, bystander)
+    with pytest.raises(LogitsError, match="NaN"):
+        victim.result()
+    assert len(victim.steps) == 4
+    for candidate, each in expected.items():
+        each.assert_same(bystander.result()[candidate])
     assert engine.failures == 0
 
 
-def test_anything_else_fails_what_is_in_flight_and_is_counted_and_the_engine_goes_on(
-    engine: Engine, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
+def test_a_prompt_whose_logits_are_no_distribution_fails_its_request_alone(
+    new: New, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = alone(stories, generation(n=2, max_new_tokens=20))
+    """Rows at work had drawn their next random number by then, and drew another one: their tokens changed."""
+    prefill, engine = stories.prefill, new(6)
+    request = generation(max_new_tokens=30, n=2)
+    expected = alone(stories, request)
 
-    def explode(*_: Any, **__: Any) -> StepOutput:
-        raise RuntimeError("the sky fell")
+    def nan(cache: KVCache, token_ids: Ids, **options: Any) -> StepOutput:
+        out = prefill(cache, token_ids, **options)
+        if len(token_ids) == len(OTHER):
+            out.logits[-1, 7] = np.nan
+        return out
 
-    with held(engine, n=2, max_new_tokens=20) as first:
-        waits = submitted(engine, generation(LONG, 3))
-        monkeypatch.setattr(stories, "decode", explode)
-    for recorder in (first, waits):
-        with pytest.raises(EngineFailedError, match="RuntimeError: the sky fell"):
-            recorder.result()
+    monkeypatch.setattr(stories, "prefill", nan)
+
+    def submit_victim(step: Step) -> None:
+        if len(bystander.steps) == 3:
+            engine.submit(generation(OTHER, 1, max_new_tokens=30), victim)
+
+    victim, bystander = Recorder(), Recorder(submit_victim)
+    engine.submit(request, bystander)
+    with pytest.raises(LogitsError, match="NaN"):
+        victim.result()
+    assert not victim.steps
+    for candidate, each in expected.items():
+        each.assert_same(bystander.result()[candidate])
+    assert engine.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "hint"),
+    [
+        (RuntimeError("two\nlines"), EngineFailedError, "RuntimeError: two lines; ask again"),
+        (LogitsError("as it is"), LogitsError, "^as it is$"),
+    ],
+)
+def test_what_breaks_a_step_fails_all_in_flight_once_and_the_engine_goes_on(
+    new: New, stories: ModelSession, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: Any, hint: str
+) -> None:
+    engine = new(2)
+    request = generation(max_new_tokens=10, n=2)
+    expected = alone(stories, request)
+
+    def fail(*_: Any, **__: Any) -> StepOutput:
+        raise error
+
+    with Held.on(engine) as held, monkeypatch.context() as patch:
+        running, queued = submitted(engine, request), submitted(engine, generation(LONG, 2))
+        patch.setattr(stories, "decode", fail)
+        held._let_go.set()
+        for recorder in (held, running, queued):
+            with pytest.raises(kind, match=hint):
+                recorder.result()
     assert engine.failures == 1
-    monkeypatch.undo()
-    for candidate, each in submitted(engine, generation(n=2, max_new_tokens=20)).result().items():
+    for candidate, each in submitted(engine, request).result().items():
         each.assert_same(expected[candidate])
+    assert engine.failures == 1
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def batch_bytes(session: ModelSession, rows: int, tokens: int) -> int:
-    from swift_edge.engine.ledger import Ledger
+def memory_for(session: ModelSession, rows: int, tokens: int, prompts: int = 1) -> int:
+    """Bytes that so many rows take, beside prompts of up to 64 tokens."""
+    parts = session.request_bytes(rows, 0, tokens, layers=len(session.layers))
+    return sum(parts) + WORKING_BYTES + prompts * 64 * session.kv_bytes_per_token
 
-    return Ledger(session).batch_bytes(rows, tokens, len(session.layers))
+
+def test_requests_wait_where_memory_is_short(new: New, stories: ModelSession) -> None:
+    requests = [generation(n=2, max_new_tokens=100, seed=seed) for seed in range(3)]
+    for kv_memory, most in ((None, 6), (memory_for(stories, 2, 105), 2)):
+        engine = new(8, kv_memory=kv_memory)
+        with Held.on(engine) as held:
+            found = [submitted(engine, request) for request in requests]
+            held.ticket.cancel()
+        for recorder, request in zip(found, requests, strict=True):
+            written = recorder.result()
+            for candidate, each in alone(stories, request).items():
+                each.assert_same(written[candidate])
+        assert max(rows for recorder in found for rows in recorder.batch_rows) == most
 
 
-def test_what_does_not_fit_beside_the_others_waits_and_what_never_fits_is_refused_with_the_numbers(
-    stories: ModelSession,
-) -> None:
-    short, long = generation(n=6, max_new_tokens=30), generation(LONG, 4, max_new_tokens=200)
-    room = batch_bytes(stories, 6, 64) + 256 * stories.kv_bytes_per_token
-    assert batch_bytes(stories, 7, 400) > room > batch_bytes(stories, 1, 400)
-    engine = Engine(stories, rows=16, chunk=8, kv_memory=room)
-    with held(engine, n=6, max_new_tokens=30) as first:
-        second = submitted(engine, long)
-        third = submitted(engine, short)
-    for recorder, request in ((first, short), (third, short), (second, long)):
-        for candidate, each in alone(stories, request).items():
-            recorder.result()[candidate].assert_same(each)
-    # It was not written beside six short rows, which it would have made as long as itself.
-    assert max(second.batch_rows) < 7
-    small = Engine(stories, rows=4, chunk=8, kv_memory=1000)
-    with pytest.raises(MemoryLimitError, match=r"1 row of .* tokens .*ask for fewer"):
-        submitted(small, generation(n=1)).result()
-    small.close()
+def test_a_long_request_waits_instead_of_widening_many_short_ones(new: New, stories: ModelSession) -> None:
+    engine = new(8, kv_memory=memory_for(stories, 2, 405))
+    log: list[str] = []
+    with Held.on(engine) as held:
+        brief = submitted(engine, generation(n=4, max_new_tokens=20))
+        long = submitted(engine, generation(n=1, max_new_tokens=400), begins=lambda _: log.append(str(brief.ends)))
+        held.ticket.cancel()
+    assert len(brief.result()) == 4
+    assert len(long.result()[0].token_ids) == 400
+    assert log == ["1"]
+    assert max(brief.batch_rows[1:]) == 4
+
+
+def test_a_request_that_never_fits_is_told_the_numbers_and_the_others_go_on(new: New, stories: ModelSession) -> None:
+    engine = new(8, kv_memory=memory_for(stories, 2, 105))
+    with Held.on(engine) as held:
+        never = submitted(engine, generation(LONG, 1, max_new_tokens=300))
+        fits = submitted(engine, generation(n=2, max_new_tokens=50))
+        kept = submitted(engine, generation(n=8, max_new_tokens=50, kept_rows=8))
+        held.ticket.cancel()
+    with pytest.raises(MemoryLimitError, match=r"1 row of 500 tokens \(keys and values .* MiB are free; ask for fewer"):
+        never.result()
+    with pytest.raises(MemoryLimitError, match=r"8 rows of 55 tokens"):
+        kept.result()
+    assert len(fits.result()) == 2
+    assert engine.failures == 0
+
+
+def test_memory_is_given_back_when_nothing_is_at_work(new: New) -> None:
+    engine = new(8)
+    held_bytes: list[int] = []
+    recorder = submitted(engine, generation(n=8, max_new_tokens=50), lambda _: held_bytes.append(engine.kv_nbytes))
+    recorder.result()
+    engine.close()
+    assert min(held_bytes) > 0
     assert engine.kv_nbytes == 0
+
+
+# -- the thread ------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_thread_before_there_is_work_and_none_after_it(new: New) -> None:
+    before = set(threading.enumerate())
+    engine = new()
+    assert set(threading.enumerate()) <= before
+    threads = []
+    for _ in range(2):  # it starts again
+        recorder = submitted(engine, short())
+        recorder.result()
+        assert recorder.thread is not None
+        threads.append(recorder.thread)
+        recorder.thread.join(WAIT_S)
+        assert recorder.thread not in threading.enumerate()
+    assert threads[0] is not threads[1]
+    assert engine.is_idle
+
+
+def test_there_is_one_thread_whoever_submits(new: New) -> None:
+    engine = new()
+    found: list[Recorder] = []
+    with Held.on(engine) as held:
+        callers = [threading.Thread(target=lambda: found.append(submitted(engine, short()))) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    for recorder in found:
+        assert len(recorder.result()) == 1
+    held.ticket.cancel()
+    assert {recorder.thread for recorder in found} == {held.thread}
+    assert len(found) == 8
+
+
+def test_closing_fails_what_is_in_flight_and_leaves_no_thread(new: New) -> None:
+    engine = new(1)
+    with Held.on(engine) as held:
+        queued, read = submitted(engine, generation()), submitted(engine, reading(PROMPT, [[5]]))
     engine.close()
-
-
-def test_prompts_that_are_read_ahead_give_way_to_the_one_that_is_next(stories: ModelSession) -> None:
-    """Where several prompts fill the memory and none has a row, nobody would ever be served."""
-    requests = [generation(LONG[number:], 1, max_new_tokens=8, seed=number) for number in range(5)]
-    room = batch_bytes(stories, 1, 220) + 400 * stories.kv_bytes_per_token
-    engine = Engine(stories, rows=4, chunk=8, kv_memory=room)
-    recorders = [submitted(engine, request) for request in requests]
-    for recorder, request in zip(recorders, requests, strict=True):
-        for candidate, each in alone(stories, request).items():
-            recorder.result()[candidate].assert_same(each)
-    assert engine.kv_nbytes == 0
-    engine.close()
-
-
-def test_candidates_cost_nothing_before_they_have_a_row(engine: Engine) -> None:
-    recorder = Recorder()
-    ticket = engine.submit(generation(n=10**9, max_new_tokens=2), recorder)
-    while not recorder.steps:
-        time.sleep(0.001)
-    ticket.cancel()
-    assert recorder.ended.wait(WAIT_S)
-    assert len(recorder.written) < 10_000
-
-
-# -- the driver ------------------------------------------------------------------------------------------------------
-
-
-def test_the_thread_starts_with_the_first_request_and_ends_when_there_is_nothing_to_do(
-    stories: ModelSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("swift_edge.engine.driver.IDLE_S", 0.01)
-    engine = Engine(stories, rows=4, chunk=8)
-    first = submitted(engine, generation(n=1, max_new_tokens=2))
-    first.result()
-    assert first.thread is not None
-    first.thread.join(WAIT_S)
-    assert not first.thread.is_alive()
-    second = submitted(engine, generation(n=1, max_new_tokens=2))
-    second.result()
-    assert second.thread is not first.thread
-    engine.close()
-
-
-def test_closing_fails_what_is_under_way_and_leaves_no_thread(engine: Engine) -> None:
-    with held(engine, n=2, max_new_tokens=100) as first:
-        waits = submitted(engine, generation(LONG, 3))
-        closing = threading.Thread(target=engine.close)
-        closing.start()
-    closing.join(WAIT_S)
-    for recorder in (first, waits):
+    for recorder in (held, queued, read):
+        assert recorder.ended.is_set()
         with pytest.raises(EngineClosedError):
             recorder.result()
+    assert held.thread is not None
+    assert not held.thread.is_alive()
     with pytest.raises(EngineClosedError):
-        engine.submit(generation(), Recorder())
+        engine.submit(short(), Recorder())
+    engine.close()
 
 
-def test_requests_of_many_threads_are_what_they_are_alone(engine: Engine, stories: ModelSession) -> None:
-    requests = [
-        generation(OTHER[: 2 + number], 1 + number % 3, seed=number, max_new_tokens=10, reads=Reads((number % 6,)))
-        for number in range(6)
-    ]
-    recorders: dict[int, Recorder] = {}
-
-    def ask(number: int) -> None:
-        recorders[number] = submitted(engine, requests[number])
-        recorders[number].result()
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_S)
-    for number, request in enumerate(requests):
-        for candidate, each in alone(stories, request).items():
-            recorders[number].written[candidate].assert_same(each)
-
-
-def test_orders_to_begin_are_for_requests_with_rows_of_their_own(engine: Engine) -> None:
-    recorder = submitted(
-        engine,
-        generation(n=2, max_new_tokens=6, kept_rows=4),
-        lambda _: Orders(begin=2 if len(recorder.steps) == 1 else 0),
-    )
-    assert len(recorder.result()) == 4
+def test_an_engine_that_was_never_asked_closes_without_a_thread(new: New) -> None:
+    before = set(threading.enumerate())
+    engine = new()
+    engine.close()
+    assert set(threading.enumerate()) <= before
+    with pytest.raises(EngineClosedError):
+        engine.submit(short(), Recorder())

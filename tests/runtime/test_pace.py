@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_requests import Recorder, generation
+from engine_requests import Held
 
 from swift_edge import Selector
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.session import ModelSession
 from swift_edge.engine.step_memory import StepOutput
-from swift_edge.errors import BusyEngineError, DeviceMemoryError, SwiftEdgeError
+from swift_edge.errors import BusyEngineError, DeviceMemoryError, RequestCancelledError
 from swift_edge.options import PickOptions, SamplingOptions
 from swift_edge.scoring.scorer import Scorer
 from swift_edge.selection.adaptive import pace
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import StepTimes, timed_steps
+from swift_edge.selection.decision import Decision
 from swift_edge.selection.planning import Planner
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,7 @@ STORIES = ROOT / "models" / "stories260k"
 MODEL = ROOT / "models" / "small-steps"
 QUESTION = "Iris has 31 shells. Iris gives away 4 shells and finds 12 shells. How many shells does Iris have?"
 FLAT = {1: 1.0, 4: 1.0, 8: 1.0, 16: 1.05}
+SCORER = Scorer(None, "mean_logprob")
 STEEP = {1: 1.0, 4: 4.0, 8: 8.0, 16: 16.0}
 
 
@@ -56,12 +58,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], li
     return call
 
 
-def plan_of(planner: Planner, n: int | str = "auto", **options: object) -> Plan:
-    return planner.planned(PickOptions.of(None, {"n": n, **options})).plan
+def plan_of(opened: Planner, n: int | str = "auto", **given: object) -> Plan:
+    asked = PickOptions.of(None, {"n": n, **given})
+    return opened.pace.applied(Plan.of(asked, Decision.of(opened.head, asked)))
 
 
 def opened(path: Path = MODEL, threads: int = 1) -> Planner:
-    return Planner.open(str(path), None, None, threads)
+    return Planner.open(str(path), threads=threads)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +107,99 @@ def test_every_step_that_is_timed_runs_the_graph_and_the_prompt_is_read_once(
 
     monkeypatch.setattr(ModelSession, "decode", watched)
     monkeypatch.setattr(ModelSession, "prefill", lambda self, *a, **b: prefilled.append(1) or prefill(self, *a, **b))
-    timed = timed_steps(
-        Engine(stories), Scorer(None, "mean_logprob"), SamplingOptions(), (4, 1), new_tokens=3, rounds=2
-    )
+    engine = Engine(stories, rows=8, chunk=8)
+    timed = timed_steps(engine, SCORER, SamplingOptions(), (4, 1), new_tokens=3, rounds=2)
     assert {rows: [len(steps) for steps in rounds] for rows, rounds in timed.items()} == {1: [3, 3], 4: [3, 3]}
     assert sorted(decoded) == [1] * 6 + [4] * 6
-    assert len(prefilled) == 1
+    assert len(prefilled) == 6  # 48 tokens in chunks of 8
+    engine.close()
+    assert engine.kv_nbytes == 0
+
+
+def test_steps_are_not_timed_beside_the_work_of_others(stories: ModelSession) -> None:
+    engine = Engine(stories, rows=8)
+    held = Held.on(engine, 2)
+    with held:
+        pass
+    with pytest.raises(BusyEngineError, match="other requests were at work"):
+        timed_steps(engine, SCORER, SamplingOptions(), (4, 1), new_tokens=3, rounds=2)
+    held.ticket.cancel()
+    with pytest.raises(RequestCancelledError):
+        held.result()
+    timed_steps(engine, SCORER, SamplingOptions(), (4, 1), new_tokens=3, rounds=2)
+    engine.close()
+
+
+def test_nothing_is_measured_while_the_engine_is_at_work(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]]
+) -> None:
+    calls = measured(FLAT)
+    given = opened(STORIES)
+    with Held.on(given.model.engine) as held:
+        for _ in range(2 * pace.MOST_TRIES):
+            assert plan_of(given).rows == 4
+        assert not given.pace.is_settled
+        held.ticket.cancel()
+    given.model.engine.close()
+    assert not calls
+    assert plan_of(given).rows == 16
+    assert len(calls) == 1
+
+
+def test_a_measurement_that_others_come_into_is_not_kept_and_no_reason_not_to_pick(
+    cache: Path, measured: Callable[[dict[int, float]], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise BusyEngineError
+
+    given = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(pace, "timed_steps", busy)
+        assert plan_of(given).rows == 4
+    assert not (cache / "pace").exists()
+    assert not given.pace.is_settled
+    measured(FLAT)
+    assert plan_of(given).rows == 16
+
+
+@pytest.mark.parametrize("noisy", pace.PACE_ROWS)
+def test_a_measurement_whose_rounds_differ_is_not_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, noisy: int
+) -> None:
+    """What was measured beside other programs was taken for the machine's pace, for good."""
+    tries: list[float] = []
+
+    def times(*_: object, **__: object) -> dict[int, list[list[float]]]:
+        tries.append(pace.NOISE * 1.01 if len(tries) == 0 else pace.NOISE * 0.99)
+        return {
+            rows: [[taken, 3 * taken], [taken * (tries[-1] if rows == noisy else 1), 9 * taken], [7 * taken, 8 * taken]]
+            for rows, taken in FLAT.items()
+        }
+
+    monkeypatch.setattr(pace, "timed_steps", times)
+    given = opened()
+    assert plan_of(given).rows == 4
+    assert not (cache / "pace").exists()
+    assert not given.pace.is_settled
+    assert plan_of(given).rows == 16
+    assert given.pace.is_settled
+    assert len(tries) == 2
+
+
+def test_a_machine_that_is_always_busy_is_given_up_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def times(*_: object, **__: object) -> dict[int, list[list[float]]]:
+        calls.append(1)
+        return {rows: [[taken], [2 * taken], [3 * taken]] for rows, taken in FLAT.items()}
+
+    monkeypatch.setattr(pace, "timed_steps", times)
+    given = opened()
+    for number in range(2 * pace.MOST_TRIES):
+        assert given.pace.is_settled == (number >= pace.MOST_TRIES)
+        assert plan_of(given).rows == 4
+    assert len(calls) == pace.MOST_TRIES
+    assert not (cache / "pace").exists()
 
 
 def test_what_was_measured_once_is_known_to_the_next_start(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +220,8 @@ def test_another_number_of_threads_or_another_model_is_measured_for_itself(
 ) -> None:
     calls = measured(FLAT)
     copy = Path(shutil.copytree(STORIES, tmp_path / "copy"))
-    for planner in (opened(STORIES), opened(STORIES, threads=2), opened(copy), opened(copy)):
-        assert plan_of(planner).rows == 16
+    for given in (opened(STORIES), opened(STORIES, threads=2), opened(copy), opened(copy)):
+        assert plan_of(given).rows == 16
     assert len(calls) == 3
     assert len(list((cache / "pace").glob("*.json"))) == 3
 
@@ -170,8 +260,8 @@ def test_what_cannot_be_kept_decides_nothing(
 ) -> None:
     calls = measured(FLAT)
     cache.write_bytes(b"a file")
-    planner = opened()
-    assert {plan_of(planner).rows for _ in range(2 * pace.MOST_TRIES)} == {4}
+    given = opened()
+    assert {plan_of(given).rows for _ in range(2 * pace.MOST_TRIES)} == {4}
     assert len(calls) == pace.MOST_TRIES  # not at every pick
     monkeypatch.setenv("SWIFT_EDGE_CACHE", "off")
     assert plan_of(opened()).rows == 4
@@ -182,11 +272,11 @@ def test_a_pick_that_has_a_time_to_keep_does_not_measure_but_goes_by_what_is_kno
     cache: Path, measured: Callable[[dict[int, float]], list[int]]
 ) -> None:
     calls = measured(FLAT)
-    planner = opened()
-    assert plan_of(planner, budget_seconds=1.0).rows == 4
+    given = opened()
+    assert plan_of(given, budget_seconds=1.0).rows == 4
     assert not calls
-    assert plan_of(planner).rows == 16
-    assert plan_of(planner, budget_seconds=1.0).rows == 16
+    assert plan_of(given).rows == 16
+    assert plan_of(given, budget_seconds=1.0).rows == 16
     assert len(calls) == 1
 
 
@@ -201,14 +291,14 @@ def test_a_pick_that_has_a_time_to_keep_does_not_wait_for_another_thread(
         return {rows: [[taken], [taken]] for rows, taken in FLAT.items()}
 
     monkeypatch.setattr(pace, "timed_steps", slow)
-    planner = opened()
+    given = opened()
     with ThreadPoolExecutor(1) as beside:
-        first = beside.submit(plan_of, planner)
+        first = beside.submit(plan_of, given)
         assert measuring.wait(60)
-        assert plan_of(planner, budget_seconds=1.0).rows == 4
+        assert plan_of(given, budget_seconds=1.0).rows == 4
         may_end.set()
         assert first.result().rows == 16
-    assert plan_of(planner, budget_seconds=1.0).rows == 16
+    assert plan_of(given, budget_seconds=1.0).rows == 16
 
 
 def test_a_measurement_that_fails_is_no_reason_not_to_pick(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,8 +309,8 @@ def test_a_measurement_that_fails_is_no_reason_not_to_pick(cache: Path, monkeypa
         raise DeviceMemoryError("cuda", None, "out of memory")
 
     monkeypatch.setattr(pace, "timed_steps", fail)
-    planner = opened()
-    assert {plan_of(planner).rows for _ in range(2 * pace.MOST_TRIES)} == {4}
+    given = opened()
+    assert {plan_of(given).rows for _ in range(2 * pace.MOST_TRIES)} == {4}
     assert len(calls) == pace.MOST_TRIES
     assert not (cache / "pace").exists()
 
@@ -295,45 +385,3 @@ def test_where_rows_cost_nothing_all_begin_together_and_none_is_dropped_for_bein
     assert [each.token_ids for each in together.candidates] == [each.token_ids for each in fast.candidates]
     pruned = selector.pick(QUESTION, n=16, prune="auto", max_new_tokens=96)
     assert all(each.finish_reason == "stop" for each in pruned.candidates)
-
-
-def test_what_differs_from_round_to_round_is_not_kept_and_decides_nothing(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One measurement beside other work was kept for good."""
-    factor = [pace.NOISE + 0.01]
-
-    def noisy(*_: object, **__: object) -> dict[int, list[list[float]]]:
-        return {rows: [[taken], [factor[0] * taken], [2 * taken]] for rows, taken in FLAT.items()}
-
-    monkeypatch.setattr(pace, "timed_steps", noisy)
-    planner = opened()
-    assert plan_of(planner).rows == 4
-    assert not planner.pace.is_settled
-    factor[0] = pace.NOISE - 0.01
-    assert plan_of(planner).rows == 16
-    assert planner.pace.is_settled
-
-
-def test_nothing_is_measured_while_something_else_is_at_work(
-    cache: Path, measured: Callable[[dict[int, float]], list[int]]
-) -> None:
-    calls = measured(FLAT)
-    with Selector(MODEL, threads=1) as selector:
-        busy = selector.submit(QUESTION, n=1, max_new_tokens=400, temperature=5.0)
-        assert selector.pick(QUESTION, n="auto", max_new_tokens=2).rows == 4
-        assert not calls
-        busy.cancel()
-        with pytest.raises(SwiftEdgeError):
-            busy.result()
-        assert selector.pick(QUESTION, n="auto", max_new_tokens=2).rows == 16
-        assert len(calls) == 1
-
-
-def test_steps_that_others_share_are_not_timed(stories: ModelSession) -> None:
-    engine = Engine(stories)
-    other = Recorder()
-    engine.submit(generation(n=1, max_new_tokens=400), other)
-    with pytest.raises(BusyEngineError):
-        timed_steps(engine, Scorer(None, "mean_logprob"), SamplingOptions(), (1, 2), new_tokens=3, rounds=2)
-    engine.close()

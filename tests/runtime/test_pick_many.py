@@ -4,14 +4,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from swift_edge import Selection, Selector
+from swift_edge import CandidateBegun, CandidateFinished, Selection, Selector
+from swift_edge.engine import ledger
 from swift_edge.errors import InvalidOptionError, PromptError
 from swift_edge.scoring.head import Head
+from swift_edge.selector import WINDOW_ROWS
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -30,10 +33,6 @@ def alone(scoring: Selector) -> list[Selection]:
     return [scoring.pick(prompt, **OPTIONS) for prompt in PROMPTS]
 
 
-def few_rows(head: Head, rows: int) -> Selector:
-    return Selector(STORIES, head=head, threads=1, rows=rows)
-
-
 def without_timings(selection: Selection) -> dict[str, Any]:
     document = selection.to_dict()
     del document["timings"], document["prompt_index"]
@@ -42,8 +41,9 @@ def without_timings(selection: Selection) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 32])
 @pytest.mark.parametrize("in_order", [False, True])
-def test_pick_many_gives_what_pick_gives(stories_head: Head, alone: list[Selection], in_order: bool, rows: int) -> None:
-    many = list(few_rows(stories_head, rows).pick_many(PROMPTS, **OPTIONS, in_order=in_order))
+def test_pick_many_gives_what_pick_gives(alone: list[Selection], stories_head: Head, in_order: bool, rows: int) -> None:
+    with Selector(STORIES, head=stories_head, threads=1, rows=rows) as selector:
+        many = list(selector.pick_many(PROMPTS, **OPTIONS, in_order=in_order))
     assert sorted(picked.prompt_index for picked in many) == list(range(len(PROMPTS)))
     if in_order:
         assert [picked.prompt_index for picked in many] == list(range(len(PROMPTS)))
@@ -64,24 +64,30 @@ def test_picks_come_when_they_are_done(scoring: Selector, alone: list[Selection]
 
 def test_more_candidates_than_rows_come_in_waves(scoring: Selector, stories_head: Head) -> None:
     whole = scoring.pick(PROMPTS[0], n=9, max_new_tokens=20)
-    waves = few_rows(stories_head, 4).pick(PROMPTS[0], n=9, max_new_tokens=20)
+    with Selector(STORIES, head=stories_head, threads=1, rows=4) as selector:
+        events = list(selector.stream(PROMPTS[0], n=9, max_new_tokens=20))
+        waves = selector.pick(PROMPTS[0], n=9, max_new_tokens=20)
     assert without_timings(waves) == without_timings(whole)
+    begun = [place for place, event in enumerate(events) if isinstance(event, CandidateBegun)]
+    ended = [place for place, event in enumerate(events) if isinstance(event, CandidateFinished)]
+    assert begun[:4] == [0, 1, 2, 3]
+    assert ended[0] < begun[4]
 
 
-def test_prompts_are_taken_as_they_are_needed(scoring: Selector) -> None:
+def test_prompts_are_taken_as_rows_become_free(scoring: Selector) -> None:
     taken: list[str] = []
-    many = PROMPTS * 20
 
     def prompts() -> Iterator[str]:
-        for prompt in many:
+        for prompt in PROMPTS:
             taken.append(prompt)
             yield prompt
 
-    picks = scoring.pick_many(prompts(), **OPTIONS)
+    # Two such picks are under way, and one prompt more is at hand when the first of them is done.
+    picks = scoring.pick_many(prompts(), **OPTIONS | {"n": WINDOW_ROWS // 2})
     assert not taken
     next(picks)
-    assert 2 <= len(taken) < len(many) / 2
-    assert len(list(picks)) == len(many) - 1
+    assert 2 <= len(taken) <= 4 < len(PROMPTS)
+    assert len(list(picks)) == len(PROMPTS) - 1
 
 
 @pytest.mark.parametrize("in_order", [False, True])
@@ -140,6 +146,19 @@ def test_prompts_have_to_be_a_list(scoring: Selector) -> None:
     with pytest.raises(InvalidOptionError, match="a list of prompts"):
         scoring.pick_many("Once upon a time")
     assert list(scoring.pick_many([])) == []
+
+
+def test_the_memory_is_looked_up_when_what_is_known_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every step: asking the system takes longer than deciding."""
+    looked: list[float] = []
+    now = [100.0]
+    monkeypatch.setattr(ledger, "available_memory", lambda: looked.append(now[0]) or 2**33)
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Selector(STORIES, threads=1) as selector:
+        for when in (100.0, 101.0):
+            now[0] = when
+            assert len(list(selector.pick_many(PROMPTS, n=2, max_new_tokens=9))) == len(PROMPTS)
+    assert looked == [100.0, 101.0]
 
 
 def test_tokens_that_wait_are_all_counted(scoring: Selector) -> None:

@@ -57,11 +57,10 @@ def test_picks_are_the_same_whatever_was_asked_before(stories_head: Head, monkey
     keeping = Selector(STORIES, head=stories_head, threads=1, prefix_cache_bytes=2**24)
     assert [figures(keeping.pick(prompt, **OPTIONS)) for prompt in prompts] == fresh
     tokens = [keeping.pick(prompt, **OPTIONS).usage.prompt_tokens for prompt in prompts]
-    known = tokens[0] // BLOCK_TOKENS * BLOCK_TOKENS
-    assert known >= BLOCK_TOKENS
-    first = [BLOCK_TOKENS] * (tokens[0] // BLOCK_TOKENS) + [tokens[0] % BLOCK_TOKENS]
-    assert fed[: len(first) + 2] == [*first, *(count - known for count in tokens[1:])]
-    assert chunks == {BLOCK_TOKENS}  # read in the same pieces whether they are known or not
+    # They share a block and end in the next one: read in the same pieces whether they are known or not.
+    assert [count // BLOCK_TOKENS for count in tokens] == [1, 1, 1]
+    assert fed[: len(prompts) + 1] == [BLOCK_TOKENS, *(count - BLOCK_TOKENS for count in tokens)]
+    assert chunks == {BLOCK_TOKENS}
     assert [figures(picked) for picked in keeping.pick_many(prompts, in_order=True, **OPTIONS)] == fresh
 
 
@@ -78,7 +77,7 @@ def test_nothing_is_kept_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     first = selector.pick(SHARED, **OPTIONS)
     fed = count_fed(monkeypatch, set())
     selector.pick(SHARED, **OPTIONS)
-    assert sum(fed) == first.usage.prompt_tokens
+    assert fed == [BLOCK_TOKENS, first.usage.prompt_tokens - BLOCK_TOKENS]
 
 
 def test_a_budget_below_zero_is_refused() -> None:

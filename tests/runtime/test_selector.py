@@ -197,11 +197,11 @@ def test_the_stream_ends_in_what_pick_returns(scoring: Selector) -> None:
         assert tuple(event.token_id for event in tokens) == candidate.token_ids
         assert candidate.text.startswith("".join(event.text for event in tokens))
         assert tokens[-1].score == candidate.score
-    assert [event.index for event in events if isinstance(event, CandidateBegun)] == [0, 1, 2, 3]
+    assert events[:4] == [CandidateBegun(index) for index in range(4)]
     assert len(events) == picked.usage.completion_tokens + 4 + 4 + 1
 
 
-@pytest.mark.parametrize("steps", [3, 32, 1])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_scores_do_not_depend_on_how_many_tokens_are_scored_together(
     scoring: Selector, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

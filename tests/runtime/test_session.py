@@ -29,8 +29,7 @@ def full_pass(session: ModelSession, token_ids: Sequence[int] | Ids) -> StepOutp
     return session.prefill(cache, token_ids, logits="all", layers=session.layers, chunk=len(token_ids))
 
 
-def assert_close(found: NDArray[np.float32] | None, expected: NDArray[np.float32]) -> None:
-    assert found is not None
+def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
     assert found.shape == expected.shape
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
@@ -57,8 +56,6 @@ def test_prefill_and_decode_equal_one_full_prefill_up_to_the_last_learned_positi
 def check_prefill_and_decode(session: ModelSession, seed: int, prompt: int, new: int, chunk: int) -> None:
     token_ids = random_ids(session, seed, prompt + new)
     full = full_pass(session, token_ids)
-    assert full.logits is not None
-    assert full.hidden_states is not None
     cache = session.new_cache(1, 1)
     read = session.prefill(cache, token_ids[:prompt], chunk=chunk, logits="all", layers=session.layers)
     assert_close(read.logits, full.logits[:prompt])
@@ -101,14 +98,9 @@ def check_rows(session: ModelSession, seed: int, lengths: list[int], leaving: li
     leaves = iter(leaving)
     for step in range(steps):
         out = session.decode(cache, [texts[row][lengths[row] + step] for row in live], layers=session.layers)
-        assert out.logits is not None
-        assert out.hidden_states is not None
         for place, row in enumerate(live):
-            logits, hidden_states = alone[row].logits, alone[row].hidden_states
-            assert logits is not None
-            assert hidden_states is not None
-            assert_close(out.logits[place], logits[lengths[row] + step])
-            assert_close(out.hidden_states[:, place], hidden_states[:, lengths[row] + step])
+            assert_close(out.logits[place], alone[row].logits[lengths[row] + step])
+            assert_close(out.hidden_states[:, place], alone[row].hidden_states[:, lengths[row] + step])
         gone = next(leaves, None) if step % 3 == 2 else None
         if gone is not None and len(live) > 1:
             gone %= len(live)
@@ -120,7 +112,6 @@ def check_rows(session: ModelSession, seed: int, lengths: list[int], leaving: li
 def test_layers_come_in_the_order_asked_for(stories: ModelSession) -> None:
     token_ids = random_ids(stories, 0, 7)
     every = full_pass(stories, token_ids).hidden_states
-    assert every is not None
     some = stories.prefill(stories.new_cache(1, 7), token_ids, layers=(4, 0)).hidden_states
     assert_close(some, every[[4, 0]])
     cache = stories.new_cache(1, 7)
@@ -131,17 +122,16 @@ def test_layers_come_in_the_order_asked_for(stories: ModelSession) -> None:
 def test_prefill_gives_only_what_is_asked_for(stories: ModelSession) -> None:
     token_ids = random_ids(stories, 1, 9)
     full = full_pass(stories, token_ids).logits
-    assert full is not None
     last = stories.prefill(stories.new_cache(1, 9), token_ids, chunk=4)
     assert_close(last.logits, full[-1:])
-    assert last.hidden_states.size == 0
+    assert not last.hidden_states.size
     nothing = stories.prefill(stories.new_cache(1, 9), token_ids, chunk=4, logits="none")
-    assert nothing.logits.size == 0
+    assert not nothing.logits.size
     cache = stories.new_cache(1, 9)
     stories.prefill(cache, token_ids[:8])
     states = stories.decode(cache, token_ids[8:], logits=False, layers=stories.layers)
-    assert states.logits.size == 0
-    assert states.hidden_states is not None
+    assert not states.logits.size
+    assert_close(states.hidden_states, full_pass(stories, token_ids).hidden_states[:, -1:])
 
 
 def test_a_truncated_row_continues_as_if_nothing_had_followed(stories: ModelSession) -> None:
@@ -151,7 +141,6 @@ def test_a_truncated_row_continues_as_if_nothing_had_followed(stories: ModelSess
     stories.prefill(cache, first)
     cache.truncate(20)
     expected = full_pass(stories, prompt + second).logits
-    assert expected is not None
     assert_close(stories.prefill(cache, second, logits="all").logits, expected[20:])
 
 
