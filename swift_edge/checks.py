@@ -24,17 +24,17 @@ def is_number(value: object) -> TypeGuard[float]:
         return False
 
 
-def expect(condition: bool, name: str, found: object, expected: str) -> None:
+def expect(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise `InvalidOptionError`, with what an option is and what was expected, unless the condition holds."""
     if not condition:
-        shown = repr(found)
+        shown = repr(value)
         require(False, name, shown if len(shown) <= 80 else shown[:77] + "...", expected)
 
 
-def require(condition: bool, name: str, found: object, expected: str) -> None:
+def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Do the same where what was found is told in words."""
     if not condition:
-        raise InvalidOptionError(f"{name} is {found}; expected {expected}")
+        raise InvalidOptionError(f"{name} is {value}; expected {expected}")
 
 
 def check_whole(name: str, value: object, least: int) -> None:
@@ -57,9 +57,9 @@ def parse_layers(text: str, available: Sequence[int]) -> tuple[int, ...]:
             if not 1 <= count <= len(available):
                 raise ValueError
             return tuple(available[-count:])
-        asked = [int(part) for part in text.split(",")]
-        found = {available[number] if number < 0 else available[available.index(number)] for number in asked}
-        return tuple(sorted(found))
+        numbers = [int(part) for part in text.split(",")]
+        layers = {available[number] if number < 0 else available[available.index(number)] for number in numbers}
+        return tuple(sorted(layers))
     except (ValueError, IndexError):
         listed = ",".join(map(str, available))
         if len(available) > 2 and available[-1] - available[0] == len(available) - 1:

@@ -102,13 +102,13 @@ class ManifestError(BundleError, ValueError):
 class NewerFormatError(BundleError, ValueError):
     """The bundle was written for a later swift-edge."""
 
-    def __init__(self, path: Path, found: int, supported: int) -> None:
+    def __init__(self, path: Path, version: int, supported: int) -> None:
         """Name the manifest and both format versions."""
         super().__init__(
-            f"{path} has format version {found}, this swift-edge reads up to version {supported}; "
+            f"{path} has format version {version}, this swift-edge reads up to version {supported}; "
             "run: pip install --upgrade swift-edge",
             path,
-            found,
+            version,
             supported,
         )
 
@@ -116,14 +116,14 @@ class NewerFormatError(BundleError, ValueError):
 class DamagedFileError(BundleError, ValueError):
     """The size or the SHA-256 of a file differs from the manifest."""
 
-    def __init__(self, path: Path, quantity: str, found: str, expected: str) -> None:
+    def __init__(self, path: Path, quantity: str, actual: str, expected: str) -> None:
         """Name the file, what was measured (`size`, `SHA-256`), and both values."""
         super().__init__(
-            f"{path} has {quantity} {found}, its manifest says {expected}; "
+            f"{path} has {quantity} {actual}, its manifest says {expected}; "
             "the file is damaged or was changed: export or copy the bundle again",
             path,
             quantity,
-            found,
+            actual,
             expected,
         )
 
@@ -235,10 +235,10 @@ class DeviceMemoryError(SwiftEdgeError, MemoryError):
     def __init__(self, device: str, needed: int | None, reason: str) -> None:
         """Name the device, the size in bytes, and what onnxruntime said."""
         self.needed = needed
-        wanted = "more" if needed is None else size_text(needed)
+        amount = "more" if needed is None else size_text(needed)
         elsewhere = "" if device == "cpu" else ", or leave providers out"
         super().__init__(
-            f"{wanted} of {device} memory is needed in one piece, and onnxruntime did not get it: "
+            f"{amount} of {device} memory is needed in one piece, and onnxruntime did not get it: "
             f"{reason}; ask for fewer candidates or fewer tokens{elsewhere}",
             device,
             needed,
@@ -297,9 +297,9 @@ class DiskSpaceError(SwiftEdgeError, OSError):
         """Name what needs the space, where, and both sizes; without `needed` the disk filled up on the way."""
         self.needed = needed
         self.available = available
-        wanted = "more than there is" if needed is None else size_text(needed)
+        amount = "more than there is" if needed is None else size_text(needed)
         super().__init__(
-            f"{what} needs {wanted} on the disk of {path}, {size_text(available)} are free; "
+            f"{what} needs {amount} on the disk of {path}, {size_text(available)} are free; "
             "free some space or write to another disk",
             what,
             path,

@@ -101,8 +101,8 @@ def tokens_of(candidate: Candidate, tokenizer: Tokenizer) -> list[Token]:
 def require_page_path(path: Path) -> None:
     """Raise `InvalidOptionError` where no page can be written to: known before anything is computed."""
     if path.is_dir() or not path.parent.is_dir():
-        found = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
-        raise InvalidOptionError(f"the page {path} {found}; expected a file to write in a folder that exists")
+        description = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise InvalidOptionError(f"the page {path} {description}; expected a file to write in a folder that exists")
 
 
 def write_page(path: Path, page: str) -> None:

@@ -223,14 +223,14 @@ def _plain(value: object, declared: Option) -> object:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _refuse_unknown(names: Mapping[str, object], known: Sequence[str]) -> None:
+def _refuse_unknown(names: Mapping[str, object], expected: Sequence[str]) -> None:
     """Raise `InvalidOptionError` for a name that is not known, with the one that may have been meant."""
     for name in names:
-        if name not in known:
+        if name not in expected:
             shown = str(name)[:40]  # it may come from anywhere
-            near = difflib.get_close_matches(shown, known, 1, 0.0)
+            near = difflib.get_close_matches(shown, expected, 1, 0.0)
             raise InvalidOptionError(
-                f"there is no option {shown!r}; did you mean {near[0]}? Expected some of {', '.join(known)}"
+                f"there is no option {shown!r}; did you mean {near[0]}? Expected some of {', '.join(expected)}"
             )
 
 

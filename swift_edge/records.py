@@ -41,16 +41,16 @@ def read_fields(
     """
     if not isinstance(document, dict):
         raise RecordError(_wrong(where or "the document", document, "an object"))
-    found = {}
+    values = {}
     for name, (annotation, empty_by_default) in _fields_of(kind).items():
         if names is not None and name not in names:
             continue
         place = f"{where}.{name}" if where else name
         if name in document:
-            found[name] = read_value(document[name], annotation, place)
+            values[name] = read_value(document[name], annotation, place)
         elif not empty_by_default and name not in optional:
             raise RecordError(f"{place} is missing; expected {described(annotation)}")
-    return found
+    return values
 
 
 def read_value(value: Any, annotation: Any, where: str) -> Any:
@@ -143,10 +143,10 @@ def _float(value: Any, where: str) -> float:
         raise RecordError(_wrong(where, value, described(float))) from None
 
 
-def _expect(condition: bool, where: str, found: object, annotation: Any) -> None:
+def _expect(condition: bool, where: str, value: object, annotation: Any) -> None:
     if not condition:
-        raise RecordError(_wrong(where, found, described(annotation)))
+        raise RecordError(_wrong(where, value, described(annotation)))
 
 
-def _wrong(where: str, found: object, expected: str) -> str:
-    return f"{where} is {shown(found)}; expected {expected}"
+def _wrong(where: str, value: object, expected: str) -> str:
+    return f"{where} is {shown(value)}; expected {expected}"

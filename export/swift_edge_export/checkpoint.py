@@ -77,9 +77,9 @@ def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_co
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
         names = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
-        found = f"holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "is a file"
+        description = f"holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "is a file"
         raise ExportError(
-            f"{source} {found}; expected a transformers checkpoint: a folder with config.json, "
+            f"{source} {description}; expected a transformers checkpoint: a folder with config.json, "
             "weights and tokenizer, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
         )
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -141,9 +141,9 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
             "download or save the checkpoint again"
         )
     for name, *shapes in sorted(report["mismatched_keys"]):
-        stored, wanted = (list(shape) for shape in shapes)
+        stored, expected = (list(shape) for shape in shapes)
         raise ExportError(
-            f"{checkpoint.source} has {name} of shape {stored}, its config makes it {wanted}; "
+            f"{checkpoint.source} has {name} of shape {stored}, its config makes it {expected}; "
             "use the config that belongs to the weights"
         )
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
@@ -243,19 +243,19 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
     return tokenizer, len(added)
 
 
-def _settle_bos(tokenizer: Any, wanted: bool | None) -> None:
+def _settle_bos(tokenizer: Any, add_bos: bool | None) -> None:
     """Let the tokenizer put BOS before a text exactly where `add_bos_token` of its config says so.
 
     transformers' own classes of some families read that setting and rewrite what `tokenizer.json` does.
     """
     bos = tokenizer.bos_token
-    if wanted is None or bos is None:
+    if add_bos is None or bos is None:
         return
     backend = tokenizer.backend_tokenizer
     puts = backend.encode("1").ids[:1] == [tokenizer.bos_token_id]
-    if bool(wanted) != puts:
-        single = f"{bos} $A" if wanted else "$A"
-        special = [(bos, tokenizer.bos_token_id)] if wanted else []
+    if bool(add_bos) != puts:
+        single = f"{bos} $A" if add_bos else "$A"
+        special = [(bos, tokenizer.bos_token_id)] if add_bos else []
         backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
 
 

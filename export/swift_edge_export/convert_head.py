@@ -129,9 +129,9 @@ def _parameters(
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise HeadFileError(f"{source} holds NaN or infinite weights; expected finite ones: download it again")
         return weight, bias, rows == 2
-    found = ", ".join(sorted(state)[:6]) + (", ..." if len(state) > 6 else "") if state else "nothing"
+    tensor_names = ", ".join(sorted(state)[:6]) + (", ..." if len(state) > 6 else "") if state else "nothing"
     raise HeadFileError(
-        f"{source} holds {found}; expected {GATED_PREFIX}.weight and .bias (with a gate) "
+        f"{source} holds {tensor_names}; expected {GATED_PREFIX}.weight and .bias (with a gate) "
         f"or {UNGATED_PREFIX}.weight and .bias (without)"
     )
 

@@ -232,8 +232,8 @@ class _Comparison:
     def __init__(self, layers: Sequence[int]) -> None:
         self._layers = list(layers)
         self._figures: dict[str, dict[str, float]] = {}
-        self._wanted: list[NDArray[np.int64]] = []
-        self._given: list[NDArray[np.int64]] = []
+        self._reference_ids: list[NDArray[np.int64]] = []
+        self._graph_ids: list[NDArray[np.int64]] = []
         self._finite = True
 
     def add(
@@ -246,28 +246,30 @@ class _Comparison:
     ) -> None:
         """Compare logits [m, v] and hidden states [l, m, d] with the positions `where` of a row."""
         assert logits is not None
-        wanted = row.logits[where]
-        self._note(check, "logits", logits, wanted)
-        self._wanted.append(wanted.argmax(axis=-1))
-        self._given.append(logits.argmax(axis=-1))
+        reference_logits = row.logits[where]
+        self._note(check, "logits", logits, reference_logits)
+        self._reference_ids.append(reference_logits.argmax(axis=-1))
+        self._graph_ids.append(logits.argmax(axis=-1))
         if hidden_states is None:
             return
         for slot, layer in enumerate(self._layers):
             states = row.hidden_states[layer]
             self._note(check, "hidden_states", hidden_states[slot], states[where])
 
-    def _note(self, check: str, tensor: str, given: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+    def _note(self, check: str, tensor: str, actual: NDArray[np.float32], reference: NDArray[np.float32]) -> None:
         # Each position against its own largest value: the first token of many models is so large that, measured by it,
         # every other position could hold anything.
-        scale = np.maximum(np.abs(wanted).max(axis=-1), 1e-12)  # [m]
-        error = float((np.abs(given - wanted).max(axis=-1) / scale).max())
-        self._finite = self._finite and bool(np.isfinite(given).all())
+        scale = np.maximum(np.abs(reference).max(axis=-1), 1e-12)  # [m]
+        error = float((np.abs(actual - reference).max(axis=-1) / scale).max())
+        self._finite = self._finite and bool(np.isfinite(actual).all())
         figures = self._figures.setdefault(check, {})
         # max() drops a NaN that comes second; infinity keeps it visible.
         figures[tensor] = max(figures.get(tensor, 0.0), error if np.isfinite(error) else float("inf"))
 
     def result(self) -> Parity:
-        wanted, given = np.concatenate(self._wanted), np.concatenate(self._given)
-        tokens = np.union1d(wanted, given)
-        chance = sum(float((wanted == token).mean() * (given == token).mean()) for token in tokens)
-        return Parity(self._figures, float((wanted == given).mean()), chance, self._finite, len(wanted))
+        reference_ids, graph_ids = np.concatenate(self._reference_ids), np.concatenate(self._graph_ids)
+        tokens = np.union1d(reference_ids, graph_ids)
+        chance = sum(float((reference_ids == token).mean() * (graph_ids == token).mean()) for token in tokens)
+        return Parity(
+            self._figures, float((reference_ids == graph_ids).mean()), chance, self._finite, len(reference_ids)
+        )

@@ -108,13 +108,13 @@ def export_bundle(
     packing: Literal["int8", "int4"] | None = precision if precision == "int8" or precision == "int4" else None
     if packing is not None:
         quantize.check_options(packing, block_size or quantize.BLOCK_SIZE, quantize.ACCURACY_LEVEL)
-    obstacle = kv_cache_obstacle(Precision(precision, kv_cache=_kept(kv_cache)))
+    obstacle = kv_cache_obstacle(Precision(precision, kv_cache=_cache_precision(kv_cache)))
     if obstacle is not None:
         raise ExportError(f"{obstacle}, or leave out --kv-cache int8")
     logging: Any = transformers_logging
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    given_head = load_head(head) if head is not None else None
+    loaded_head = load_head(head) if head is not None else None
     started = time.perf_counter()
     with staging_folder(out, replace=replace) as staging:
         with stage("read config and tokenizer", report):
@@ -124,9 +124,9 @@ def export_bundle(
 
         def begin_manifest(identity: str) -> Manifest:
             manifest = _manifest(checkpoint, shape, identity, exporter, precision)
-            kept = dataclasses.replace(manifest.precision, kv_cache=_kept(kv_cache))
-            published = dataclasses.replace(manifest, precision=kept)
-            for warning in check_head(given_head, published) if given_head is not None else ():
+            precision_with_cache = dataclasses.replace(manifest.precision, kv_cache=_cache_precision(kv_cache))
+            published = dataclasses.replace(manifest, precision=precision_with_cache)
+            for warning in check_head(loaded_head, published) if loaded_head is not None else ():
                 report(f"  {warning}")
             return manifest
 
@@ -155,8 +155,8 @@ def export_bundle(
             # The graph has shown that it computes what the model does; from here on it is a matter of rounding.
             with stage("calibrate keys and values", report):
                 kv_quantize.quantize_kv(_staged(staging, manifest, checkpoint))
-            kept = dataclasses.replace(manifest.precision, kv_cache=kv_cache)
-            manifest = dataclasses.replace(manifest, precision=kept)
+            precision_with_cache = dataclasses.replace(manifest.precision, kv_cache=kv_cache)
+            manifest = dataclasses.replace(manifest, precision=precision_with_cache)
             figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
         if figures.greedy_agreement < parity.CLEAR_AGREEMENT:
             higher = "a higher --precision or a smaller --block-size"
@@ -328,7 +328,7 @@ def _write_graph(
     return None
 
 
-def _kept(kv_cache: str) -> Literal["int8"] | None:
+def _cache_precision(kv_cache: str) -> Literal["int8"] | None:
     """The manifest's word for an option."""
     return "int8" if kv_cache == "int8" else None
 

@@ -179,8 +179,8 @@ def _shortened(config: Any, layers: int) -> Any:
 
 def _file(checkpoint: Checkpoint, name: str) -> Path | None:
     revision = checkpoint.revision if not Path(checkpoint.source).exists() else None
-    found = cached_file(checkpoint.source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+    path = cached_file(checkpoint.source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
 
 
 def _opened(path: Path) -> Any:

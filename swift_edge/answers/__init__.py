@@ -52,8 +52,8 @@ class AnswerTask:
                 f"the reference {shown!r} holds no answer of the task {self.name!r}; "
                 f"correct the row, or choose another of the tasks {', '.join(ANSWER_TASKS)}"
             )
-        found = self.extract(text)
-        return found is not None and self.equal(found, expected)
+        answer = self.extract(text)
+        return answer is not None and self.equal(answer, expected)
 
     def groups(self, answers: Iterable[str | None]) -> list[list[int]]:
         """Return the indices of equal answers, the largest group first, then the earliest; None is in no group."""

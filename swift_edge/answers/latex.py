@@ -101,16 +101,16 @@ def _repeating(match: re.Match[str]) -> str:
 def _split(tokens: list[str], separators: frozenset[str]) -> tuple[list[list[str]], list[str]]:
     """Split at separators outside all brackets; return the parts and the separators between them."""
     parts: list[list[str]] = [[]]
-    found, open_brackets, environments = [], 0, 0
+    between, open_brackets, environments = [], 0, 0
     for token in tokens:
         open_brackets += (token in OPENING) - (token in CLOSING)
         environments += token.startswith(r"\begin") - token.startswith(r"\end")
         if token in separators and open_brackets == 0 and environments == 0:
             parts.append([])
-            found.append(token)
+            between.append(token)
         else:
             parts[-1].append(token)
-    return parts, found
+    return parts, between
 
 
 def _structure(tokens: list[str], point: str, depth: int) -> str:

@@ -82,7 +82,7 @@ def displayed_first(text: str) -> str | None:
 
 def displayed(text: str) -> str | None:
     """Return the last mathematics between dollar signs or `\\(...\\)`; None without any."""
-    found = None
+    content = None
     for match in DISPLAYED.finditer(text):
-        found = next(group for group in match.groups() if group is not None)
-    return found.strip() if found and found.strip() else None
+        content = next(group for group in match.groups() if group is not None)
+    return content.strip() if content and content.strip() else None

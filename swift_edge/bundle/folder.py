@@ -76,9 +76,9 @@ def _refusals(folder: Path) -> Iterator[None]:
 
 def _open_bundle(folder: Path) -> Bundle:
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
+        description = "is a file" if folder.exists() else "does not exist"
         raise UnknownFolderError(
-            f"{folder} {found}; expected a bundle folder, as swift-edge export MODEL --out DIR makes"
+            f"{folder} {description}; expected a bundle folder, as swift-edge export MODEL --out DIR makes"
         )
     if not (folder / MANIFEST_NAME).is_file():
         bundle = foreign.recognise(folder)
@@ -214,8 +214,10 @@ def _check_links(folder: Path) -> None:
 
 def _unknown_folder(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
-    message = f"{folder} holds {found}; expected {MANIFEST_NAME}, or a folder that optimum or onnxruntime-genai wrote"
+    contents = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+    message = (
+        f"{folder} holds {contents}; expected {MANIFEST_NAME}, or a folder that optimum or onnxruntime-genai wrote"
+    )
     if "config.json" in names and any(name.endswith((".safetensors", ".bin")) for name in names):
         message += f"; this looks like a transformers model, run: swift-edge export {folder} --out DIR"
     else:
@@ -237,8 +239,8 @@ def _check_replaceable(out: Path, replace: bool) -> None:
             f"{out} already holds a bundle; expected a new folder: name another --out, or replace it with --force"
         )
     # Files that someone added, such as a head that took a night to train, would go with the old bundle.
-    known = {MANIFEST_NAME, *read_manifest(out).files}
-    added = sorted({file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir()} - known)
+    own_files = {MANIFEST_NAME, *read_manifest(out).files}
+    added = sorted({file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir()} - own_files)
     if added:
         raise OutputExistsError(
             f"{out} holds {added[0]!r}, which its manifest does not list; move it away first, "
@@ -260,10 +262,10 @@ def _disk_full(error: BaseException, folder: Path) -> DiskSpaceError | None:
         return None
     # NumPy says it in words, without the code.
     codes = (errno.ENOSPC, errno.EDQUOT)
-    known = isinstance(error, OSError) and (error.errno in codes or "free space" in str(error))
+    says_full = isinstance(error, OSError) and (error.errno in codes or "free space" in str(error))
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
         return None
     # Libraries that write in C may raise anything; what they left behind still fills the disk.
-    return DiskSpaceError("writing the bundle", folder, None, free) if known or free < MIB else None
+    return DiskSpaceError("writing the bundle", folder, None, free) if says_full or free < MIB else None

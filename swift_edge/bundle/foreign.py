@@ -225,11 +225,11 @@ def _chat_template(folder: Path) -> str | None:
 def _tokens(sources: tuple[Mapping[str, Any], ...], path: Path) -> Tokens:
     def ids(name: str) -> tuple[int, ...]:
         value = next((source[name] for source in sources if source.get(name) is not None), None)
-        found = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) for item in found):
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
             raise ManifestError(f"{path}: {name} is {value!r}; expected an integer or a list of integers")
         # genai writes -1 or an empty list where a model has no such token.
-        return tuple(item for item in found if item >= 0)
+        return tuple(item for item in items if item >= 0)
 
     bos, pad = ids("bos_token_id"), ids("pad_token_id")
     return Tokens(eos_ids=ids("eos_token_id"), bos_id=bos[0] if bos else None, pad_id=pad[0] if pad else None)
@@ -237,25 +237,25 @@ def _tokens(sources: tuple[Mapping[str, Any], ...], path: Path) -> Tokens:
 
 def _sampling(values: Mapping[str, Any], path: Path) -> SamplingOptions:
     """Take over sampling values only where sampling is asked for: else they are a tool's fillers, not advice."""
-    given = _set_values(values) if values.get("do_sample") is True else {}
-    kept = {name: given[name] for name in options_of(SamplingOptions) if name in given}
-    if is_number(top_k := kept.get("top_k")) and top_k <= 0:  # 0 and -1 switch the filter off
-        del kept["top_k"]
+    present = _set_values(values) if values.get("do_sample") is True else {}
+    options = {name: present[name] for name in options_of(SamplingOptions) if name in present}
+    if is_number(top_k := options.get("top_k")) and top_k <= 0:  # 0 and -1 switch the filter off
+        del options["top_k"]
     try:
-        return SamplingOptions(**kept)
+        return SamplingOptions(**options)
     except InvalidOptionError as error:
         raise ManifestError(f"{path}: {error}: correct it, or copy the folder again") from error
 
 
-def _check_names(found: Mapping[str, Any], expected: Mapping[str, str], optional: set[str], where: str) -> None:
+def _check_names(actual: Mapping[str, Any], expected: Mapping[str, str], optional: set[str], where: str) -> None:
     for key, name in expected.items():
-        if found.get(key) != name and not (key in optional and key not in found):
-            shown = repr(found[key]) if key in found else "missing"
+        if actual.get(key) != name and not (key in optional and key not in actual):
+            shown = repr(actual[key]) if key in actual else "missing"
             raise ManifestError(
                 f"{where}.{key} is {shown}; expected {name!r}: build the folder for a text model with default names, "
                 "or run: swift-edge export MODEL --out DIR"
             )
-    unknown = sorted(found.keys() - expected.keys())
+    unknown = sorted(actual.keys() - expected.keys())
     if unknown:
         raise ManifestError(
             f"{where} has {unknown[0]!r}, which this runtime cannot feed or read; expected token ids and one key and "

@@ -225,6 +225,6 @@ def read_text(path: Path) -> str:
         raise ManifestError(f"{path} is not UTF-8 (byte {error.start}); export or copy the bundle again") from error
 
 
-def _expect(condition: bool, where: str, found: object, expected: str) -> None:
+def _expect(condition: bool, where: str, value: object, expected: str) -> None:
     if not condition:
-        raise ManifestError(f"{where} is {shown(found)}; expected {expected}")
+        raise ManifestError(f"{where} is {shown(value)}; expected {expected}")

@@ -240,11 +240,11 @@ class Tokenizer:
     @functools.cached_property
     def _byte_tokens(self) -> frozenset[int]:
         """Ids of single bytes, where the decoder puts runs of them together."""
-        found = {byte: self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
-        letter = found[ord("A")]
+        ids_by_byte = {byte: self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+        letter = ids_by_byte[ord("A")]
         if letter is None or self._backend.decode([letter], skip_special_tokens=False) != "A":
             return frozenset()
-        return frozenset(token for token in found.values() if token is not None)
+        return frozenset(token for token in ids_by_byte.values() if token is not None)
 
     def _is_text(self, token: int) -> bool:
         return token not in self._skipped and self._backend.id_to_token(token) is not None

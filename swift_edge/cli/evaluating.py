@@ -114,13 +114,13 @@ def evaluate(
     providers: tuple[str, ...],
     force: bool,
     as_json: bool,
-    **asked: Any,
+    **keywords: Any,
 ) -> None:
     """Write candidates for problems with answers, and tell how often each way to pick one of them is right.
 
     Figures, tables and drawings are written to --out; the same command goes on with a test that was interrupted.
     """
-    writing = CollectOptions.of(None, asked)
+    writing = CollectOptions.of(None, keywords)
 
     from swift_edge.evaluation.ablations import Ablations
     from swift_edge.evaluation.evaluating import evaluate as run
@@ -163,5 +163,5 @@ def state_text(state: "CollectProgress") -> str:
     text = f"{state.problems} of {state.total} problems"
     if state.seconds > 0:
         text += f", {state.tokens / state.seconds:.0f} tok/s"
-    done = state.problems - state.begun
+    done = state.problems - state.problems_before
     return text + (f", {duration_text(state.seconds / done * (state.total - state.problems))} left" if done else "")

@@ -26,12 +26,12 @@ DECIMAL_UNITS = {"kb": 3, "mb": 6, "gb": 9, "tb": 12}
 
 def memory_size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
     """Read a number of bytes such as `1GiB`, `512 MiB`, `2GB` or `1000000`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    unit = None if found is None else found[2]
-    if found is None or unit not in UNITS.keys() | DECIMAL_UNITS.keys():
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    unit = None if match is None else match[2]
+    if match is None or unit not in UNITS.keys() | DECIMAL_UNITS.keys():
         raise click.BadParameter(f"{text!r} is no amount of memory; expected a number with KiB, MiB or GiB, as 1GiB")
     assert unit is not None
-    return int(float(found[1]) * (2 ** UNITS[unit] if unit in UNITS else 10 ** DECIMAL_UNITS[unit]))
+    return int(float(match[1]) * (2 ** UNITS[unit] if unit in UNITS else 10 ** DECIMAL_UNITS[unit]))
 
 
 memory_option = click.option(

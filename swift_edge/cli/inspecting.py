@@ -80,11 +80,11 @@ def _rows(bundle: "Bundle") -> Iterator[tuple[str, str]]:
         f"{sizes.num_attention_heads} heads and {sizes.num_key_value_heads} KV heads of {sizes.head_dim}",
     )
     yield "vocabulary", f"{sizes.vocab_size} tokens, EOS ids: {', '.join(map(str, manifest.tokens.eos_ids)) or 'none'}"
-    kept = f", kept in {precision.kv_cache}" if precision.kv_cache is not None else ""
-    yield "context", f"{sizes.context_length} tokens, KV {manifest.graph.kv}{kept}"
+    kv_precision = f", kept in {precision.kv_cache}" if precision.kv_cache is not None else ""
+    yield "context", f"{sizes.context_length} tokens, KV {manifest.graph.kv}{kv_precision}"
     details = {"block size": precision.block_size, "accuracy level": precision.accuracy_level}
-    known = "".join(f", {name} {value}" for name, value in details.items() if value is not None)
-    yield "precision", f"{precision.name}{known}"
+    detail_text = "".join(f", {name} {value}" for name, value in details.items() if value is not None)
+    yield "precision", f"{precision.name}{detail_text}"
     yield "hidden states", _listed(manifest.hidden_states.indices) or "none: label-free signals and logits heads only"
     yield "sampling", _named(json.loads(manifest.to_json())["sampling"])
     yield "chat template", "yes" if bundle.chat_template is not None else "no: a prompt is continued as it stands"

@@ -69,10 +69,10 @@ def pick(
     providers: tuple[str, ...],
     threads: int | None,
     as_json: bool,
-    **asked: Any,
+    **keywords: Any,
 ) -> None:
     """Write N answers to PROMPT in one batch and print the best one. PROMPT - reads stdin."""
-    options = PickOptions.of(None, asked)
+    options = PickOptions.of(None, keywords)
     question = prompt_from(prompt)
     check_page(page)
 

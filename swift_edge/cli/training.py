@@ -69,14 +69,14 @@ def collect(
     providers: tuple[str, ...],
     force: bool,
     as_json: bool,
-    **asked: Any,
+    **keywords: Any,
 ) -> None:
     """Write candidates for the problems of a file, grade them, and store them with their hidden states.
 
     The same command goes on with a store that was interrupted.
     """
     _check_combination(context, data, responses, task)
-    writing = CollectOptions.of(None, asked)
+    writing = CollectOptions.of(None, keywords)
 
     from swift_edge.checks import parse_layers
     from swift_edge.engine.model import OpenedModel
@@ -85,10 +85,10 @@ def collect(
     from swift_edge.training.collecting.problems import read_problems
     from swift_edge.training.collecting.responses import read_responses
 
-    given = None if responses is None else read_responses(responses).first(limit)
+    ready_responses = None if responses is None else read_responses(responses).first(limit)
     problems = None if data is None else read_problems(data).first(limit)
     opened = OpenedModel.open(model, providers or None, threads)
-    kept = None if layers in (None, "all") else parse_layers(layers, opened.session.layers)
+    layer_numbers = None if layers in (None, "all") else parse_layers(layers, opened.session.layers)
     with ProgressLine() as line:
 
         def progress(state: "CollectProgress") -> None:
@@ -97,7 +97,7 @@ def collect(
 
         common: dict[str, Any] = {
             "task": task,
-            "layers": kept,
+            "layers": layer_numbers,
             "feature": feature,
             "tokens_per_candidate": tokens_per_candidate,
             "force": force,
@@ -105,11 +105,11 @@ def collect(
             "progress": progress,
         }
         try:
-            if given is not None:
-                collected = collect_responses(opened, given, out, raw=writing.raw, **common)
+            if ready_responses is not None:
+                collected = collect_responses(opened, ready_responses, out, raw=writing.raw, **common)
             else:
                 assert problems is not None
-                collected = write(opened, problems, out, n=n, **common, **asked)
+                collected = write(opened, problems, out, n=n, **common, **keywords)
         except KeyboardInterrupt:
             line.say(f"what is complete stays in {out}; the same command goes on with it")
             raise
@@ -131,15 +131,15 @@ def _check_combination(context: click.Context, data: Path | None, responses: Pat
             "--data needs a --task to grade by: number, latex, letter, yes-no, literal, text or exact"
         )
     if responses is not None:
-        given = [
+        writing_options = [
             parameter.opts[-1]
             for parameter in context.command.params
             if parameter.name in WRITING_OPTIONS
             and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
         ]
-        if given:
+        if writing_options:
             raise click.UsageError(
-                f"{', '.join(given)} say how candidates are written; --responses are written already"
+                f"{', '.join(writing_options)} say how candidates are written; --responses are written already"
             )
 
 
@@ -150,7 +150,7 @@ def _state_text(state: "CollectProgress") -> str:
         parts.append(f"{state.correct / state.candidates:.0%} right")
     if state.seconds > 0:
         parts.append(f"{state.tokens / state.seconds:.0f} tok/s")
-    done = state.problems - state.begun
+    done = state.problems - state.problems_before
     if done:
         parts.append(f"{duration_text(state.seconds / done * (state.total - state.problems))} left")
     return ", ".join(parts)

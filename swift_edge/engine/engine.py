@@ -274,9 +274,9 @@ class Engine:
         """Rows that nobody has and nobody keeps."""
         if not self._seated:
             return self.most_rows - len(self._rows)
-        kept = sum(self._seated.values())
+        seated = sum(self._seated.values())
         own = sum(len(ticket.live) for ticket in self._seated)
-        return self.most_rows - kept - (len(self._rows) - own)
+        return self.most_rows - seated - (len(self._rows) - own)
 
     @property
     def _takes_rows(self) -> bool:
@@ -288,16 +288,16 @@ class Engine:
 
         Raises `MemoryLimitError`, with the numbers, for one that does not fit although nothing else is at work.
         """
-        kept = ticket.kept_rows
-        wanted = len(ticket.waiting) if kept is None else kept
-        rows = max(0, min(wanted, self._free_rows, self._rows_of_key(ticket)))
-        if kept is not None and rows < kept:
+        kept_rows = ticket.kept_rows
+        most = len(ticket.waiting) if kept_rows is None else kept_rows
+        rows = max(0, min(most, self._free_rows, self._rows_of_key(ticket)))
+        if kept_rows is not None and rows < kept_rows:
             return 0
         while rows and not self._fits(ticket, rows):
-            rows = rows // 2 if kept is None else 0
+            rows = rows // 2 if kept_rows is None else 0
         if not rows and not len(self._rows):
             self._forget_prompts(ticket)
-            rows = kept or 1
+            rows = kept_rows or 1
             if not self._fits(ticket, rows):
                 prompt, new = len(ticket.request.prompt_ids), _new_tokens(ticket.request)
                 self.session.require_rows(rows, prompt, new, self._ledger.budget(self._held_tokens))
@@ -345,7 +345,7 @@ class Engine:
         """The request of which a chunk is to be read next, if one is: not too far ahead of the rows."""
         if not self._scheduler:
             return None
-        ahead, wanted, passes = 0, max(1, self._free_rows, self.most_rows // 2), False
+        ahead, enough, passes = 0, max(1, self._free_rows, self.most_rows // 2), False
         for tickets in self._scheduler.lines():
             for ticket in tickets:
                 if isinstance(ticket.request, Reading) or not ticket.is_read:
@@ -356,7 +356,7 @@ class Engine:
                     passes = True  # the first that does not fit lets others pass
                 else:
                     ahead += len(ticket.waiting)
-                if ahead >= wanted and len(self._rows):
+                if ahead >= enough and len(self._rows):
                     return None
         return None
 
@@ -390,7 +390,7 @@ class Engine:
 
     def _read_prompt(self, ticket: Ticket) -> None:
         """Read the next chunk of a prompt, after what is known of it."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         token_ids = ticket.request.prompt_ids
         if ticket.prompt is not None:
             cache = ticket.prompt.cache
@@ -408,7 +408,7 @@ class Engine:
         ticket.state = "waiting" if ticket.is_read else "reading"
         if self.prefixes is not None and ticket.is_read:
             self.prefixes.keep(cache, token_ids)
-        ticket.watch.prefill_s += time.perf_counter() - begun
+        ticket.watch.prefill_s += time.perf_counter() - started
 
     def _step(self) -> None:
         """Decode a token for every row, and hand out what came of it."""
@@ -446,8 +446,8 @@ class Engine:
                     self._scheduler.remove(ticket)
                     self._forget_prompt(ticket)
         if orders.begin:
-            ticket.waiting = [*ticket.waiting, *range(ticket.begun, ticket.begun + orders.begin)]
-            ticket.begun += orders.begin
+            ticket.waiting = [*ticket.waiting, *range(ticket.num_candidates, ticket.num_candidates + orders.begin)]
+            ticket.num_candidates += orders.begin
         if orders.most_rows is not None and ticket in self._seated:
             self._seated[ticket] = max(len(ticket.live) + len(ticket.waiting), orders.most_rows)
 
@@ -475,10 +475,10 @@ class Engine:
         self.failures += 1
         self._rows = Rows(self.session)
         self._prompts.clear()
-        known = isinstance(error, SwiftEdgeError)
+        is_ours = isinstance(error, SwiftEdgeError)
         for ticket in list(self._tickets):
             failure: Exception = error
-            if not known:
+            if not is_ours:
                 failure = EngineFailedError(f"{type(error).__name__}: {one_line(error)}")
                 failure.__cause__ = error
             self._close(ticket, failure)

@@ -135,12 +135,12 @@ def _check_names(bundle: Bundle, inputs: Mapping[str, str], outputs: Mapping[str
     """Raise `BundleError` if the graph's tensors are not those that a run binds."""
     manifest = bundle.manifest
     parts = [(layer, part) for layer in range(manifest.architecture.num_layers) for part in ("key", "value")]
-    known = {"input_ids", "attention_mask", "position_ids", "logits_positions"}
+    plain_inputs = {"input_ids", "attention_mask", "position_ids", "logits_positions"}
     past = {f"past_key_values.{layer}.{part}" for layer, part in parts}
-    given = {"logits", *(f"present.{layer}.{part}" for layer, part in parts)}
-    given |= {f"hidden_states.{layer}" for layer in manifest.hidden_states.indices}
-    missing = (({"input_ids", "attention_mask"} | past) - inputs.keys()) | (given - outputs.keys())
-    unknown = inputs.keys() - known - past
+    expected_outputs = {"logits", *(f"present.{layer}.{part}" for layer, part in parts)}
+    expected_outputs |= {f"hidden_states.{layer}" for layer in manifest.hidden_states.indices}
+    missing = (({"input_ids", "attention_mask"} | past) - inputs.keys()) | (expected_outputs - outputs.keys())
+    unknown = inputs.keys() - plain_inputs - past
     if missing or unknown:
         problem = f"lacks {min(missing)}" if missing else f"asks for an unknown input {min(unknown)}"
         raise BundleError(
@@ -152,10 +152,10 @@ def _check_names(bundle: Bundle, inputs: Mapping[str, str], outputs: Mapping[str
 
 def _dtype(types: Mapping[str, str], name: str, bundle: Bundle, expected: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
     """The dtype of the graph's tensor `name`, which has to be one of those expected."""
-    found = types[name]
-    if found not in expected:
+    tensor_type = types[name]
+    if tensor_type not in expected:
         raise BundleError(
-            f"{name} of {bundle.model_path} is {found}; expected {' or '.join(expected)}: "
+            f"{name} of {bundle.model_path} is {tensor_type}; expected {' or '.join(expected)}: "
             "export the model with swift-edge export"
         )
-    return expected[found]
+    return expected[tensor_type]

@@ -47,7 +47,7 @@ class HostLogits:
         summary = summarize(logits, entropy=entropy, self_certainty=self_certainty)
         first = rows[0].sampling
         if all(row.sampling is first or row.sampling == first for row in rows):
-            token_ids = sample(logits, first, *_drawn_by(rows), summary=summary)
+            token_ids = sample(logits, first, *_sampling_arguments(rows), summary=summary)
         else:
             alike: dict[SamplingOptions, list[int]] = {}
             for place, row in enumerate(rows):
@@ -55,15 +55,15 @@ class HostLogits:
             token_ids = np.empty(len(rows), np.int64)
             for sampling, places in alike.items():
                 some = np.array(places)
-                drawn = _drawn_by([rows[place] for place in places])
-                token_ids[some] = sample(logits[some], sampling, *drawn, summary=summary.of(some))
+                arguments = _sampling_arguments([rows[place] for place in places])
+                token_ids[some] = sample(logits[some], sampling, *arguments, summary=summary.of(some))
         statistics = token_statistics(
             logits, token_ids, entropy=entropy, self_certainty=self_certainty, summary=summary
         )
         return token_ids, statistics
 
 
-def _drawn_by(rows: Sequence[DrawingRow]) -> tuple[list[np.random.Generator], list[Ids] | None]:
+def _sampling_arguments(rows: Sequence[DrawingRow]) -> tuple[list[np.random.Generator], list[Ids] | None]:
     """Random numbers of rows with equal options, and what they have seen where that matters."""
     seen = None if rows[0].sampling.repetition_penalty == 1 else [row.seen for row in rows]
     return [row.generator for row in rows], seen

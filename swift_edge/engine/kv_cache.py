@@ -181,10 +181,10 @@ class ConcatenatedCache(KVCache):
         for arrays in (self.keys, self.values):
             for layer, array in enumerate(arrays):
                 # What the graph returned may be read-only, and a caller may still hold it: copy, then move.
-                kept = array[:last].copy()
+                remaining = array[:last].copy()
                 if row != last:
-                    kept[row] = array[last]
-                arrays[layer] = kept
+                    remaining[row] = array[last]
+                arrays[layer] = remaining
         self._set_rows(last, self.longest)
 
     def truncate(self, length: int) -> None:

@@ -21,7 +21,7 @@ class Ledger:
         """Count for a session; `most_bytes` bounds what is used, beside what the machine has."""
         self._session = session
         self._most_bytes = most_bytes
-        self._asked = -FRESH_S
+        self._measured_at = -FRESH_S
         self._available: int | None = None
 
     def budget(self, held_tokens: int) -> int | None:
@@ -30,8 +30,8 @@ class Ledger:
         `held_tokens` are those whose keys and values lie in memory already.
         """
         now = time.monotonic()
-        if now - self._asked > FRESH_S:
-            self._available, self._asked = available_memory(), now
+        if now - self._measured_at > FRESH_S:
+            self._available, self._measured_at = available_memory(), now
         if self._available is None:
             return self._most_bytes
         total = self._available + held_tokens * self._session.kv_bytes_per_token

@@ -42,21 +42,21 @@ class PrefixCache:
 
         The prompt's last token is left to be read: its logits are not kept.
         """
-        known: list[_Block] = []
+        blocks: list[_Block] = []
         names = _names(prompt_ids)
         with self._lock:
             for name in names:
                 if name not in self._blocks:
                     break
-                known.append(self._blocks[name])
+                blocks.append(self._blocks[name])
             # The first block is used last: without it, those behind it are worth nothing.
-            for name in reversed(names[: len(known)]):
+            for name in reversed(names[: len(blocks)]):
                 self._blocks.move_to_end(name)
-        tokens = len(known) * BLOCK_TOKENS
-        if known:
+        tokens = len(blocks) * BLOCK_TOKENS
+        if blocks:
             cache.append_empty()
             cache.reserve(1, tokens)
-            for number, block in enumerate(known):
+            for number, block in enumerate(blocks):
                 place = slice(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS)
                 for mine, theirs in zip((cache.keys, cache.values), block, strict=True):
                     for layer, array in enumerate(theirs):

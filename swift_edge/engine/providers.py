@@ -39,7 +39,7 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
     obstacle = kv_cache_obstacle(bundle.manifest.precision)
     if obstacle is not None:
         raise BundleError(f"{bundle.model_path}: {obstacle}, or export the model without --kv-cache int8")
-    wanted = [_provider_name(name, ort.get_available_providers()) for name in providers or ("cpu",)]
+    requested = [_provider_name(name, ort.get_available_providers()) for name in providers or ("cpu",)]
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -47,7 +47,7 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
     options.log_severity_level = 4  # errors arrive as exceptions, and are told once
     # Softmax tails and fading activations reach denormals, which cost a hundred times a normal operation.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    names = list(dict.fromkeys([*wanted, "CPUExecutionProvider"]))
+    names = list(dict.fromkeys([*requested, "CPUExecutionProvider"]))
     try:
         # The first session of a process flushes denormals on the thread that opens it, too, and for good: that must not
         # be the caller's, whose arithmetic is none of our business.
@@ -56,14 +56,14 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
                 ort.InferenceSession, str(bundle.model_path), options, providers=_with_options(names), enable_fallback=0
             ).result()
     except Exception as error:
-        if wanted != ["CPUExecutionProvider"]:
+        if requested != ["CPUExecutionProvider"]:
             raise ProviderError(
-                f"onnxruntime could not open the graph on {', '.join(wanted)}: {error}; or leave providers out"
+                f"onnxruntime could not open the graph on {', '.join(requested)}: {error}; or leave providers out"
             ) from error
         raise BundleError(
             f"onnxruntime {ort.__version__} does not open {bundle.model_path}: {error}; export or copy the bundle again"
         ) from error
-    missing = [name for name in wanted if name not in session.get_providers()]
+    missing = [name for name in requested if name not in session.get_providers()]
     if missing:
         raise ProviderError(
             f"the session did not get {', '.join(missing)}, only {', '.join(session.get_providers())}; "
@@ -104,8 +104,8 @@ def input_device(session: Any, name: str) -> str:
     An input that is elsewhere is copied there when it is bound, and not again when the graph runs.
     """
     names = [value.name for value in session.get_inputs()]
-    found: str = session.get_input_memory_infos()[names.index(name)].name.lower()
-    return found
+    device: str = session.get_input_memory_infos()[names.index(name)].name.lower()
+    return device
 
 
 def _with_options(providers: Sequence[str]) -> list[tuple[str, dict[str, str]]]:

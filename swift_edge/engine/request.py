@@ -198,7 +198,7 @@ class Ticket:
         """When its first candidate was given a row, as `time.perf_counter` counts."""
         self.waiting: Sequence[int] = range(request.candidates if isinstance(request, Generation) else 0)
         """Candidates without a row, in the order in which they will get one."""
-        self.begun = len(self.waiting)
+        self.num_candidates = len(self.waiting)
         """Candidates so far, waiting ones included."""
         self.live: set[int] = set()
         """Candidates with a row."""

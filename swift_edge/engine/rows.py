@@ -72,7 +72,7 @@ class Row:
 
 
 @dataclass(slots=True)
-class Drawn:
+class RowsToDraw:
     """Rows whose next tokens are drawn from the same memory: one logits row for each, in this order."""
 
     logits: RowLogits
@@ -99,7 +99,7 @@ class Rows:
         self._session = session
         self._rows: list[Row] = []  # in the order of the cache
         self._cache: KVCache | None = None
-        self._drawn: list[Drawn] = []
+        self._to_draw: list[RowsToDraw] = []
         # What is read grows while there are rows: binding other outputs takes longer than reading a few more.
         self._layers: tuple[int, ...] = ()
         self._statistics: frozenset[str] = frozenset()
@@ -139,7 +139,7 @@ class Rows:
         self._cache.limit = max(self._cache.limit, limit)
         self._cache.append_copy(prompt.cache, len(rows))
         self._rows += rows
-        self._drawn.append(Drawn(HostLogits.repeated(prompt.logits, len(rows)), list(rows)))
+        self._to_draw.append(RowsToDraw(HostLogits.repeated(prompt.logits, len(rows)), list(rows)))
         self._live += len(rows)
         reads = rows[0].reads
         self._layers = tuple(sorted({*self._layers, *reads.all_layers}))
@@ -160,7 +160,7 @@ class Rows:
                 if self._rows[number].ended:
                     self._remove(number)
         if not self._rows:
-            self._cache, self._drawn = None, []
+            self._cache, self._to_draw = None, []
             self._layers, self._statistics, self._needs_logits = (), frozenset(), False
         elif self._cache is not None and self._cache.nbytes > LEAST_TRIM_BYTES:
             limit = min(self.longest_limit, self._session.context_length)
@@ -173,20 +173,20 @@ class Rows:
         There has to be a row. Raises `BrokenRowsError`, before anything is drawn, where logits are no distribution.
         """
         started = time.perf_counter()
-        drawn, self._drawn = self._drawn, []  # used up: a row that leaves now has none to move
-        batch, token_ids, statistics = self._draw(drawn)
+        to_draw, self._to_draw = self._to_draw, []  # used up: a row that leaves now has none to move
+        batch, token_ids, statistics = self._draw(to_draw)
         sampled = time.perf_counter()
         fed, finished = self._take(batch, token_ids)
         output, products, decoded = None, dict[object, NDArray[np.floating]](), sampled
         if fed:
             assert self._cache is not None
             goes_on = len(finished) < len(batch)
-            wanted = goes_on or self._needs_logits
-            output = self._session.decode(self._cache, token_ids[fed], logits=wanted, layers=self._layers)
+            needs_logits = goes_on or self._needs_logits
+            output = self._session.decode(self._cache, token_ids[fed], logits=needs_logits, layers=self._layers)
             decoded = time.perf_counter()
             products = self._products(output)
             if goes_on:
-                self._drawn = [Drawn(output.row_logits, list(self._rows))]
+                self._to_draw = [RowsToDraw(output.row_logits, list(self._rows))]
         ended = time.perf_counter()
         spent = Stopwatch(decode_s=decoded - sampled, sample_s=sampled - started, head_s=ended - decoded)
         steps = _shared_out(batch, fed, token_ids, statistics, finished, output, products, ended - started)
@@ -194,23 +194,23 @@ class Rows:
             ticket.watch.add_share(spent, len(step.candidates) / len(batch))
         return steps
 
-    def _draw(self, drawn: list[Drawn]) -> tuple[list[Row], Ids, TokenStatistics]:
+    def _draw(self, to_draw: list[RowsToDraw]) -> tuple[list[Row], Ids, TokenStatistics]:
         """The rows in the order of the cache, and their next tokens with what the logits say about them."""
         entropy, self_certainty = "entropy" in self._statistics, "self_certainty" in self._statistics
         try:
-            parts = [each.logits.draw(each.rows, entropy=entropy, self_certainty=self_certainty) for each in drawn]
+            parts = [each.logits.draw(each.rows, entropy=entropy, self_certainty=self_certainty) for each in to_draw]
         except LogitsError as error:
-            self._drawn = drawn
+            self._to_draw = to_draw
             broken = {
                 each.rows[place].ticket
-                for each in drawn
+                for each in to_draw
                 for place in np.flatnonzero(~np.isfinite(each.logits.whole().max(axis=1))).tolist()
             }
             raise BrokenRowsError(broken, error) from error
         rows = list(self._rows)
-        if len(drawn) == 1 and drawn[0].rows == rows:
+        if len(to_draw) == 1 and to_draw[0].rows == rows:
             return rows, *parts[0]
-        place_of = {id(row): place for place, row in enumerate(row for each in drawn for row in each.rows)}
+        place_of = {id(row): place for place, row in enumerate(row for each in to_draw for row in each.rows)}
         order = np.array([place_of[id(row)] for row in rows])
         token_ids = np.concatenate([ids for ids, _ in parts])
         return rows, token_ids[order], TokenStatistics.joined([each for _, each in parts]).of(order)
@@ -244,12 +244,12 @@ class Rows:
 
     def _products(self, output: StepOutput) -> dict[object, NDArray[np.floating]]:
         """What the fed tokens' states come to with the weights of every request, `[g, f]` each."""
-        found: dict[object, NDArray[np.floating]] = {}
+        products: dict[object, NDArray[np.floating]] = {}
         for reads in {id(row.reads): row.reads for row in self._rows}.values():
             for weights in reads.weights:
-                if weights.identity not in found:
-                    found[weights.identity] = output.products(weights)
-        return found
+                if weights.identity not in products:
+                    products[weights.identity] = output.products(weights)
+        return products
 
     def _end(self, row: Row) -> None:
         """Note that a row has ended; it is taken out before the next step."""
@@ -264,10 +264,10 @@ class Rows:
         row, last = self._rows[number], self._rows.pop()
         if number < len(self._rows):
             self._rows[number] = last
-        for drawn in self._drawn:
-            if row in drawn.rows:
-                drawn.remove(row)
-        self._drawn = [drawn for drawn in self._drawn if drawn.rows]
+        for group in self._to_draw:
+            if row in group.rows:
+                group.remove(row)
+        self._to_draw = [group for group in self._to_draw if group.rows]
 
 
 def _shared_out(

@@ -131,14 +131,14 @@ def sample_most_likely(
     if by_mass:
         # No threshold first: it supposes that what it leaves out is all there is, and these are few.
         every = _exponentials(both[:-1], float(top) + log_scaled)
-        kept = _nucleus(both[:-1], every, options.top_p)
-        weights = every[kept]
+        places = _nucleus(both[:-1], every, options.top_p)
+        weights = every[places]
     else:
-        kept, weights = _filtered(both[:-1], float(top), options, None)
-    if both[kept].min() <= both[-1]:
+        places, weights = _filtered(both[:-1], float(top), options, None)
+    if both[places].min() <= both[-1]:
         return None
     reached = np.cumsum(weights)[np.newaxis]  # [1, kept]
-    return int(ids[kept[_first_above(reached, generator.random() * reached[:, -1])[0]]])
+    return int(ids[places[_first_above(reached, generator.random() * reached[:, -1])[0]]])
 
 
 def after_penalty(logits: NDArray[Any], penalty: float, seen: NDArray[np.int64] | None) -> NDArray[np.float32]:
@@ -221,8 +221,8 @@ def _filtered(
         token_ids = _top_k(scaled, options.top_k)
         weights = _exponentials(scaled[token_ids], maximum)
         if options.top_p < 1:
-            kept = _nucleus(scaled[token_ids], weights, options.top_p * float(weights.sum()))
-            token_ids, weights = token_ids[kept], weights[kept]
+            nucleus = _nucleus(scaled[token_ids], weights, options.top_p * float(weights.sum()))
+            token_ids, weights = token_ids[nucleus], weights[nucleus]
     elif options.top_p < 1:
         if log_normalizer is None:
             total = _float_exponentials(scaled, np.float32(maximum)).sum()
@@ -235,8 +235,8 @@ def _filtered(
             weights = _exponentials(scaled[token_ids], log_normalizer)
             if weights.sum() >= options.top_p:
                 break
-        kept = _nucleus(scaled[token_ids], weights, options.top_p)
-        token_ids, weights = token_ids[kept], weights[kept]
+        nucleus = _nucleus(scaled[token_ids], weights, options.top_p)
+        token_ids, weights = token_ids[nucleus], weights[nucleus]
     elif options.min_p:
         # A little wider than the filter, which then decides in float64.
         token_ids = np.flatnonzero(scaled >= np.float32(maximum + math.log(options.min_p) - 1e-3))
@@ -245,8 +245,8 @@ def _filtered(
         token_ids = np.arange(vocab_size)
         weights = _exponentials(scaled, maximum)
     if options.min_p:
-        kept = weights >= options.min_p * weights.max()
-        token_ids, weights = token_ids[kept], weights[kept]
+        likely = weights >= options.min_p * weights.max()
+        token_ids, weights = token_ids[likely], weights[likely]
     return token_ids, weights
 
 
@@ -279,8 +279,8 @@ def _top_k(scaled: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         token_ids = np.arange(scaled.size)
         values = scaled
     least = np.partition(values, values.size - k)[values.size - k]
-    kept: NDArray[np.int64] = token_ids[values >= least]
-    return kept
+    greatest: NDArray[np.int64] = token_ids[values >= least]
+    return greatest
 
 
 def _nucleus(values: NDArray[np.float32], weights: NDArray[np.float64], target: float) -> NDArray[np.int64]:
@@ -313,9 +313,9 @@ def _nucleus(values: NDArray[np.float32], weights: NDArray[np.float64], target: 
 def _from_boundary(values: NDArray[np.float32], boundary: float, ties: int) -> NDArray[np.int64]:
     """Ascending indices of all values above the boundary and of the first `ties` values that equal it."""
     last = int(np.flatnonzero(values == boundary)[ties - 1])
-    kept = values > boundary
-    np.greater_equal(values[: last + 1], boundary, out=kept[: last + 1])
-    return np.flatnonzero(kept)
+    mask = values > boundary
+    np.greater_equal(values[: last + 1], boundary, out=mask[: last + 1])
+    return np.flatnonzero(mask)
 
 
 def _draw_unfiltered(weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -341,5 +341,5 @@ def _first_above(reached: NDArray[np.float64], targets: NDArray[np.float64]) -> 
     Where rounding puts the target at the total, it is the last index that added anything.
     """
     below_total = np.minimum(targets, np.nextafter(reached[:, -1], 0.0))
-    found: NDArray[np.int64] = (reached <= below_total[:, np.newaxis]).sum(axis=1)
-    return found
+    places: NDArray[np.int64] = (reached <= below_total[:, np.newaxis]).sum(axis=1)
+    return places

@@ -64,16 +64,16 @@ class Scheduler:
 
     def lines(self) -> Iterator[Sequence[Ticket]]:
         """The requests of each key, the next key first; what is charged meanwhile counts from the next call on."""
-        taken = []
+        entries = []
         try:
             while self._heap:
                 entry = heappop(self._heap)
                 *_, version, line = entry
                 if version == line.version:
-                    taken.append(entry)
+                    entries.append(entry)
                     yield line.tickets
         finally:
-            for entry in taken:
+            for entry in entries:
                 *_, version, line = entry
                 if version == line.version:
                     heappush(self._heap, entry)

@@ -167,16 +167,16 @@ class ModelSession:
             part = fed[None, begin : begin + chunk]  # [1, s]
             end = begin + part.shape[1]
             # One position even where no logits are wanted: the output layer is not meant to see none at all.
-            wanted = np.arange(part.shape[1]) if every else np.array([part.shape[1] - 1])
-            out = StepMemory(self.graph, 1, part.shape[1], len(wanted), layers).run(cache, part, wanted)
+            positions = np.arange(part.shape[1]) if every else np.array([part.shape[1] - 1])
+            out = StepMemory(self.graph, 1, part.shape[1], len(positions), layers).run(cache, part, positions)
             if all_logits is not None:
                 all_logits[begin:end] = out.row_logits.whole()
             elif logits == "last" and end == len(fed):
                 last = out.row_logits.whole()
             if layers:
                 hidden[:, begin:end] = out.states.of(layers)
-        found = all_logits if all_logits is not None else last
-        return StepOutput(HostLogits(found), HostStates(layers, hidden), layers)
+        row_logits = all_logits if all_logits is not None else last
+        return StepOutput(HostLogits(row_logits), HostStates(layers, hidden), layers)
 
     def decode(
         self,

@@ -104,7 +104,7 @@ def summarize(
     rows, vocab_size = logits.shape
     log_normalizers = np.empty(rows, np.float64)  # [m]
     maxima = np.empty(rows, np.float32)  # [m]
-    kept = None
+    small_exponentials = None
     entropies = np.empty(rows if entropy else 0, np.float64)  # [m]
     certainties = np.empty(rows if self_certainty else 0, np.float64)  # [m]
     step = max(1, CHUNK_LOGITS // vocab_size)
@@ -127,11 +127,11 @@ def summarize(
             # The exact value is never negative; rounding may be.
             entropies[part] = np.maximum(log_total - weighted / total, 0.0)
         if step >= rows:
-            kept = exponentials
+            small_exponentials = exponentials
     return LogitSummary(
         log_normalizers,
         maxima,
-        kept,
+        small_exponentials,
         entropies if entropy else None,
         certainties if self_certainty else None,
     )
@@ -153,11 +153,11 @@ def token_statistics(
     """
     if summary is None:
         summary = summarize(logits, entropy=entropy, self_certainty=self_certainty)
-    for name, wanted, found in (
+    for name, needed, column in (
         ("entropy", entropy, summary.entropy),
         ("self_certainty", self_certainty, summary.self_certainty),
     ):
-        if wanted and found is None:
+        if needed and column is None:
             raise InvalidOptionError(f"the summary has no {name}; make it with summarize(logits, {name}=True)")
     rows, vocab_size = logits.shape
     if token_ids.shape != (rows,) or summary.log_normalizer.shape != (rows,):
@@ -200,8 +200,8 @@ def require_distribution(maximum: NDArray[Any], first_row: int = 0) -> None:
         return
     row = int(np.flatnonzero(~np.isfinite(maximum))[0])
     value = maximum[row]
-    found = "NaN" if np.isnan(value) else "+inf" if value > 0 else "nothing but -inf"
+    shown = "NaN" if np.isnan(value) else "+inf" if value > 0 else "nothing but -inf"
     raise LogitsError(
-        f"row {first_row + row} of the logits holds {found}; expected numbers with at least one finite: the model's "
+        f"row {first_row + row} of the logits holds {shown}; expected numbers with at least one finite: the model's "
         "arithmetic overflowed or its weights are damaged: use a bundle of higher precision (fp32) or export it again"
     )

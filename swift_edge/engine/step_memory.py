@@ -71,13 +71,13 @@ class StepMemory:
         self._binding: Any = None
         self._bound: tuple[int, ...] = ()
 
-    def run(self, cache: KVCache, token_ids: Ids, wanted: Ids, *, rows: int | None = None) -> StepOutput:
-        """Feed `token_ids` `[m, s]`; `wanted` are the positions among the m * s tokens with logits.
+    def run(self, cache: KVCache, token_ids: Ids, logits_positions: Ids, *, rows: int | None = None) -> StepOutput:
+        """Feed `token_ids` `[m, s]`; logits are computed at `logits_positions`, which count through the m * s tokens.
 
-        With `rows`, the logits and states of the first rows alone are given out.
+        With `rows`, only the logits and states of the first rows are returned.
 
         Rows behind the live ones stand in: they start at length 0, and what they write is never read. The cache has to
-        have room for all of them. What is given out lies in this memory, which the next run writes to. Raises
+        have room for all of them. The results lie in this memory, which the next run writes to. Raises
         `BundleError` if onnxruntime cannot run the graph, `DeviceMemoryError` if memory runs out.
         """
         graph = self._graph
@@ -86,18 +86,18 @@ class StepMemory:
         before[: cache.rows, 0] = cache.lengths
         self._ids[:run_rows] = token_ids
         np.add(before, self._offsets, out=self._positions[:run_rows])
-        self._logits_positions[: len(wanted)] = wanted
+        self._logits_positions[: len(logits_positions)] = logits_positions
         if graph.in_place:
-            self._bind(cache, before + tokens, len(wanted))
+            self._bind(cache, before + tokens, len(logits_positions))
             with graph.failures():
                 graph.inference_session.run_with_iobinding(self._binding)
             lengths = cache.lengths  # a view of the cache's own
             lengths += tokens
         else:
             self._run_concatenated(cache, run_rows, tokens)
-        places = np.arange(len(wanted)) if graph.picks_logits else wanted
-        kept = self._states.written(run_rows if rows is None else rows)
-        return StepOutput(self._logits.written(places[:rows]), kept, self.layers)
+        places = np.arange(len(logits_positions)) if graph.picks_logits else logits_positions
+        states = self._states.written(run_rows if rows is None else rows)
+        return StepOutput(self._logits.written(places[:rows]), states, self.layers)
 
     def _bind(self, cache: KVCache, lengths: Ids, num_logits: int) -> None:
         """Mask what lies behind `lengths` `[m, 1]`, and bind everything that is not bound already."""
@@ -109,12 +109,12 @@ class StepMemory:
         if not bound:
             self._bound = key
             self._mask, self._places = np.empty((rows, total), np.int64), np.arange(total)
-            self._bind_kept(cache, rows, num_logits)
+            self._bind_buffers(cache, rows, num_logits)
         np.less(self._places, lengths, out=self._mask)
         if graph.rebinds_fed or not bound:
             self._bind_fed(rows, num_logits)
 
-    def _bind_kept(self, cache: KVCache, rows: int, num_logits: int) -> None:
+    def _bind_buffers(self, cache: KVCache, rows: int, num_logits: int) -> None:
         """Bind what the graph writes, and keys and values, in a new binding."""
         graph, tokens = self._graph, self._ids.shape[1]
         self._binding = graph.inference_session.io_binding()

@@ -148,14 +148,14 @@ class Ablations:
             train = Store.open(self.train)
             fitted: dict[FitOptions, _Judged] = {}
             for variant in variants(train, options) if self.variants is None else self.variants:
-                found = fitted.get(variant.options)
-                if found is None:
+                judged = fitted.get(variant.options)
+                if judged is None:
                     trial.report(f"fitting {variant.group}: {variant.name}")
                     head = fit_head(train, variant.options)
                     scores = stored_scores(store, head)
-                    found = _Judged.of(variant.group, variant.name, head, store, trial, scores)
-                    fitted[variant.options] = found
-                yield replace(found, group=variant.group, name=variant.name)
+                    judged = _Judged.of(variant.group, variant.name, head, store, trial, scores)
+                    fitted[variant.options] = judged
+                yield replace(judged, group=variant.group, name=variant.name)
         if self.train_logits is not None:
             trial.report("fitting to logits")
             head = fit_head(Store.open(self.train_logits), replace(options, layers=None, norm="none"))
@@ -217,12 +217,12 @@ def variants(store: Store, options: FitOptions) -> Iterator[Variant]:
 
 def fit_options_of(head: Head | None) -> FitOptions:
     """The options that a head was fitted with, as its summary tells them; the defaults for one that does not tell."""
-    told: Any = {} if head is None else head.summary.get("options")
+    values: Any = {} if head is None else head.summary.get("options")
     names = {each.name for each in fields(FitOptions)}
-    if not isinstance(told, Mapping) or not set(told) <= names:
+    if not isinstance(values, Mapping) or not set(values) <= names:
         return FitOptions()
     try:
-        return FitOptions(**read_fields(told, FitOptions, told))
+        return FitOptions(**read_fields(values, FitOptions, values))
     except (SwiftEdgeError, RecordError):  # written by an older or a newer swift-edge
         return FitOptions()
 
@@ -281,18 +281,18 @@ class _Judged:
         cls, group: str, name: str, head: Head, store: Store, trial: Trial, scores: Doubles | None = None
     ) -> "_Judged":
         """Judge a head by its `scores`, `[c]`, or by those it gave while the candidates were written, as `name`."""
-        given = None if scores is None else {name: scores.reshape(store.problems, -1)}
-        sampled = Sampled.read(store, answer_task(trial.task), {name: head}, scores=given)
-        found, correct = sampled.heads[name], sampled.correct
+        scores_by_head = None if scores is None else {name: scores.reshape(store.problems, -1)}
+        sampled = Sampled.read(store, answer_task(trial.task), {name: head}, scores=scores_by_head)
+        head_scores, correct = sampled.heads[name], sampled.correct
         subsets = subsets_of(sampled.n, trial.main_size, trial.writing.seed)
         return cls(
             group=group,
             name=name,
             inputs=int(head.weight.shape[1]),
             pass_at_1=correct.mean(axis=1),
-            best=expected_best(found.scores, correct, trial.main_size),
-            vote=expected_vote(found.votes, sampled.answers, correct, subsets),
-            auroc=problem_aurocs(found.scores, correct),
+            best=expected_best(head_scores.scores, correct, trial.main_size),
+            vote=expected_vote(head_scores.votes, sampled.answers, correct, subsets),
+            auroc=problem_aurocs(head_scores.scores, correct),
         )
 
 

@@ -72,9 +72,9 @@ def bench(
     """
     if rounds < 1:
         raise InvalidOptionError(f"rounds is {rounds}; expected at least 1")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     planner = Planner.open(path, head, providers, threads)
-    load_s = time.perf_counter() - begun
+    load_s = time.perf_counter() - started
     session, manifest = planner.model.session, planner.model.bundle.manifest
     scored_by = planner.head_name
     if planner.head is None and manifest.hidden_states.indices:
@@ -84,9 +84,9 @@ def bench(
     order = random.Random(0)
     for number in range(rounds + 1):
         for shape in order.sample(list(work), len(work)):
-            found = _time(work[shape], shape, number)
+            timing = _time(work[shape], shape, number)
             if number:  # the first round warms up
-                timed[shape].append(found)
+                timed[shape].append(timing)
                 progress(sum(map(len, timed.values())), rounds * len(work))
     return {
         "bundle": path,
@@ -118,8 +118,8 @@ def planned_shape(planner: Planner, shape: Shape, seed: int = 0, **sampling: Unp
 
     Raises `InvalidOptionError` for a shape that the model's context does not hold.
     """
-    asked = {"n": shape.n, "max_new_tokens": shape.new_tokens, "seed": seed, "strategy": "best", "raw": True}
-    planned = planner.planned(PickOptions.of(None, asked | sampling))
+    options = {"n": shape.n, "max_new_tokens": shape.new_tokens, "seed": seed, "strategy": "best", "raw": True}
+    planned = planner.planned(PickOptions.of(None, options | sampling))
     context = planner.model.session.context_length
     if shape.prompt_tokens < 1 or shape.prompt_tokens + shape.new_tokens > context:
         raise InvalidOptionError(
@@ -136,12 +136,12 @@ def _time(planned: PlannedPick, shape: Shape, number: int) -> Timed:
     before = reset_peak_memory()
     selection = begin(planned, prompt_ids, watched=False, started=time.perf_counter()).result()
     peak = process_memory("VmHWM")
-    taken = None if before is None or peak is None else max(0, peak - before)
+    memory = None if before is None or peak is None else max(0, peak - before)
     started = time.perf_counter()
     with begin(planned, prompt_ids, watched=True, started=started) as handle:
         next(event for event in handle if isinstance(event, TokenSampled))
         first_token_s = time.perf_counter() - started
-    return Timed(selection, first_token_s, taken)
+    return Timed(selection, first_token_s, memory)
 
 
 def _figures(shape: Shape, timed: dict[Shape, list[Timed]]) -> dict[str, Any]:

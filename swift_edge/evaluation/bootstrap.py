@@ -48,10 +48,10 @@ def estimate(value: float, resampled: Doubles) -> Estimate:
 
     A ratio has no value in a resample that gives it nothing to divide by.
     """
-    known = resampled[~np.isnan(resampled)]
-    if not known.size:
+    numbers = resampled[~np.isnan(resampled)]
+    if not numbers.size:
         return Estimate(value, np.nan, np.nan)
-    low, high = np.percentile(known, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    low, high = np.percentile(numbers, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Estimate(value, float(low), float(high))
 
 

@@ -33,10 +33,10 @@ def confidence(
         return None
     chances, right = _picks(head.ratios, head.answers, sampled, size)  # [q, m]
     threshold = np.quantile(chances, ABSTAINED)
-    kept = chances > threshold  # [q, m]
-    if not kept.any():
+    sure = chances > threshold  # [q, m]
+    if not sure.any():
         return None
-    columns = np.stack([right.mean(axis=1), kept.mean(axis=1), (right & kept).mean(axis=1)], axis=1)  # [q, 3]
+    columns = np.stack([right.mean(axis=1), sure.mean(axis=1), (right & sure).mean(axis=1)], axis=1)  # [q, 3]
     means, values = resampled_means(columns, resamples=resamples, seed=seed), columns.mean(axis=0)
     gain = estimate(float(values[2] / values[1] - values[0]), means[:, 2] / means[:, 1] - means[:, 0])
     return {

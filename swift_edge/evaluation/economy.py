@@ -56,7 +56,7 @@ def economy(
     sizes = sorted(chances)
     most, names = sizes[-1], [name for name in chances[sizes[-1]] if name != ORACLE]
     fixed = {size: _fixed(problems, size, times) for size in sizes}
-    plans = {name: paced(plan_of(decision, most, asked)) for name, asked in PLANS.items()}
+    plans = {name: paced(plan_of(decision, most, keywords)) for name, keywords in PLANS.items()}
     picks = {name: _replayed(problems, plan, head, times, seed) for name, plan in plans.items()}
     columns = [chances[size][name] for size in sizes for name in names] + [each.right for each in picks.values()]
     by_problem = np.stack(columns, axis=1)  # [q, s]
@@ -65,9 +65,9 @@ def economy(
     means = np.concatenate([by_problem.mean(axis=0)[np.newaxis], resampled])  # [1 + b, s]
     rules = means[:, : len(sizes) * len(names)].reshape(len(means), len(sizes), len(names))
     reference = rules[:, -1, names.index(f"{head} calibrated")]
-    found: dict[str, Any] = {}
+    plan_figures: dict[str, Any] = {}
     for (name, each), mine in zip(picks.items(), means[:, -len(picks) :].T, strict=True):
-        found[name] = {
+        plan_figures[name] = {
             "accuracy": _figure(mine),
             "rows": plans[name].rows,
             "candidates": each.candidates,
@@ -79,11 +79,11 @@ def economy(
             "less_calibrated_at_most": _figure(mine - reference),
         }
         for cost in ("tokens", "seconds"):
-            pair, share = _between(fixed, cost, found[name][cost])
+            pair, share = _between(fixed, cost, plan_figures[name][cost])
             low, high = (rules[:, sizes.index(size)] for size in pair)  # [1 + b, rules]
             mixed = (1 - share) * low + share * high
             best = int(mixed[0].argmax())
-            found[name][f"best_at_equal_{cost}"] = {
+            plan_figures[name][f"best_at_equal_{cost}"] = {
                 "rule": names[best],
                 "accuracy": float(mixed[0, best]),
                 "less": _figure(mine - mixed[:, best]),
@@ -94,7 +94,7 @@ def economy(
         "knee": times.knee,
         "step_s": {str(rows): seconds for rows, seconds in times.seconds.items()},
         "fixed": {str(size): figures for size, figures in fixed.items()},
-        "plans": found,
+        "plans": plan_figures,
     }
 
 
@@ -114,11 +114,11 @@ class _Picks:
     """That of the P(correct) of the picks."""
 
 
-def plan_of(decision: Decision, most: int, asked: Mapping[str, str]) -> Plan:
-    """How a pick of at most `most` candidates goes about what is `asked` for; all of them, where nothing is."""
-    adaptive = asked.get("n") == "auto"
+def plan_of(decision: Decision, most: int, keywords: Mapping[str, str]) -> Plan:
+    """The plan of a pick of at most `most` candidates with these options; without options, of exactly so many."""
+    adaptive = keywords.get("n") == "auto"
     options = {"n": "auto", "max_n": most} if adaptive else {"n": most}
-    return Plan.of(PickOptions.of(None, options | {"prune": asked.get("prune")}), decision)
+    return Plan.of(PickOptions.of(None, options | {"prune": keywords.get("prune")}), decision)
 
 
 def _replayed(
@@ -131,9 +131,9 @@ def _replayed(
     labels: list[bool] = []
     random = np.random.default_rng(seed)
     for number in range(ORDERS):
-        for place, given in enumerate(problems):
+        for place, stored in enumerate(problems):
             order = random.permutation(plan.most).tolist() if number else range(plan.most)
-            shown = [given[index] for index in order]
+            shown = [stored[index] for index in order]
             pick = replay(plan, shown, head)
             correct = shown[pick.picked].correct
             right[place] += correct / ORDERS
@@ -151,18 +151,18 @@ def _replayed(
 def _fixed(problems: Sequence[Sequence[StoredCandidate]], size: int, times: StepTimes) -> dict[str, float]:
     """Tokens and seconds per problem of `size` candidates begun together, of the first ones of each problem."""
     steps: Counter[int] = Counter()
-    for given in problems:
-        steps.update(_steps(each.n_tokens for each in given[:size]))
+    for candidates in problems:
+        steps.update(_steps(each.n_tokens for each in candidates[:size]))
     tokens = sum(rows * count for rows, count in steps.items())
     return {"tokens": tokens / len(problems), "seconds": times.of(steps) / len(problems)}
 
 
 def _steps(lengths: Iterable[int]) -> Mapping[int, int]:
     """Decode steps by the number of their rows, of candidates of these lengths that begin together."""
-    ordered, steps, begun = sorted(lengths), Counter[int](), 0
+    ordered, steps, previous = sorted(lengths), Counter[int](), 0
     for place, length in enumerate(ordered):
-        steps[len(ordered) - place] += length - begun
-        begun = length
+        steps[len(ordered) - place] += length - previous
+        previous = length
     return steps
 
 

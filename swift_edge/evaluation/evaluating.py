@@ -154,10 +154,10 @@ def _economy(
     decision = Decision.of(head, PickOptions.of(None, {"strategy": "calibrated", "task": trial.task}))
     candidates, n = store.candidates, trial.sizes[-1]
     # A store of an earlier version has no running scores.
-    known = all(
+    has_running_scores = all(
         len(each.running.get(name, ())) >= sum(count < each.n_tokens for count in PREFIX_TOKENS) for each in candidates
     )
-    if not known or decision.calibration is None or decision.calibration.answers is None:
+    if not has_running_scores or decision.calibration is None or decision.calibration.answers is None:
         return None
     trial.report("replaying adaptive and pruned picks")
     sampling = {option: value for option, value in (store.info.sampling or {}).items() if option != "stop"}
@@ -191,9 +191,9 @@ def _notes(sampled: Sampled) -> list[str]:
 def _seen(heads: Mapping[str, Head], trial: Trial) -> Iterator[str]:
     """A line for each head that says itself that it has seen these very problems."""
     for name, head in heads.items():
-        told: list[Any] = [head.summary.get("data_sha256"), head.summary.get("recalibration")]
-        seen = [*(told[0] if isinstance(told[0], list) else [told[0]])]
-        seen += [told[1].get("data_sha256")] if isinstance(told[1], Mapping) else []
+        entries: list[Any] = [head.summary.get("data_sha256"), head.summary.get("recalibration")]
+        seen = [*(entries[0] if isinstance(entries[0], list) else [entries[0]])]
+        seen += [entries[1].get("data_sha256")] if isinstance(entries[1], Mapping) else []
         if trial.problems.sha256 in seen:
             yield f"the head {name} was fitted or calibrated on the problems of this test: its figures are too good"
 
@@ -294,8 +294,8 @@ def _timings(store: Store) -> dict[str, float]:
     path = store.path / TIMINGS_NAME
     names = ("total_s", "prefill_s", "decode_s", "sample_s", "head_s", "prompt_tokens")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: float(found[name]) for name in names}
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: float(values[name]) for name in names}
     except FileNotFoundError:
         return dict.fromkeys(names, 0.0)
     except (ValueError, TypeError, KeyError) as error:

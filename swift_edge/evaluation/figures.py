@@ -87,14 +87,14 @@ def draw_accuracy(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw accuracy against tokens and against seconds, every rule at every size and the adaptive and pruned picks."""
-    found = results.get("economy")
-    if found is None:
+    economy = results.get("economy")
+    if economy is None:
         return []
     figure, (left, right) = _figure(11.0, 5.0, 2)
     heads = list(results["run"]["heads"])
     sizes = [str(size) for size in results["sizes"]]
     for axes, cost, label in ((left, "tokens", "tokens per problem"), (right, "seconds", "decode seconds per problem")):
-        spent = [found["fixed"][size][cost] for size in sizes]
+        spent = [economy["fixed"][size][cost] for size in sizes]
         for name, figures in results["accuracy"].items():
             if name == ORACLE:
                 continue  # far above what any rule can reach, it would flatten the others
@@ -103,7 +103,7 @@ def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
             axes.plot(
                 spent, values, color=colour, linestyle=dashes, marker=mark, markersize=4, linewidth=width, label=name
             )
-        for (name, figures), mark in zip(found["plans"].items(), ("*", "d", "P"), strict=True):
+        for (name, figures), mark in zip(economy["plans"].items(), ("*", "d", "P"), strict=True):
             value = figures["accuracy"]
             axes.errorbar(
                 figures[cost],
@@ -131,17 +131,17 @@ def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def draw_calibration(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the share of right candidates and picks against their probability; nothing without a calibration."""
-    found = next((each for each in results["calibration"].values() if each is not None), None)
-    if found is None:
+    calibration = next((each for each in results["calibration"].values() if each is not None), None)
+    if calibration is None:
         return []
     figure, (axes,) = _figure(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     for (key, label), (colour, mark) in zip(
-        (("candidates", "all candidates"), ("picks", f"picks out of {found['picks_out_of']}")),
+        (("candidates", "all candidates"), ("picks", f"picks out of {calibration['picks_out_of']}")),
         ((BLUE, "o"), (RED, "X")),
         strict=True,
     ):
-        bins = found[key]["bins"]
+        bins = calibration[key]["bins"]
         axes.plot(
             [each["probability"] for each in bins],
             [each["correct"] for each in bins],
@@ -149,7 +149,7 @@ def draw_calibration(results: Mapping[str, Any], folder: Path) -> list[Path]:
             marker=mark,
             markersize=6,
             linewidth=1.2,
-            label=f"{label}: calibration error {found[key]['error']:.3f}",
+            label=f"{label}: calibration error {calibration[key]['error']:.3f}",
         )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)

@@ -126,33 +126,33 @@ def calibration(head: HeadScores, sampled: Sampled, size: int) -> dict[str, Any]
     if head.probabilities is None or np.isnan(head.probabilities).all():
         return None
     # A pick out of a random subset is candidate i with a chance in closed form: all of them count, each as much.
-    found = {}
+    figures = {}
     for name, weights in (
         ("candidates", np.ones(sampled.correct.shape)),
         ("picks", pick_chances(head.scores, size)),
     ):
         bins = reliability(head.probabilities.ravel(), sampled.correct.ravel(), weights.ravel())
-        found[name] = {"error": binned_calibration_error(bins), "bins": [asdict(each) for each in bins]}
-    return {"picks_out_of": size, **found}
+        figures[name] = {"error": binned_calibration_error(bins), "bins": [asdict(each) for each in bins]}
+    return {"picks_out_of": size, **figures}
 
 
 def _families(
     chances: Mapping[str, Doubles], families: Sequence[str | None], seed: int, resamples: int
 ) -> dict[str, Any]:
     """Accuracies of every family of problems."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for family in sorted({each for each in families if each is not None}):
         members = np.array([each == family for each in families])
         columns = np.stack([values[members] for values in chances.values()], axis=1)
         means = resampled_means(columns, resamples=resamples, seed=seed)
-        found[family] = {
+        figures[family] = {
             "problems": int(members.sum()),
             "accuracy": {
                 name: plain_figure(estimate(float(columns[:, number].mean()), means[:, number]))
                 for number, name in enumerate(chances)
             },
         }
-    return found
+    return figures
 
 
 def ratio_estimate(numerator: float, denominator: float, numerators: Doubles, denominators: Doubles) -> Estimate:

@@ -29,10 +29,10 @@ def reliability(
     A candidate on the edge of two bins belongs to both in part; candidates of the same probability are all taken for
     their mean label, so that their order does not matter. NaN probabilities are left out.
     """
-    known = ~np.isnan(probabilities) & (weights > 0)
-    values, place = np.unique(probabilities[known], return_inverse=True)
-    weight = np.bincount(place, weights=weights[known])
-    right = np.bincount(place, weights=weights[known] * correct[known])
+    usable = ~np.isnan(probabilities) & (weights > 0)
+    values, place = np.unique(probabilities[usable], return_inverse=True)
+    weight = np.bincount(place, weights=weights[usable])
+    right = np.bincount(place, weights=weights[usable] * correct[usable])
     if not values.size:
         return []
     ends = np.cumsum(weight)

@@ -72,9 +72,11 @@ def replay(plan: Plan, candidates: Sequence[StoredCandidate], head: str) -> Repl
         for index, reason in orders.drop.items():
             written[index] = _candidate(candidates[index], index, head, live.pop(index), reason)
         live |= dict.fromkeys(range(steering.begun - orders.begin, steering.begun), 0)
-    begun = tuple(written[index] for index in sorted(written))
-    decided = plan.decision.apply(begun)
-    return Replayed(decided.ranked[0], decided.p_correct, sum(candidate.n_tokens for candidate in begun), steps, begun)
+    in_order = tuple(written[index] for index in sorted(written))
+    decided = plan.decision.apply(in_order)
+    return Replayed(
+        decided.ranked[0], decided.p_correct, sum(candidate.n_tokens for candidate in in_order), steps, in_order
+    )
 
 
 def _candidate(

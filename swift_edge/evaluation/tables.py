@@ -91,19 +91,19 @@ def _ranking(results: Mapping[str, Any]) -> str:
 
 
 def _calibration(results: Mapping[str, Any]) -> Iterator[str]:
-    for name, found in results["calibration"].items():
-        if found is not None:
+    for name, figures in results["calibration"].items():
+        if figures is not None:
             yield (
-                f"Expected calibration error of {name} in 10 bins of equal count: {found['candidates']['error']:.3f} "
-                f"over all candidates, {found['picks']['error']:.3f} over its picks out of {found['picks_out_of']}."
+                f"Expected calibration error of {name} in 10 bins of equal count: {figures['candidates']['error']:.3f} "
+                f"over all candidates, {figures['picks']['error']:.3f} over its picks out of {figures['picks_out_of']}."
             )
-    for name, found in results["confidence"].items():
-        if found is not None:
-            gain = found["gain"]
+    for name, figures in results["confidence"].items():
+        if figures is not None:
+            gain = figures["gain"]
             yield (
-                f"P(correct) of {name}'s calibrated picks out of {found['picks_out_of']}, all candidates together: "
-                f"calibration error {found['error']:.3f}; without the least sure {1 - found['kept_share']:.0%} they "
-                f"are right at {found['kept_accuracy']:.3f} instead of {found['accuracy']:.3f} "
+                f"P(correct) of {name}'s calibrated picks out of {figures['picks_out_of']}, all candidates together: "
+                f"calibration error {figures['error']:.3f}; without the least sure {1 - figures['kept_share']:.0%} "
+                f"they are right at {figures['kept_accuracy']:.3f} instead of {figures['accuracy']:.3f} "
                 f"({gain['value']:+.3f}, {gain['low']:+.3f} to {gain['high']:+.3f})."
             )
 
@@ -112,8 +112,8 @@ def _families(results: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name in results["accuracy"] if "+" not in name]
     for field, families in results["families"].items():
         rows = [
-            [family, f"{found['problems']:,}", *(_number(found["accuracy"][name]) for name in names)]
-            for family, found in families.items()
+            [family, f"{figures['problems']:,}", *(_number(figures["accuracy"][name]) for name in names)]
+            for family, figures in families.items()
         ]
         yield f"By {field} of the problems at N = {results['main_size']}:\n\n" + _table(
             [field, "problems", *names], rows
@@ -136,16 +136,16 @@ def _cost(results: Mapping[str, Any]) -> str:
 
 
 def _economy(results: Mapping[str, Any]) -> Iterator[str]:
-    found = results.get("economy")
-    if found is None:
+    economy = results.get("economy")
+    if economy is None:
         return
     most = max(results["sizes"])
     rows = []
-    for size, figures in found["fixed"].items():
-        accuracy = results["accuracy"][f"{found['head']} calibrated"][size]
+    for size, figures in economy["fixed"].items():
+        accuracy = results["accuracy"][f"{economy['head']} calibrated"][size]
         spent = [f"{figures['tokens']:.0f}", "", f"{1000 * figures['seconds']:.0f}", ""]
         rows.append([f"N = {size}", _number(accuracy), _interval(accuracy), "", size, *spent, "", ""])
-    for name, figures in found["plans"].items():
+    for name, figures in economy["plans"].items():
         rows.append(
             [
                 name,
@@ -165,13 +165,13 @@ def _economy(results: Mapping[str, Any]) -> Iterator[str]:
         )
     header = ["", "accuracy", "interval", f"less N = {most}", "candidates", "tokens", "share", "ms", "share"]
     yield (
-        f"Adaptive and pruned picks by {found['head']} calibrated, in {found['orders']} orders of up to {most} "
+        f"Adaptive and pruned picks by {economy['head']} calibrated, in {economy['orders']} orders of up to {most} "
         f"candidates. Tokens and decode time per problem; steps of every number of rows were timed on this "
-        f"machine (knee {found['knee']:.1f} rows). Last: less the best rule with a fixed number of "
+        f"machine (knee {economy['knee']:.1f} rows). Last: less the best rule with a fixed number of "
         "candidates, or a mixture of two numbers, at as many tokens, and at as much time.\n\n"
         + _table([*header, "at equal tokens", "at equal time"], rows)
     )
-    errors = ", ".join(f"{name} {figures['calibration_error']:.3f}" for name, figures in found["plans"].items())
+    errors = ", ".join(f"{name} {figures['calibration_error']:.3f}" for name, figures in economy["plans"].items())
     yield f"Calibration error of the P(correct) of these picks: {errors}."
 
 

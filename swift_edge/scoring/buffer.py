@@ -59,7 +59,7 @@ class TokenBuffer:
         scored = [step for step in steps if step.products]
         if not scored:
             return
-        begun = perf_counter()
+        started = perf_counter()
         products = np.concatenate([step.products[0] for step in scored], axis=1)  # [g, f]
         fed = [step.products[0].shape[1] for step in scored]
         if tokens is None or fed != sampled:
@@ -68,7 +68,7 @@ class TokenBuffer:
         gates, rewards = gates[tokens.order], rewards[tokens.order]  # [f], [f]
         for candidate, mine in tokens.by_candidate:
             self._growing[candidate].add_rewards(tokens.token_ids[mine].tolist(), gates[mine], rewards[mine])
-        self.head_s += perf_counter() - begun
+        self.head_s += perf_counter() - started
 
 
 class _Gathered:
@@ -76,14 +76,14 @@ class _Gathered:
 
     def __init__(self, steps: Sequence[Step], counts: Sequence[int]) -> None:
         """Take the first tokens of each step, as many as `counts` says; there are m in all."""
-        taken = list(zip(steps, counts, strict=True))
-        candidates = np.array([candidate for step, count in taken for candidate in step.candidates[:count]])  # [m]
-        token_ids = np.concatenate([step.token_ids[:count] for step, count in taken])  # [m]
+        pairs = list(zip(steps, counts, strict=True))
+        candidates = np.array([candidate for step, count in pairs for candidate in step.candidates[:count]])  # [m]
+        token_ids = np.concatenate([step.token_ids[:count] for step, count in pairs])  # [m]
         self.order: Ids = candidates.argsort(kind="stable")  # [m]
         """Their places when they are taken step by step."""
         self.token_ids: Ids = token_ids[self.order]  # [m]
         """The tokens, int64."""
-        self.by_step = TokenStatistics.joined([step.statistics.of(slice(count)) for step, count in taken])
+        self.by_step = TokenStatistics.joined([step.statistics.of(slice(count)) for step, count in pairs])
         """Their statistics step by step, `[m]` each."""
         self.statistics = self.by_step.of(self.order)
         """Their statistics, `[m]` each."""

@@ -112,10 +112,10 @@ class Head:
         wide = self.weight.ndim == 2 and self.weight.shape[0] == rows
         require(wide, "the head's weight", f"of shape {list(self.weight.shape)}", f"[{rows}, f] with gate {self.gate}")
         require(self.bias.shape == (rows,), "the head's bias", f"of shape {list(self.bias.shape)}", f"[{rows}]")
-        known = get_args(TokenStatistic)
+        choices = get_args(TokenStatistic)
         names = self.token_statistics
-        distinct = set(names) <= set(known) and len(set(names)) == len(names)
-        require(distinct, "the head's token_statistics", list(names), f"distinct names out of {', '.join(known)}")
+        distinct = set(names) <= set(choices) and len(set(names)) == len(names)
+        require(distinct, "the head's token_statistics", list(names), f"distinct names out of {', '.join(choices)}")
         require(self.feature in get_args(Feature), "the head's feature", self.feature, " or ".join(get_args(Feature)))
         if self.feature == "logits":
             require(not layers, "the head's layers", list(layers), "none, because the feature is logits")
@@ -145,8 +145,8 @@ class Head:
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         both = (self.input_mean is None) == (self.input_scale is None)
-        given = "given" if self.input_scale is None else "absent"
-        require(both, "the head's input_mean", given, "input_mean with input_scale")
+        presence = "given" if self.input_scale is None else "absent"
+        require(both, "the head's input_mean", presence, "input_mean with input_scale")
         if self.input_scale is not None:
             positive = bool((self.input_scale > 0).all())
             require(positive, "the head's input_scale", "not positive everywhere", "positive numbers")
@@ -304,12 +304,12 @@ def load_head(path: Path | str) -> Head:
             absent = [name for name in names if name not in arrays]
             if absent:
                 raise HeadFileError(f"it has no {', '.join(absent)}, expected {', '.join(names)}")
-            found = {name: arrays[name] for name in (*names, *_STANDARDISATION) if name in arrays}
-        metadata = found.pop("metadata")
-        for name, array in found.items():
+            values = {name: arrays[name] for name in (*names, *_STANDARDISATION) if name in arrays}
+        metadata = values.pop("metadata")
+        for name, array in values.items():
             if array.dtype != np.float32:
                 raise HeadFileError(f"its {name} is {array.dtype}, expected float32")
-        return Head(**found, **_read_metadata(json.loads(str(metadata[()]))))
+        return Head(**values, **_read_metadata(json.loads(str(metadata[()]))))
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise HeadFileError(

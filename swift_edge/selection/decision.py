@@ -62,11 +62,11 @@ class Decision:
         Raises `InvalidOptionError` for a strategy whose needs are not there.
         """
         external, min_confidence = options.external, options.min_confidence
-        calibration, found = None if head is None else head.calibration, _task(options.task, head)
+        calibration, task = None if head is None else head.calibration, _task(options.task, head)
         strategy = options.strategy
         if strategy == "auto":
-            strategy = _automatic(found, external, calibration)
-        if strategy in BY_ANSWER and found is None:
+            strategy = _automatic(task, external, calibration)
+        if strategy in BY_ANSWER and task is None:
             raise InvalidOptionError(
                 f"the strategy {strategy} compares answers, and nothing says how to find them; name a task, "
                 "or choose the strategy best"
@@ -86,7 +86,7 @@ class Decision:
                 "min_confidence is given, but nothing says how likely a pick is to be right; "
                 "calibrate a head with swift-edge recalibrate, or leave it out"
             )
-        return cls(strategy, found, external, min_confidence, calibration)
+        return cls(strategy, task, external, min_confidence, calibration)
 
     @classmethod
     def by_score(cls, head: Head | None) -> "Decision":
@@ -201,7 +201,7 @@ def _automatic(
 
 def _checked(scores: Sequence[float], expected: int) -> list[float]:
     """Numbers of an external judge, one per candidate."""
-    found = [float(score) for score in scores]
-    if len(found) != expected:
-        raise InvalidOptionError(f"external gave {len(found)} scores for {expected} candidates; expected one each")
-    return found
+    values = [float(score) for score in scores]
+    if len(values) != expected:
+        raise InvalidOptionError(f"external gave {len(values)} scores for {expected} candidates; expected one each")
+    return values

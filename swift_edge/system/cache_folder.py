@@ -32,8 +32,8 @@ def cache_folder(environment: Mapping[str, str] = os.environ, platform: str = sy
         return Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local") / "swift-edge" / "Cache"
     if platform == "darwin":
         return home / "Library" / "Caches" / "swift-edge"
-    given = Path(environment.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else home / ".cache") / "swift-edge"
+    xdg = Path(environment.get("XDG_CACHE_HOME", ""))
+    return (xdg if xdg.is_absolute() else home / ".cache") / "swift-edge"
 
 
 class CacheRecord:

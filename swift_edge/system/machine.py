@@ -47,8 +47,8 @@ def available_memory(root: Path = _ROOT) -> int | None:
 def process_memory(field: str, root: Path = _ROOT) -> int | None:
     """Bytes of this process, `VmRSS` for now and `VmHWM` for the peak; `None` where the system does not tell."""
     kibibytes = next((line.split()[1:2] for line in _lines(root / "proc/self/status") if line.startswith(field)), [])
-    found = _number(kibibytes)
-    return None if found is None else found * 1024
+    value = _number(kibibytes)
+    return None if value is None else value * 1024
 
 
 def reset_peak_memory() -> int | None:
@@ -94,15 +94,15 @@ def _memory_of_machine(root: Path) -> int | None:
 def _reclaimable(folder: Path) -> int:
     # Pages of files that were read count as used, but the kernel gives them up when asked. Version 1 counts a group's
     # own pages as "inactive_file" and those of its children too as "total_inactive_file".
-    found = dict(line.split(maxsplit=1) for line in _lines(folder / "memory.stat") if " " in line)
-    text = found.get("total_inactive_file", found.get("inactive_file", "0"))
+    statistics = dict(line.split(maxsplit=1) for line in _lines(folder / "memory.stat") if " " in line)
+    text = statistics.get("total_inactive_file", statistics.get("inactive_file", "0"))
     return _number([text]) or 0
 
 
 def _group_folders(root: Path, controller: str) -> list[Path]:
     """Folders of this process's control group and its parents for one controller, both versions, as far as visible."""
     mounted = root / "sys/fs/cgroup"
-    found = []
+    folders = []
     for line in _lines(root / "proc/self/cgroup"):  # "0::/a/b" for version 2, "4:cpu,cpuacct:/a/b" for version 1
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
@@ -115,8 +115,8 @@ def _group_folders(root: Path, controller: str) -> list[Path]:
             continue
         # In a container the group's name may be the host's and lead nowhere; the mounted top is then its own group.
         parts = [part for part in group.split("/") if part not in ("", "..")]
-        found += [top.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
-    return [folder for folder in found if folder.is_dir()]
+        folders += [top.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _lines(path: Path) -> list[str]:

@@ -453,9 +453,7 @@ def test_what_is_cancelled_while_it_decodes_writes_nothing_more(new: New, storie
     assert len(victim.steps) == steps  # looked at when more steps have been made
 
 
-def test_a_row_that_leaves_beside_one_that_has_just_come_moves_nobodys_numbers(
-    new: New, stories: ModelSession
-) -> None:
+def test_a_row_that_leaves_beside_one_that_has_just_come_moves_nobodys_numbers(new: New, stories: ModelSession) -> None:
     """The last row moves into its place, before it has drawn its first token."""
     engine = new(3)
     requests = {

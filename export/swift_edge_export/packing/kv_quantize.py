@@ -87,9 +87,9 @@ def _attention_layers(graph: ir.Graph, count: int) -> list[_Layer]:
         if node.op_type != "GroupQueryAttention":
             continue
         past = [node.inputs[_PAST_KEY], node.inputs[_PAST_VALUE]]
-        given = list(node.outputs[1:3])
+        presents = list(node.outputs[1:3])
         alone = all(value is not None and value.is_graph_input() and len(value.uses()) == 1 for value in past)
-        if not alone or not all(value.is_graph_output() and not value.uses() for value in given):
+        if not alone or not all(value.is_graph_output() and not value.uses() for value in presents):
             raise UnsupportedModelError(
                 f"the node {node.name} is not alone with its keys and values, which int8 would take from others; "
                 "leave out --kv-cache int8"
@@ -168,8 +168,8 @@ def _amplitudes(keys: NDArray[np.float32], rotated: int) -> NDArray[np.float32]:
 def _scales(limits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scales [1, h, 1, k] from the largest magnitudes [h, k]; 1 throughout a head that is always zero."""
     heads = limits.max(axis=-1, keepdims=True)  # [h, 1]
-    wanted = np.maximum(limits, heads * LEAST_SHARE) * (MARGIN / LARGEST_CODE)
-    scales: NDArray[np.float32] = np.where(heads > 0, wanted, 1).astype(np.float32)
+    unguarded = np.maximum(limits, heads * LEAST_SHARE) * (MARGIN / LARGEST_CODE)
+    scales: NDArray[np.float32] = np.where(heads > 0, unguarded, 1).astype(np.float32)
     return scales[None, :, None, :]
 
 
@@ -198,6 +198,6 @@ def _opening(bundle: Bundle) -> list[int]:
     # A template may refuse these words, and a tokenizer not read.
     with contextlib.suppress(TemplateError, TokenizerError):
         tokenizer = Tokenizer(bundle)
-        before, found, _ = tokenizer.render([{"role": "user", "content": _OWN_WORDS}]).partition(_OWN_WORDS)
-        return tokenizer.encode_response(before) if found else beginning
+        before, separator, _ = tokenizer.render([{"role": "user", "content": _OWN_WORDS}]).partition(_OWN_WORDS)
+        return tokenizer.encode_response(before) if separator else beginning
     return beginning

@@ -49,10 +49,10 @@ def same_dimensions(first: Sequence[int | ir.SymbolicDim], second: Sequence[int 
     """Whether dimensions are the same one by one; an unknown one is the same as none, not even as another unknown."""
     if len(first) != len(second):
         return False
-    return all(one == other and _known(one) for one, other in zip(first, second, strict=True))
+    return all(one == other and _is_known(one) for one, other in zip(first, second, strict=True))
 
 
-def _known(dimension: int | ir.SymbolicDim) -> bool:
+def _is_known(dimension: int | ir.SymbolicDim) -> bool:
     return isinstance(dimension, int) or dimension.value is not None
 
 

@@ -134,8 +134,8 @@ def _attention(
     # An argument that is None or off says nothing: mixtures of experts pass such flags through their attention.
     unknown = sorted(
         name
-        for name, given in others.items()
-        if name not in _INERT_KEYWORDS and given is not None and given is not False
+        for name, value in others.items()
+        if name not in _INERT_KEYWORDS and value is not None and value is not False
     )
     if unknown:
         raise UnsupportedModelError(
@@ -238,13 +238,13 @@ def _replace(undo: contextlib.ExitStack, owner: nn.Module | ModuleType, name: st
 
 
 def _lower_norms(model: PreTrainedModel, state: TraceState, undo: contextlib.ExitStack) -> None:
-    kept: set[str] = set()
+    left_as_traced: set[str] = set()
     for module in model.modules():
         if "RMSNorm" not in type(module).__name__:
             continue
         lowerable = _norm_scale(module)
         if lowerable is None:
-            kept.add(type(module).__name__)
+            left_as_traced.add(type(module).__name__)
             continue
         scale, epsilon = lowerable
         module.register_buffer("_lowered_scale", scale, persistent=False)
@@ -254,8 +254,8 @@ def _lower_norms(model: PreTrainedModel, state: TraceState, undo: contextlib.Exi
             return state.emitter.rms_norm(hidden_states, module._lowered_scale, epsilon)  # type: ignore[arg-type]
 
         _replace(undo, module, "forward", forward)
-    if kept:
-        state.notes.append(f"norms left as traced, not plain root-mean-square: {', '.join(sorted(kept))}")
+    if left_as_traced:
+        state.notes.append(f"norms left as traced, not plain root-mean-square: {', '.join(sorted(left_as_traced))}")
 
 
 def _norm_scale(module: nn.Module) -> tuple[torch.Tensor, float] | None:
@@ -267,13 +267,13 @@ def _norm_scale(module: nn.Module) -> tuple[torch.Tensor, float] | None:
     probe = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         try:
-            wanted = module(probe.to(weight.dtype)).float()
+            expected = module(probe.to(weight.dtype)).float()
         except (RuntimeError, TypeError):  # more inputs than one, or another layout: not a plain norm
             return None
         normed = probe * torch.rsqrt(probe.pow(2).mean(-1, keepdim=True) + epsilon)
         tolerance = 1e-5 if weight.dtype == torch.float32 else 1e-2
         for scale in (weight.detach(), (weight.detach().float() + 1.0).to(weight.dtype)):
-            if torch.allclose(normed * scale.float(), wanted, rtol=tolerance, atol=tolerance):
+            if torch.allclose(normed * scale.float(), expected, rtol=tolerance, atol=tolerance):
                 return scale.clone(), epsilon
     return None
 
@@ -374,11 +374,11 @@ def _turns_halves(
 ) -> bool:
     """Whether a rotary function takes query and key [n, h, s, k] and does what the attention node does."""
     try:
-        given = apply_rotary(*probes, cosines, sines)
+        actual = apply_rotary(*probes, cosines, sines)
     except (RuntimeError, TypeError):
         return False
-    wanted = (rotate_halves(tensor, cosines, sines) for tensor in probes)
-    return all(torch.allclose(one, other, rtol=1e-5, atol=1e-5) for one, other in zip(wanted, given, strict=True))
+    expected = (rotate_halves(tensor, cosines, sines) for tensor in probes)
+    return all(torch.allclose(one, other, rtol=1e-5, atol=1e-5) for one, other in zip(expected, actual, strict=True))
 
 
 def rotate_halves(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:

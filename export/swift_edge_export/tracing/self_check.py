@@ -80,15 +80,15 @@ def _largest_error(model: Any, shape: GraphShape, rotary: bool) -> float:
     past = [torch.zeros(1, shape.kv_heads, tokens, shape.head_dim, dtype=model.dtype)] * (2 * shape.num_layers)
     with torch.no_grad():
         outputs = model(ids, output_hidden_states=True, use_cache=False)
-        wanted = [outputs.logits[0], *(outputs.hidden_states[layer] for layer in shape.hidden_layers)]
+        expected = [outputs.logits[0], *(outputs.hidden_states[layer] for layer in shape.hidden_layers)]
         with lowered(model, EagerEmitter(), shape.context_length, rotary=rotary) as state:
             try:
                 flat = TracedModel(model, state, shape)(ids, mask, positions, torch.arange(tokens), *past)
             except Exception as error:
                 raise unsupported(model, error) from error
-    given = [flat[0], *flat[1 + 2 * shape.num_layers :]]
+    actual = [flat[0], *flat[1 + 2 * shape.num_layers :]]
     errors = [
         float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
-        for one, other in zip(given, wanted, strict=True)
+        for one, other in zip(actual, expected, strict=True)
     ]
     return max(error if error == error else float("inf") for error in errors)  # NaN is no agreement

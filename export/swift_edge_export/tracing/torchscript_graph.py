@@ -97,12 +97,12 @@ def _infer_shapes(model: ir.Model, scratch: Path, report: Callable[[str], None])
     except Exception as error:
         report(f"shapes inside the graph are not known, fewer nodes can be merged: {error}")
         return
-    known = {value.name: value for node in inferred.graph for value in node.outputs}
+    values_by_name = {value.name: value for node in inferred.graph for value in node.outputs}
     for node in model.graph:
         for output in node.outputs:
-            found = known.get(output.name)
-            if found is not None and found.shape is not None:
-                output.shape, output.type = found.shape.copy(), found.type
+            inferred_value = values_by_name.get(output.name)
+            if inferred_value is not None and inferred_value.shape is not None:
+                output.shape, output.type = inferred_value.shape.copy(), inferred_value.type
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------

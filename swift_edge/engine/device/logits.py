@@ -86,9 +86,9 @@ class LogitReader:
 
     def whole(self, logits: DeviceArray) -> NDArray[np.float32]:
         """All logits of some rows, float32 `[m, v]`."""
-        found = np.empty(logits.shape, np.float32)
-        self.device.run(self._whole, {"logits": logits}, {"exact": found})
-        return found
+        values = np.empty(logits.shape, np.float32)
+        self.device.run(self._whole, {"logits": logits}, {"exact": values})
+        return values
 
     def most_likely(self, logits: DeviceArray, temperatures: NDArray[np.float64]) -> MostLikely:
         """The `MOST_LIKELY` most likely tokens of rows `[m, v]`, or all there are; `temperatures` `[m]` are above 0."""
@@ -101,18 +101,18 @@ class LogitReader:
             "inverse_temperature": (1 / temperatures[:, np.newaxis]).astype(np.float32),
             "floor": np.array([FLOOR], np.float32),
         }
-        found: dict[str, NDArray[Any]] = {
+        outputs: dict[str, NDArray[Any]] = {
             "greatest": np.empty((rows, count), np.float32),
             "token_ids": np.empty((rows, count), np.int64),
             **{name: np.empty((rows, 1), np.float32) for name in _SUMS},
         }
-        self.device.run(self._most_likely, fed, found)
-        sums = {name: found[name][:, 0].astype(np.float64) for name in _SUMS}
+        self.device.run(self._most_likely, fed, outputs)
+        sums = {name: outputs[name][:, 0].astype(np.float64) for name in _SUMS}
         with np.errstate(invalid="ignore", divide="ignore"):
             log_total, log_scaled = np.log(sums["total"]), np.log(sums["scaled_total"])
             return MostLikely(
-                found["token_ids"],
-                found["greatest"],
+                outputs["token_ids"],
+                outputs["greatest"],
                 sums["maximum"] + log_total,
                 log_scaled,
                 np.maximum(log_total - sums["weighted_total"] / sums["total"], 0.0),
@@ -143,29 +143,30 @@ class DeviceLogits:
 
     def draw(self, rows: Sequence[DrawingRow], *, entropy: bool, self_certainty: bool) -> tuple[Ids, TokenStatistics]:
         """Draw from the most likely tokens of each row, and from whole rows where these are not enough."""
-        found = self.most_likely([row.sampling.temperature or 1.0 for row in rows])
-        for place in np.flatnonzero(~np.isfinite(found.log_normalizer)).tolist():
+        most_likely = self.most_likely([row.sampling.temperature or 1.0 for row in rows])
+        for place in np.flatnonzero(~np.isfinite(most_likely.log_normalizer)).tolist():
             require_distribution(self.whole([place]).max(axis=1), first_row=place)
         token_ids = np.empty(len(rows), np.int64)  # [m]
         columns = {"logprob": np.empty(len(rows), np.float64)}  # [m] each
-        columns |= {"entropy": found.entropy} if entropy else {}
-        columns |= {"self_certainty": found.self_certainty} if self_certainty else {}
+        columns |= {"entropy": most_likely.entropy} if entropy else {}
+        columns |= {"self_certainty": most_likely.self_certainty} if self_certainty else {}
         for place, row in enumerate(rows):
-            drawn = None
-            ids, values, normalizer = found.token_ids[place], found.logits[place], found.log_normalizer[place]
+            token_id = None
+            ids, values = most_likely.token_ids[place], most_likely.logits[place]
+            normalizer = most_likely.log_normalizer[place]
             if np.isfinite(normalizer) and not row.sampling.draws_from_all:
-                drawn = sample_most_likely(
+                token_id = sample_most_likely(
                     values,
                     ids,
                     self._memory.shape[1],
                     row.sampling,
                     row.generator,
                     row.seen,
-                    float(found.log_scaled[place]),
+                    float(most_likely.log_scaled[place]),
                 )
-            if drawn is not None:
-                token_ids[place] = drawn
-                columns["logprob"][place] = float(values[ids == drawn][0]) - normalizer
+            if token_id is not None:
+                token_ids[place] = token_id
+                columns["logprob"][place] = float(values[ids == token_id][0]) - normalizer
                 continue
             host = HostLogits(self.whole([place]))
             token_ids[place : place + 1], exact = host.draw([row], entropy=entropy, self_certainty=self_certainty)
@@ -178,5 +179,5 @@ class DeviceLogits:
         last = int(self._places.max()) + 1
         by_place = np.ones(last, np.float64)
         by_place[self._places] = temperatures
-        found = self._reader.most_likely(self._memory[:last], by_place)
-        return MostLikely(*(getattr(found, name)[self._places] for name in MostLikely.__slots__))
+        most_likely = self._reader.most_likely(self._memory[:last], by_place)
+        return MostLikely(*(getattr(most_likely, name)[self._places] for name in MostLikely.__slots__))

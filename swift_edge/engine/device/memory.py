@@ -91,27 +91,27 @@ class Device:
 
     def placed(self, array: "NDArray[Any]") -> DeviceArray:
         """A copy of an array, on the device; raises `DeviceMemoryError` if there is no room for it."""
-        found = self.empty(array.shape, array.dtype)
-        found.memory.update_inplace(array)
-        return found
+        target = self.empty(array.shape, array.dtype)
+        target.memory.update_inplace(array)
+        return target
 
     def run(
         self,
         session: Any,
-        fed: "Mapping[str, DeviceArray | NDArray[Any]]",
-        found: "Mapping[str, DeviceArray | NDArray[Any]]",
+        inputs: "Mapping[str, DeviceArray | NDArray[Any]]",
+        outputs: "Mapping[str, DeviceArray | NDArray[Any]]",
         *,
         words: Collection[str] = (),
     ) -> None:
-        """Run a small graph on what is `fed`, into what is to be `found`; `words` are taken as `bind` says.
+        """Run a small graph from `inputs` into `outputs`; `bind` says what `words` are.
 
         Raises `DeviceMemoryError` if the device has no room for it, `DeviceError` for any other failure.
         """
         binding = session.io_binding()
         try:
-            for name, array in fed.items():
+            for name, array in inputs.items():
                 bind(binding.bind_input, name, array, words=name in words)
-            for name, array in found.items():
+            for name, array in outputs.items():
                 bind(binding.bind_output, name, array, words=name in words)
             session.run_with_iobinding(binding)
         except Exception as error:
@@ -121,16 +121,16 @@ class Device:
 
     def whole(self, array: DeviceArray) -> "NDArray[Any]":
         """A copy in NumPy's memory of the first rows of what was made by `empty`."""
-        found: NDArray[Any] = array.memory.numpy()
-        return found[: array.shape[0]]
+        values: NDArray[Any] = array.memory.numpy()
+        return values[: array.shape[0]]
 
     def zeros(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> DeviceArray:
         """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
-        found = self.empty(shape, dtype)
-        if found.nbytes:
+        target = self.empty(shape, dtype)
+        if target.nbytes:
             # What the device had there may be NaN, and a kernel that weighs it by zero would spread it.
-            self.copy(np.zeros((1, shape[1], 1, shape[3]), found.dtype), found, 1)
-        return found
+            self.copy(np.zeros((1, shape[1], 1, shape[3]), target.dtype), target, 1)
+        return target
 
     def copy(self, source: "DeviceArray | NDArray[Any]", target: DeviceArray, tokens: int) -> None:
         """Copy the first `tokens` tokens of rows `[n, h, c, k]`, or of a single row into every row of `target`.
@@ -148,18 +148,18 @@ class Device:
         self.run(self._session, {"source": source, **sizes}, {"target": target}, words=("source", "target"))
 
 
-def rows_device(wanted: str, providers: Sequence[str]) -> Device | None:
-    """The device on which to keep rows that a graph wants at `wanted`; None where they belong into NumPy's memory.
+def rows_device(location: str, providers: Sequence[str]) -> Device | None:
+    """The device on which to keep rows, by the `location` at which the graph reads them; None for NumPy's memory.
 
-    It is the graph that is asked, not the providers that it was opened with: those may leave attention to the CPU.
+    The graph decides, not the providers that it was opened with: those may leave attention to the CPU.
     Raises `ProviderError` where CUDA does.
     """
-    if wanted == "cpu" and DEVICES["cuda"] in providers:
+    if location == "cpu" and DEVICES["cuda"] in providers:
         raise ProviderError(
             f"{DEVICES['cuda']} leaves this bundle's attention to the CPU: keys and values would cross the bus at "
             "every step; it takes float16: export the model with --precision fp16, or leave providers out"
         )
-    return Device(wanted) if wanted in DEVICES and wanted != "cpu" else None
+    return Device(location) if location in DEVICES and location != "cpu" else None
 
 
 def memory_failure(device: str, reason: str) -> DeviceMemoryError | None:

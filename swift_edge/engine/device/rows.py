@@ -112,10 +112,10 @@ class DeviceMemory:
     def _reader_of(self, weights: StateWeights) -> StateReader:
         """What multiplies with these weights on the device, made once for the heads used last."""
         with self._lock:
-            found = next(
+            reader = next(
                 (reader for reader in self._state_readers if reader.weights.identity == weights.identity), None
             )
-            if found is None:
-                found = StateReader(self._device, self._hidden_dtype, weights)
-                self._state_readers = (*self._state_readers[1 - MOST_READERS :], found)
-            return found
+            if reader is None:
+                reader = StateReader(self._device, self._hidden_dtype, weights)
+                self._state_readers = (*self._state_readers[1 - MOST_READERS :], reader)
+            return reader

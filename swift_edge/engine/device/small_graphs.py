@@ -60,8 +60,8 @@ def _field(number: int, value: int | str | bytes) -> bytes:
 
 def _varint(value: int) -> bytes:
     """Seven bits per byte, the lowest first; the eighth says that more follow."""
-    found = bytearray()
+    encoded = bytearray()
     while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*encoded, value])

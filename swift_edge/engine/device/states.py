@@ -29,7 +29,7 @@ class StateReader:
             node("Concat", self._names, ["together"], {"axis": 1}),  # [m, l, d]
             node("Cast", ["together"], ["states"], {"to": FLOAT}),
         ]
-        taken = "states"
+        source = "states"
         if weights.rms_epsilon is not None:
             self._inputs["epsilon"] = np.array([weights.rms_epsilon], np.float32)
             nodes += [
@@ -39,9 +39,9 @@ class StateReader:
                 node("Sqrt", ["positive"], ["length"]),
                 node("Div", ["states", "length"], ["units"]),
             ]
-            taken = "units"
+            source = "units"
         nodes += [
-            node("Reshape", [taken, "shape"], ["inputs"]),  # [m, l * d]
+            node("Reshape", [source, "shape"], ["inputs"]),  # [m, l * d]
             node("MatMul", ["inputs", "weight"], ["products"]),
         ]
         kinds = dict.fromkeys(self._names, dtype.type) | {"weight": np.float32}
@@ -53,7 +53,7 @@ class StateReader:
 
         Raises what `Device.run` does.
         """
-        found = np.empty((states[0].shape[0], len(self.weights.weight)), np.float32)  # [m, g]
+        products = np.empty((states[0].shape[0], len(self.weights.weight)), np.float32)  # [m, g]
         fed = dict(zip(self._names, states, strict=True)) | self._inputs | {"weight": self._weight}
-        self._device.run(self._session, fed, {"products": found})
-        return np.ascontiguousarray(found.T)
+        self._device.run(self._session, fed, {"products": products})
+        return np.ascontiguousarray(products.T)

@@ -64,13 +64,13 @@ class Pace:
         prunes = plan.pruning is not None and plan.pruning.keep is None
         if not (plan.adaptive or prunes) or plan.budget_tokens is not None:
             return plan
-        times = self._known(may_measure=plan.budget_s is None)
+        times = self._step_times(may_measure=plan.budget_s is None)
         if times is None:
             return plan
         rows = times.rows_that_pay(plan.rows, plan.most) if plan.adaptive else plan.rows
         return replace(plan, rows=rows, free_rows=times.free_rows if prunes else 0, long_prompt_rows=plan.rows)
 
-    def _known(self, *, may_measure: bool) -> StepTimes | None:
+    def _step_times(self, *, may_measure: bool) -> StepTimes | None:
         """What was measured, now or earlier; None where nothing was, or where it cannot be kept."""
         # A pick that has a time to keep does not wait for the measurement of another thread either.
         if not self._lock.acquire(blocking=may_measure):
@@ -120,7 +120,7 @@ class Pace:
             least = {rows: sorted(map(min, rounds)) for rows, rounds in timed.items()}
             if any(second > NOISE * first for first, second, *_ in least.values()):
                 return
-            record.write({**key, "seconds": {str(rows): found[0] for rows, found in least.items()}})
+            record.write({**key, "seconds": {str(rows): times[0] for rows, times in least.items()}})
             # As it was written: another process may have done so meanwhile.
             self._times = _read(record.read(), key)
 
@@ -132,6 +132,6 @@ def _read(document: Any, key: Mapping[str, Any]) -> StepTimes | None:
     seconds = document.get("seconds")
     if not isinstance(seconds, dict) or list(seconds) != [str(rows) for rows in PACE_ROWS]:
         return None
-    if not all(isinstance(taken, float) and 0 < taken < math.inf for taken in seconds.values()):
+    if not all(isinstance(step_s, float) and 0 < step_s < math.inf for step_s in seconds.values()):
         return None
-    return StepTimes({int(rows): taken for rows, taken in seconds.items()})
+    return StepTimes({int(rows): step_s for rows, step_s in seconds.items()})

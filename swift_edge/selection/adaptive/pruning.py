@@ -65,7 +65,7 @@ class Pruning:
         """
         ordered = sorted(worth, key=lambda index: (-_comparable(worth[index]), index))
         best = _comparable(worth[ordered[0]])
-        found: dict[int, tuple[float, str]] = {}
+        drops: dict[int, tuple[float, str]] = {}
         kept_texts: set[tuple[int, ...]] = set()
         for place, index in enumerate(ordered):
             behind = best - _comparable(worth[index])
@@ -77,10 +77,10 @@ class Pruning:
                 weak = behind > LARGEST_GAP
             text = arrived.get(index, (index,))
             if weak and index in arrived and (answered or len(kept_texts) >= LEAST_TEXTS):
-                found[index] = behind, reason
+                drops[index] = behind, reason
             else:
                 kept_texts.add(text)
-        return found
+        return drops
 
 
 def _comparable(number: float) -> float:

@@ -144,7 +144,7 @@ class Steering:
         stop = self._stops(left, elapsed_s)
         if stop is None:
             self._drop(self._unaffordable(left, score_of), orders, left)
-            orders.begin = self._wanted(left)
+            orders.begin = self._num_to_begin(left)
             if not left and not orders.begin:
                 stop = "budget_tokens" if self._was_short or self.begun < self._plan.most else "max_n"
         if stop is not None:
@@ -165,7 +165,7 @@ class Steering:
         self, live: Mapping[int, int], score_of: Callable[[int], float], ids_of: Callable[[int], Sequence[int]]
     ) -> dict[int, str]:
         """What the rule drops of the candidates that have come to one of its token counts."""
-        pruning, found = self._plan.pruning, dict[int, tuple[float, str]]()
+        pruning, drops = self._plan.pruning, dict[int, tuple[float, str]]()
         if pruning is None:
             return {}
         answered = any(each.answer is not None for each in self._completed.values())
@@ -178,11 +178,11 @@ class Steering:
                 for index, each in self._completed.items()
                 if index not in worth
             }
-            found |= pruning.dropped(count, arrived, worth | ended, answered=answered)
+            drops |= pruning.dropped(count, arrived, worth | ended, answered=answered)
         waits = self.begun < self._plan.most
         paying = len(live) if waits else max(0, len(live) - self._plan.free_rows)
-        weakest = sorted(found, key=found.__getitem__, reverse=True)[:paying]
-        return {index: reason for index, (_, reason) in found.items() if index in weakest}
+        weakest = sorted(drops, key=drops.__getitem__, reverse=True)[:paying]
+        return {index: reason for index, (_, reason) in drops.items() if index in weakest}
 
     def _stops(self, left: Mapping[int, int], elapsed_s: float) -> StopReason | None:
         """Why the pick ends now, if it does."""
@@ -197,15 +197,15 @@ class Steering:
 
     def _is_settled(self, left: Mapping[int, int], promised: int) -> bool:
         """Whether no further candidate is worth it, should `promised` live ones turn out as favourably as can be."""
-        known = self.begun - len(left) + promised  # one that was dropped is known to be weak
-        if (known, promised) not in self._settled:
-            self._settled[known, promised] = self._settles(known, promised)
-        return self._settled[known, promised]
+        finished = self.begun - len(left) + promised  # one that was dropped is known to be weak
+        if (finished, promised) not in self._settled:
+            self._settled[finished, promised] = self._settles(finished, promised)
+        return self._settled[finished, promised]
 
-    def _settles(self, known: int, promised: int) -> bool:
-        """The same, with `known` candidates that are complete, dropped or promised."""
+    def _settles(self, finished: int, promised: int) -> bool:
+        """The same, with `finished` candidates that are complete, dropped or promised."""
         plan, completed = self._plan, list(self._completed.values())
-        if known < min(FIRST_CANDIDATES, plan.most) or not completed:
+        if finished < min(FIRST_CANDIDATES, plan.most) or not completed:
             return False
         scores = [each.score for each in completed]
         task, calibration = plan.decision.task, plan.decision.calibration
@@ -217,41 +217,41 @@ class Steering:
         ratios = calibration.likelihood_ratio(scores).tolist()
         sums = answer_sums(groups, ratios)
         best = max((ratio for ratio in ratios if not math.isnan(ratio)), default=0.0)
-        wanted = confidence_at(known, plan.most, plan.decision.min_confidence)
-        return likeliest(sums, calibration.answers, promised * best) >= wanted
+        threshold = confidence_at(finished, plan.most, plan.decision.min_confidence)
+        return likeliest(sums, calibration.answers, promised * best) >= threshold
 
-    def _wanted(self, left: Mapping[int, int]) -> int:
+    def _num_to_begin(self, left: Mapping[int, int]) -> int:
         """How many candidates to begin: as many as rows are free, unless those that are live may settle it."""
         plan = self._plan
-        wanted = min(plan.rows - len(left), plan.most - self.begun)
-        if wanted <= 0 or (left and not plan.refills):
+        places = min(plan.rows - len(left), plan.most - self.begun)
+        if places <= 0 or (left and not plan.refills):
             return 0
         if plan.adaptive and left and self._is_settled(left, len(left)):
             return 0
         if plan.budget_tokens is None:
-            return wanted
+            return places
         spare = plan.budget_tokens - self._spent(left) - sum(self._to_come(tokens) for tokens in left.values())
         # A new one needs no less than those at work, which have as much to come as they have had.
         each = self._to_come(0) if self._completed else max(1, 2 * max(left.values(), default=0))
-        return max(0, min(wanted, int(spare // each)))
+        return max(0, min(places, int(spare // each)))
 
     def _unaffordable(self, left: Mapping[int, int], score_of: Callable[[int], float]) -> dict[int, str]:
         """The weakest of the live candidates, as many as the tokens that are left do not suffice for; one stays."""
-        budget, found = self._plan.budget_tokens, dict[int, str]()
+        budget, drops = self._plan.budget_tokens, dict[int, str]()
         if budget is None:
-            return found
+            return drops
         spare = budget - self._spent(left)
         needs = {index: self._to_come(tokens) for index, tokens in left.items()}
         if sum(needs.values()) <= spare:
-            return found
+            return drops
         weakest = sorted(left, key=lambda index: (not math.isnan(score := score_of(index)), score, -index))
         for index in weakest[:-1]:
             if sum(needs.values()) <= spare:
                 break
             del needs[index]
-            found[index] = f"at {left[index]} tokens the budget of {budget} tokens did not suffice for all"
+            drops[index] = f"at {left[index]} tokens the budget of {budget} tokens did not suffice for all"
             self._was_short = True
-        return found
+        return drops
 
     def _spent(self, left: Mapping[int, int]) -> int:
         """Response tokens so far."""

@@ -56,8 +56,8 @@ class StepTimes:
 
     def rows_that_pay(self, fewest: int, most: int) -> int:
         """The most rows beside each other whose step takes hardly longer than one of the `fewest`; `most` at most."""
-        known = range(fewest, min(most, max(self.seconds)) + 1)
-        sizes = [rows for rows in sorted({*self.seconds, most}) if rows in known]
+        between = range(fewest, min(most, max(self.seconds)) + 1)
+        sizes = [rows for rows in sorted({*self.seconds, most}) if rows in between]
         limit = CLOSE * self.of({fewest: 1})
         return max(itertools.takewhile(lambda rows: self.of({rows: 1}) <= limit, sizes), default=fewest)
 
@@ -65,7 +65,7 @@ class StepTimes:
 def measure_steps(engine: Engine, scorer: Scorer, sampling: SamplingOptions, sizes: Sequence[int]) -> StepTimes:
     """Time steps of so many rows: the median of some rounds, after one that warms up."""
     timed = timed_steps(engine, scorer, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS + 1)
-    return StepTimes({rows: statistics.median(map(statistics.fmean, found[1:])) for rows, found in timed.items()})
+    return StepTimes({rows: statistics.median(map(statistics.fmean, rounds[1:])) for rows, rounds in timed.items()})
 
 
 def timed_steps(

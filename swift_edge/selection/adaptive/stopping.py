@@ -26,14 +26,14 @@ LEAST_GAIN: Final = 0.03
 """Standard deviations of the scores that one more candidate has to be worth."""
 
 
-def confidence_at(completed: int, most: int, asked: float | None) -> float:
-    """Posterior that ends it with `completed` of at most `most` candidates; `asked` is the caller's own.
+def confidence_at(completed: int, most: int, min_confidence: float | None) -> float:
+    """Posterior at which a pick ends after `completed` of at most `most` candidates: the caller's own, if there is one.
 
     >>> confidence_at(4, 16, None), confidence_at(10, 16, None), confidence_at(10, 16, 0.9)  # doctest: +ELLIPSIS
     (0.97, 0.815..., 0.9)
     """
-    if asked is not None:
-        return asked
+    if min_confidence is not None:
+        return min_confidence
     return float(FIRST_CONFIDENCE * ((most - completed) / max(1, most - FIRST_CANDIDATES)) ** CONFIDENCE_POWER)
 
 

@@ -36,7 +36,7 @@ from swift_edge.training.collecting.collected import (
 from swift_edge.training.collecting.features import FeatureReader, check_layers
 from swift_edge.training.collecting.generating import HELD_BYTES, HELD_PROBLEMS, generate
 from swift_edge.training.collecting.problems import Grader, Grading, Problems, read_problems
-from swift_edge.training.collecting.reading import check_given, read_given
+from swift_edge.training.collecting.reading import check_completions, read_completions
 from swift_edge.training.collecting.responses import Responses, read_responses
 from swift_edge.training.store.format import StoreInfo
 from swift_edge.training.store.writer import SHARD_BYTES, StoreWriter
@@ -100,7 +100,7 @@ def collect(
     check_whole("n", n, 1)
     for name, value in (("shard_bytes", shard_bytes), ("held_problems", held_problems), ("held_bytes", held_bytes)):
         check_whole(name, value, 1)
-    asked = CollectOptions.of(None, writing)
+    collect_options = CollectOptions.of(None, writing)
     problems = (data if isinstance(data, Problems) else read_problems(data, answers=task is not None)).first(limit)
     grading = Grading(task, grader)
     if not grading.grades:
@@ -109,17 +109,17 @@ def collect(
         grading.check(problem)
     opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     reader = _reader(opened, layers, feature, tokens_per_candidate, store_features, heads or {}, report)
-    options = asked.for_pick(n=n)
+    options = collect_options.for_pick(n=n)
     sampling = Planner.over(opened).planned(options).sampling
     info = _info(
         opened,
         reader,
         problems=len(problems.rows),
         n=n,
-        seed=asked.seed,
-        sampling=asdict(sampling) | {"stop": list(asked.stop)},
-        max_new_tokens=asked.max_new_tokens,
-        raw=asked.raw,
+        seed=collect_options.seed,
+        sampling=asdict(sampling) | {"stop": list(collect_options.stop)},
+        max_new_tokens=collect_options.max_new_tokens,
+        raw=collect_options.raw,
         task=task,
         data_sha256=problems.sha256,
     )
@@ -128,7 +128,7 @@ def collect(
         _say_where(writer, report)
         to_come = problems.rows[writer.done :]
         if to_come:
-            longest = len(reader.kept_positions(min(asked.max_new_tokens, opened.session.context_length)))
+            longest = len(reader.kept_positions(min(collect_options.max_new_tokens, opened.session.context_length)))
             candidates = len(to_come) * n
             require_disk_or_warn(writer.path, _disk_bytes(info, candidates, candidates * longest), report)
             written = generate(
@@ -136,7 +136,7 @@ def collect(
                 to_come,
                 options,
                 reader,
-                rows=asked.rows,
+                rows=collect_options.rows,
                 held_problems=held_problems,
                 held_bytes=held_bytes,
                 tally=collection.tally,
@@ -204,10 +204,10 @@ def collect_responses(
         _say_where(writer, report)
         to_come = responses.rows[writer.done :]
         if to_come:
-            extent = check_given(opened, to_come, reader, raw=raw)
+            extent = check_completions(opened, to_come, reader, raw=raw)
             needed = _disk_bytes(info, extent.candidates, extent.kept_tokens)
             machine.require_disk(writer.path, needed, "the store, which fewer --layers make smaller,")
-            read = read_given(opened, to_come, reader, raw=raw, tally=collection.tally, on_step=collection.step)
+            read = read_completions(opened, to_come, reader, raw=raw, tally=collection.tally, on_step=collection.step)
             try:
                 for problem, candidates in read:
                     labels = problem.correctness or [grading.correct(problem, text) for text in problem.completions]
@@ -240,9 +240,9 @@ def _reader(
     for name, head in heads.items():
         for warning in check_head(head, manifest):
             report(f"warning: {name}: {warning}")
-    kept = check_layers(layers, opened.session.layers) if store_features and feature == "hidden" else ()
+    read_layers = check_layers(layers, opened.session.layers) if store_features and feature == "hidden" else ()
     scorers = {name: Scorer.by_head(head, manifest.tokens.eos_ids) for name, head in heads.items()}
-    return FeatureReader(feature if store_features else "none", kept, scorers, tokens_per_candidate)
+    return FeatureReader(feature if store_features else "none", read_layers, scorers, tokens_per_candidate)
 
 
 def _info(

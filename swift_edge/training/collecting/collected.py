@@ -36,7 +36,7 @@ class CollectProgress:
     """Problems in the store."""
     total: int
     """Problems that the store will have."""
-    begun: int
+    problems_before: int
     """Problems that were in the store when this run began."""
     candidates: int
     """Candidates in the store."""
@@ -113,7 +113,7 @@ class Collection:
         self._report = report
         self._progress = progress
         self._notes = list(notes)
-        self._begun = writer.done
+        self._problems_before = writer.done
         self._bytes_before = writer.nbytes
         self._started = time.perf_counter()
         self._total_s = 0.0
@@ -126,7 +126,7 @@ class Collection:
             problem.number,
             [_rows(problem, read, *label) for read, label in zip(candidates, labels, strict=True)],
         )
-        if self._writer.done - self._begun == MEASURED_PROBLEMS:
+        if self._writer.done - self._problems_before == MEASURED_PROBLEMS:
             self._require_disk()
 
     def step(self) -> None:
@@ -136,7 +136,7 @@ class Collection:
             CollectProgress(
                 problems=writer.done,
                 total=writer.info.problems,
-                begun=self._begun,
+                problems_before=self._problems_before,
                 candidates=writer.candidates,
                 correct=writer.correct,
                 tokens=tally.tokens,
@@ -149,7 +149,7 @@ class Collection:
     def keep_timings(self) -> None:
         """Stop the clock, and add the seconds of this run to those of earlier ones, in a file beside the store's."""
         self._total_s = time.perf_counter() - self._started
-        if not self._writer.begun:
+        if not self._writer.holds_store:
             return
         path = self._writer.path / TIMINGS_NAME
         try:
@@ -204,7 +204,7 @@ class Collection:
     def _require_disk(self) -> None:
         """Raise `DiskSpaceError` if the problems to come do not fit, going by those of this run."""
         writer = self._writer
-        mean = (writer.nbytes - self._bytes_before) / (writer.done - self._begun)
+        mean = (writer.nbytes - self._bytes_before) / (writer.done - self._problems_before)
         left = writer.info.problems - writer.done
         what = (
             f"storing {left} more problems at {size_text(round(mean))} each, "

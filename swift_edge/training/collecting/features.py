@@ -62,13 +62,13 @@ class FeatureReader:
             name: each.evaluate(products, step.statistics)
             for (name, each), products in zip(self.scorers.items(), step.products, strict=False)
         }
-        kept = step.hidden_states
+        features = step.hidden_states
         if self.feature == "logits" and step.logits is not None:
-            kept = step.logits[np.newaxis]
+            features = step.logits[np.newaxis]
         states: NDArray[np.float16] | None = None
-        if self.feature != "none" and kept is not None:
+        if self.feature != "none" and features is not None:
             with np.errstate(over="ignore"):  # the store refuses infinity, and knows where it comes from
-                states = np.ascontiguousarray(kept.transpose(1, 0, 2), np.float16)
+                states = np.ascontiguousarray(features.transpose(1, 0, 2), np.float16)
         return FedTokens(states, scored)
 
     def kept_positions(self, tokens: int) -> NDArray[np.int32]:
@@ -178,11 +178,11 @@ def check_layers(layers: Sequence[int] | None, exported: tuple[int, ...]) -> tup
         )
     if layers is None:
         return exported
-    wanted = tuple(sorted(set(layers)))
-    missing = [layer for layer in wanted if layer not in exported]
-    if missing or not wanted:
+    chosen = tuple(sorted(set(layers)))
+    missing = [layer for layer in chosen if layer not in exported]
+    if missing or not chosen:
         raise InvalidOptionError(
-            f"layers are {', '.join(map(str, wanted)) or 'none'}, but the bundle gives out "
+            f"layers are {', '.join(map(str, chosen)) or 'none'}, but the bundle gives out "
             f"{', '.join(map(str, exported))}; choose among these, or export the model again with other --layers"
         )
-    return wanted
+    return chosen

@@ -173,7 +173,7 @@ class _Writing:
         self._limits = limits
         self._tally = tally
         self._to_come = deque(problems)
-        self._begun: deque[tuple[_Written, Ticket]] = deque()
+        self._under_way: deque[tuple[_Written, Ticket]] = deque()
 
     def stepped(self, tokens: int, batch_rows: int, scored_s: float) -> None:
         """Count a step of one of the problems; called by the driver."""
@@ -187,22 +187,22 @@ class _Writing:
         """Write until every candidate is there; what is under way is cancelled if the caller leaves early."""
         try:
             self._submit()
-            while self._begun:
+            while self._under_way:
                 with contextlib.suppress(Empty):
                     self.outbox.get(timeout=LOOK_S)
-                while self._begun and self._begun[0][0].is_done:
-                    yield self._given_out()
+                while self._under_way and self._under_way[0][0].is_done:
+                    yield self._next_done()
                     on_step()
                 self._submit()
-                self._tally.held = len(self._begun)
+                self._tally.held = len(self._under_way)
                 on_step()
         finally:
-            for _, ticket in self._begun:
+            for _, ticket in self._under_way:
                 ticket.cancel()
 
-    def _given_out(self) -> tuple[Problem, tuple[ReadCandidate, ...]]:
+    def _next_done(self) -> tuple[Problem, tuple[ReadCandidate, ...]]:
         """The problem at the front, which is whole."""
-        written, ticket = self._begun.popleft()
+        written, ticket = self._under_way.popleft()
         if written.error is not None:
             raise written.error
         self._tally.watch.add(ticket.watch)
@@ -212,19 +212,19 @@ class _Writing:
         """Begin further problems while rows may soon be free for them, and not too much is held."""
         limits = self._limits
         while self._to_come:
-            missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._begun)
+            missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._under_way)
             # As many again as are written: a prompt is read ahead, so that rows need not wait for it.
-            if self._begun and missing >= 2 * limits.rows + self._generation.candidates:
+            if self._under_way and missing >= 2 * limits.rows + self._generation.candidates:
                 return
-            if len(self._begun) >= limits.held_problems:
+            if len(self._under_way) >= limits.held_problems:
                 return
-            if self._begun and sum(written.nbytes for written, _ in self._begun) > limits.held_bytes:
+            if self._under_way and sum(written.nbytes for written, _ in self._under_way) > limits.held_bytes:
                 return
             problem = self._to_come.popleft()
             prompt_ids = _prompt_ids(self.opened, problem, self.options, self.reader)
             written = _Written(self, problem)
             ticket = self.opened.engine.submit(replace(self._generation, prompt_ids=prompt_ids), written)
-            self._begun.append((written, ticket))
+            self._under_way.append((written, ticket))
             self._tally.prompt_tokens += len(prompt_ids)
 
 

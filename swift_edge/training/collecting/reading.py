@@ -29,7 +29,7 @@ class Extent:
     """Tokens of them whose features are kept, at most."""
 
 
-def check_given(
+def check_completions(
     opened: OpenedModel, problems: Sequence[AnsweredProblem], reader: FeatureReader, *, raw: bool
 ) -> Extent:
     """Encode every response once, and check that all of it fits.
@@ -50,7 +50,7 @@ def check_given(
     return extent
 
 
-def read_given(
+def read_completions(
     opened: OpenedModel,
     problems: Sequence[AnsweredProblem],
     reader: FeatureReader,
@@ -62,14 +62,14 @@ def read_given(
     """Yield each problem with its responses; `tally` counts on, and `on_step` is called, after each response."""
     for problem in problems:
         prompt_ids, answers = _encoded(opened, problem, reader, raw)
-        given = _Given(opened, reader, tally, len(answers))
-        ticket = opened.engine.submit(Reading(prompt_ids, answers, reader.reads), given)
+        consumer = _Completions(opened, reader, tally, len(answers))
+        ticket = opened.engine.submit(Reading(prompt_ids, answers, reader.reads), consumer)
         tally.prompt_tokens += len(prompt_ids)
         tally.rows = tally.held = 1
         candidates = []
         try:
             for index, (text, answer) in enumerate(zip(problem.completions, answers, strict=True)):
-                growing = given.next_read()
+                growing = consumer.next_read()
                 assert growing.index == index
                 unscored = max(0, len(prompt_ids) + len(answer) - opened.session.context_length)
                 candidates.append(growing.finish("given", unscored, text))
@@ -80,7 +80,7 @@ def read_given(
         yield problem, tuple(candidates)
 
 
-class _Given(Consumer):
+class _Completions(Consumer):
     """The responses of a problem; the consumer of the request that reads them."""
 
     def __init__(self, opened: OpenedModel, reader: FeatureReader, tally: Tally, responses: int) -> None:
@@ -92,10 +92,10 @@ class _Given(Consumer):
 
     def next_read(self) -> GrowingFeatures:
         """Wait for the next response to be read; raises what reading it raised."""
-        found = self._read.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        outcome = self._read.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     def step(self, step: Step) -> None:
         """Take a chunk of a response; the first of the next one says that this one is whole."""

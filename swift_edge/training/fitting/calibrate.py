@@ -64,12 +64,12 @@ def _running(
     prefixes: NDArray[np.float64], tokens: NDArray[np.int64], correct: NDArray[np.bool_]
 ) -> dict[int, PrefixCalibration]:
     """What the running scores are worth, of the candidates that go on."""
-    found = {}
+    calibrations = {}
     for place, count in enumerate(PREFIX_TOKENS):
         going_on = tokens > count
         if np.isfinite(prefixes[going_on, place]).sum() >= LEAST_CANDIDATES:
-            found[count] = fit_prefix_calibration(prefixes[going_on, place], correct[going_on])
-    return found
+            calibrations[count] = fit_prefix_calibration(prefixes[going_on, place], correct[going_on])
+    return calibrations
 
 
 def task_of(stores: Sequence[Store]) -> AnswerTask | None:

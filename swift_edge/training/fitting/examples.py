@@ -139,7 +139,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
     Without `includes_eos` the EOS at the end of a response does not count. A candidate without any token that counts
     is left out. Shards are numbered through all stores.
     """
-    found: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int]]] = {}
+    by_problem: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int]]] = {}
     without_tokens = shard_number = 0
     for store in stores:
         data = store.info.data_sha256 or str(Path(store.path).resolve())
@@ -152,11 +152,11 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
                     without_tokens += 1
                     continue
                 entry = (candidate.correct, candidate.answer, shard_number, begin, tokens)
-                found.setdefault((data, candidate.problem), []).append(entry)
+                by_problem.setdefault((data, candidate.problem), []).append(entry)
             shard_number += 1
-    entries = [entry for key in sorted(found) for entry in found[key]]
+    entries = [entry for key in sorted(by_problem) for entry in by_problem[key]]
     columns = list(zip(*entries, strict=True)) if entries else [()] * 5
-    lengths = [len(found[key]) for key in sorted(found)]
+    lengths = [len(by_problem[key]) for key in sorted(by_problem)]
     return Candidates(
         correct=np.array(columns[0], np.bool_),
         answers=tuple(columns[1]),
@@ -208,13 +208,13 @@ def split_problems(
     for kind, least in ((np.flatnonzero(both), 2), (np.flatnonzero(~both), 0)):
         dealt = random.permutation(kind)
         left = max(0, len(dealt) - least)
-        wanted = [
+        sizes = [
             max(round(share * len(dealt)), math.ceil(share) if least else 0)
             for share in (validation_share, calibration_share)
         ]
         # Validation comes first, but does not take the last one that calibration could have.
-        validation = min(wanted[0], max(min(left, 1), left - min(wanted[1], 1)))
-        counts = [validation, min(wanted[1], left - validation)]
+        validation = min(sizes[0], max(min(left, 1), left - min(sizes[1], 1)))
+        counts = [validation, min(sizes[1], left - validation)]
         bounds = np.cumsum([0, *counts])
         parts[1].append(dealt[bounds[0] : bounds[1]])
         parts[2].append(dealt[bounds[1] : bounds[2]])

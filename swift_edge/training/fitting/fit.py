@@ -86,7 +86,7 @@ def fit_head(
     inputs = options.inputs(info)
     places = check_stores(stores, inputs)
     candidates, split = _dealt(read_candidates(stores, inputs.includes_eos), options)
-    tell(_told(candidates, split))
+    tell(_counts_text(candidates, split))
     examples = read_examples(stores, candidates, inputs, places, options.memory_bytes)
     pool = pooled_bytes(examples, options.memory_bytes) > 0
     surveyed = survey(examples, split.train, stores, pool=pool)
@@ -201,10 +201,10 @@ def _summary(
 ) -> dict[str, Any]:
     """What is kept in the head: options, numbers and figures, as plain JSON."""
     vector, examples = fitted.descent.vector, fitted.examples
-    given = {name: value for name, value in asdict(options).items() if name not in ("memory_bytes", "weight_decays")}
+    settings = {name: value for name, value in asdict(options).items() if name not in ("memory_bytes", "weight_decays")}
     both, right, wrong = _kinds(examples.candidates)
     document: dict[str, Any] = {
-        "options": {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()},
+        "options": {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
         "problems": {name: len(getattr(split, name)) for name in ("train", "validation", "calibration")},
         "problems_with_both": both,
         "problems_all_correct": right,
@@ -243,7 +243,7 @@ def _incomplete(store: Store) -> str:
     return f"{store.path} is not complete: {store.problems} of {store.info.problems} problems are there and are used"
 
 
-def _told(candidates: Candidates, split: Split) -> str:
+def _counts_text(candidates: Candidates, split: Split) -> str:
     both, right, wrong = _kinds(candidates)
     left_out = f"; {candidates.without_tokens} left out without tokens" if candidates.without_tokens else ""
     return (
@@ -254,14 +254,14 @@ def _told(candidates: Candidates, split: Split) -> str:
 
 
 def _outcome(summary: dict[str, Any]) -> str:
-    kept = f"kept iteration {summary['best_iteration']} of {summary['iterations']}"
+    iteration = f"kept iteration {summary['best_iteration']} of {summary['iterations']}"
     figures = summary["validation"]
     if figures is None:
-        return f"{kept}; no validation problems"
+        return f"{iteration}; no validation problems"
     names = ("within_problem_auroc", "best", "pass_at_1", "majority", "oracle")
-    told = ", ".join(f"{name} {figures[name]:.3f}" for name in names if figures[name] is not None)
+    figure_text = ", ".join(f"{name} {figures[name]:.3f}" for name in names if figures[name] is not None)
     error = summary["calibration_error"]
-    return f"{kept}; validation: {told}" + ("" if error is None else f"; calibration error {error:.3f}")
+    return f"{iteration}; validation: {figure_text}" + ("" if error is None else f"; calibration error {error:.3f}")
 
 
 def _plain(number: float) -> float | None:

@@ -66,9 +66,9 @@ class FitOptions:
         """Check each option and each combination; raises `InvalidOptionError`."""
         expect(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
         expect(_number(self.pairwise_weight, 0), "pairwise_weight", self.pairwise_weight, "a number of at least 0")
-        known, names = get_args(TokenStatistic), self.token_statistics
-        distinct = isinstance(names, tuple) and set(names) <= set(known) and len(set(names)) == len(names)
-        expect(distinct, "token_statistics", names, f"distinct names out of {', '.join(known)}")
+        choices, names = get_args(TokenStatistic), self.token_statistics
+        distinct = isinstance(names, tuple) and set(names) <= set(choices) and len(set(names)) == len(names)
+        expect(distinct, "token_statistics", names, f"distinct names out of {', '.join(choices)}")
         expect(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
         for name, least in (("prefixes", 0), ("max_iterations", 1), ("patience", 1), ("seed", 0)):
             expect(is_whole(getattr(self, name), least), name, getattr(self, name), f"an integer of at least {least}")

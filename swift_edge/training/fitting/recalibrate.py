@@ -62,12 +62,12 @@ def recalibrate(
     if problems < FEW_PROBLEMS:
         notes.append(f"{problems} problems make a rough calibration; 200 to 500 make a good one")
     surveyed = survey(examples, range(problems), [store], pool=False)
-    known = head.calibration
-    if store.info.task is None and known is not None and known.answers is not None:
+    earlier = head.calibration
+    if store.info.task is None and earlier is not None and earlier.answers is not None:
         notes.append("the store names no task to find answers by, so the head judges candidates, and answers no longer")
     prefixes = _prefixes(head, examples)
     scores = prefixes[:, -1]
-    before = _judged(examples, scores, None if known is None else _error(known, scores, examples))
+    before = _judged(examples, scores, None if earlier is None else _error(earlier, scores, examples))
     moved, way = _matched(head, surveyed, store.info.precision)
     if head.precision != store.info.precision and moved is head:
         notes.append("the head does not say how its inputs were standardised, so its weights stay; fit a new head")
@@ -85,7 +85,7 @@ def recalibrate(
     after = _judged(examples, prefixes[:, -1], calibration.error)
     for note in notes:
         tell(f"warning: {note}")
-    tell(f"{way}; {_told('before', before)}; {_told('now', after)}")
+    tell(f"{way}; {_figures_text('before', before)}; {_figures_text('now', after)}")
     document: dict[str, Any] = {
         "from_precision": head.precision,
         "to_precision": store.info.precision,
@@ -163,7 +163,7 @@ def _judged(examples: Examples, scores: Doubles, error: float | None) -> dict[st
     return {"within_problem_auroc": auroc if math.isfinite(auroc) else None, "calibration_error": error}
 
 
-def _told(when: str, judged: dict[str, float | None]) -> str:
+def _figures_text(when: str, judged: dict[str, float | None]) -> str:
     auroc, error = (
         "none" if judged[name] is None else f"{judged[name]:.3f}"
         for name in ("within_problem_auroc", "calibration_error")

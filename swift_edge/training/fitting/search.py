@@ -92,7 +92,7 @@ class Search:
             self._decays = [self._decays[len(decays) // 2]]  # nothing tells which is best
         self._split, self._options, self._tell = split, options, tell
         self._starts: dict[float, Descent] = {}
-        self._found: dict[float, Descent] = {}
+        self._descents: dict[float, Descent] = {}
 
     def run(self) -> Fitted:
         """Descend by every weight decay. After a `KeyboardInterrupt` the best until then is still to be had."""
@@ -104,34 +104,34 @@ class Search:
                 f"weight decay {decay:g}: within-problem AUROC {self._starts[decay].auroc:.4f} after the convex start"
             )
         for decay in self._decays if self._options.search == "full" else [_best(self._starts)]:
-            self._descend(self._found, self._train, decay, self._begin(decay), self._tell)
-            self._tell(f"weight decay {decay:g}: within-problem AUROC {self._found[decay].auroc:.4f}")
+            self._descend(self._descents, self._train, decay, self._begin(decay), self._tell)
+            self._tell(f"weight decay {decay:g}: within-problem AUROC {self._descents[decay].auroc:.4f}")
         return self._best_so_far(None)
 
     def interrupted(self) -> Fitted | None:
         """The best until a `KeyboardInterrupt`; None where there is nothing but the zeros that all begins with."""
-        if not any(each.vector.any() for each in (*self._starts.values(), *self._found.values())):
+        if not any(each.vector.any() for each in (*self._starts.values(), *self._descents.values())):
             return None
-        stage, descents = ("descent", self._found) if self._found else ("start", self._starts)
+        stage, descents = ("descent", self._descents) if self._descents else ("start", self._starts)
         decay = list(descents)[-1]
         return self._best_so_far(Interruption(stage, decay, descents[decay].iterations))
 
     def _best_so_far(self, interruption: Interruption | None) -> Fitted:
-        found = self._found
-        if not found:  # the best start is what the descent would have begun with
+        descents = self._descents
+        if not descents:  # the best start is what the descent would have begun with
             decay = _best(self._starts)
-            found = {decay: replace(self._starts[decay], vector=self._begin(decay), iterations=0, best_iteration=0)}
-        chosen = _best(found)
+            descents = {decay: replace(self._starts[decay], vector=self._begin(decay), iterations=0, best_iteration=0)}
+        chosen = _best(descents)
         search = [
             {
                 "weight_decay": decay,
                 "start_auroc": self._starts[decay].auroc,
-                "auroc": self._found[decay].auroc if decay in self._found else math.nan,
+                "auroc": self._descents[decay].auroc if decay in self._descents else math.nan,
             }
             for decay in sorted(self._starts)
         ]
         start_auroc = self._starts[chosen].auroc
-        return Fitted(self._examples, self._train, found[chosen], chosen, search, start_auroc, interruption)
+        return Fitted(self._examples, self._train, descents[chosen], chosen, search, start_auroc, interruption)
 
     def _descend(
         self,
@@ -153,9 +153,9 @@ class Search:
         return (start.gated() if self._options.gate else start).flat()
 
 
-def _best(found: Mapping[float, Descent]) -> float:
+def _best(descents: Mapping[float, Descent]) -> float:
     """The weight decay with the greatest AUROC, of equal ones the strongest."""
-    return max(sorted(found, reverse=True), key=lambda decay: found[decay].auroc)
+    return max(sorted(descents, reverse=True), key=lambda decay: descents[decay].auroc)
 
 
 def _labels(examples: Examples, problems: range) -> tuple[NDArray[np.bool_], Counts]:

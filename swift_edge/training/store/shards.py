@@ -233,11 +233,11 @@ def check_rows(rows: CandidateRows, info: StoreInfo) -> None:
     candidate = rows.candidate
     where = f"candidate {candidate.index} of problem {candidate.problem}"
     expected = (candidate.tokens, info.slices, info.width)
-    found = (rows.states.shape, rows.statistics.shape, rows.positions.shape)
-    if found != (expected, (candidate.tokens, len(STATISTICS)), (candidate.tokens,)):
-        shapes = ", ".join(str(list(shape)) for shape in found)
+    shapes = (rows.states.shape, rows.statistics.shape, rows.positions.shape)
+    if shapes != (expected, (candidate.tokens, len(STATISTICS)), (candidate.tokens,)):
+        text = ", ".join(str(list(shape)) for shape in shapes)
         raise StoreError(
-            f"{where} came with states, statistics and positions of the shapes {shapes}; "
+            f"{where} came with states, statistics and positions of the shapes {text}; "
             f"expected {list(expected)}, [m, {len(STATISTICS)}] and [m]"
         )
     if info.feature == "none":

@@ -106,8 +106,8 @@ class StoreWriter:
         self._failed = False  # in the middle of a write: only opening the files again tells what they hold
         self._shard = GrowingShard(self.path, 0, info)
         with _refusals(self.path):
-            self.begun = self._goes_on(force)  # whether the store in the folder is this one
-            if self.begun:
+            self.holds_store = self._goes_on(force)  # whether the store in the folder is this one
+            if self.holds_store:
                 store = Store.open(self.path)
                 self._count(store.candidates)
                 self._shard = GrowingShard.reopen(self.path, len(store.shards), info, self.done)
@@ -145,7 +145,7 @@ class StoreWriter:
             raise StoreError(f"writing to {self.path} has failed before; open the store again to go on with it")
         self._failed = True
         with _refusals(self.path):
-            if not self.begun:
+            if not self.holds_store:
                 self._begin()
             self.nbytes += self._shard.append(candidates)
             self._count([rows.candidate for rows in candidates])
@@ -181,12 +181,12 @@ class StoreWriter:
             if file.name == TIMINGS_NAME or file.name.startswith("shard-"):
                 file.unlink()
         write_whole(self.path / STORE_NAME, self.info.to_json().encode())
-        self.begun = True
+        self.holds_store = True
 
-    def _require_same(self, found: StoreInfo) -> None:
-        name = found.difference(self.info)
+    def _require_same(self, stored: StoreInfo) -> None:
+        name = stored.difference(self.info)
         if name is not None:
-            was, now = (_shown(json.loads(info.to_json())[name]) for info in (found, self.info))
+            was, now = (_shown(json.loads(info.to_json())[name]) for info in (stored, self.info))
             raise StoreError(
                 f"{self.path} was collected with {name} {was}, now {name} is {now}; "
                 "name another folder with --out, or start over with --force"
