@@ -243,7 +243,7 @@ class Engine:
             passed.append(ticket)
         if chosen is None:
             return False
-        self._scheduler.charge(chosen, rows)
+        self._scheduler.charge(chosen, rows=rows)
         for ticket in passed:
             ticket.overtaken += rows
         if chosen.kept_rows is not None:
@@ -371,7 +371,7 @@ class Engine:
     def _read(self, ticket: Ticket) -> None:
         """Read the next chunk of a prompt, or of a given response."""
         if ticket.prompt is not None:  # the first chunk is free: it would cost one candidate what many pay for rows
-            self._scheduler.charge(ticket, 1)
+            self._scheduler.charge(ticket, chunks=1)
         try:
             if not ticket.is_read:
                 self._read_prompt(ticket)

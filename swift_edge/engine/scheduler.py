@@ -1,9 +1,9 @@
 """Who is next: which prompt is read, and which candidates are given rows.
 
-The greater priority goes first. Within a priority keys take turns: whoever has been given the fewest rows is next, so
-that a request for many candidates does not hold up one for a single candidate. Requests of one key are served in the
-order of their arrival. The turns are those of fair queueing: a key moves back by what it is given, and the clock that
-newcomers begin at moves on by their share of it, so that no stream of small requests holds up a large one for good.
+The greater priority goes first. Within a priority, keys take turns, each the more often the more candidates of it wait;
+requests of one key are served in the order of their arrival. The turns are those of weighted fair queueing: a key that
+is served moves back by what it got over its own weight, the clock that newcomers begin at moves on by what was given
+over the weight of all, so that neither a large request nor a stream of small ones keeps the others waiting for good.
 """
 
 from bisect import insort
@@ -20,7 +20,9 @@ class _Line:
 
     priority: int
     served: float
-    """Rows that were given to it, and chunks that were read for it: the line with the fewest is next."""
+    """How much it has been given, by its weight: the line with the least is next."""
+    weight: int = 0
+    """Candidates that wait, at least one for each request."""
     tickets: list[Ticket] = field(default_factory=list)
     """In the order of their arrival."""
     version: int = 0
@@ -34,6 +36,8 @@ class Scheduler:
         """Start without requests."""
         self._lines: dict[tuple[object, int], _Line] = {}
         self._heap: list[tuple[int, float, int, int, _Line]] = []
+        self._weights: dict[Ticket, int] = {}
+        self._weight = 0  # of all
         self._clock = 0.0
 
     def __len__(self) -> int:
@@ -47,15 +51,17 @@ class Scheduler:
         if line is None:
             line = self._lines[name] = _Line(ticket.request.priority, self._clock)
         insort(line.tickets, ticket, key=lambda each: each.number)
+        self._weigh(line, ticket, max(1, len(ticket.waiting)))
         self._place(line)
 
     def remove(self, ticket: Ticket) -> None:
         """Take a request out, if it waits."""
-        name = ticket.key, ticket.request.priority
-        line = self._lines.get(name)
-        if line is None or ticket not in line.tickets:
+        if ticket not in self._weights:
             return
+        name = ticket.key, ticket.request.priority
+        line = self._lines[name]
         line.tickets.remove(ticket)
+        self._weigh(line, ticket, 0)
         line.version += 1
         if line.tickets:
             self._place(line)
@@ -64,27 +70,38 @@ class Scheduler:
 
     def lines(self) -> Iterator[Sequence[Ticket]]:
         """The requests of each key, the next key first; what is charged meanwhile counts from the next call on."""
-        entries = []
+        taken = []
         try:
             while self._heap:
                 entry = heappop(self._heap)
                 *_, version, line = entry
                 if version == line.version:
-                    entries.append(entry)
+                    taken.append(entry)
                     yield line.tickets
         finally:
-            for entry in entries:
+            for entry in taken:
                 *_, version, line = entry
                 if version == line.version:
                     heappush(self._heap, entry)
 
-    def charge(self, ticket: Ticket, served: int) -> None:
-        """Note that a request was served: rows were given to its candidates, or chunks of its prompt read."""
-        line = self._lines.get((ticket.key, ticket.request.priority))
-        if line is not None:
-            self._clock += served / len(self._lines)
-            line.served += served
-            self._place(line)
+    def charge(self, ticket: Ticket, *, chunks: int = 0, rows: int = 0) -> None:
+        """Note that a request was served: chunks of its prompt were read, or rows given to its candidates."""
+        if ticket not in self._weights:
+            return
+        line = self._lines[ticket.key, ticket.request.priority]
+        self._clock += (chunks + rows) / self._weight
+        line.served += (chunks + rows) / line.weight
+        if rows:
+            self._weigh(line, ticket, max(1, self._weights[ticket] - rows))
+        self._place(line)
+
+    def _weigh(self, line: _Line, ticket: Ticket, weight: int) -> None:
+        """Give a request a weight; none takes it out."""
+        change = weight - self._weights.pop(ticket, 0)
+        line.weight += change
+        self._weight += change
+        if weight:
+            self._weights[ticket] = weight
 
     def _place(self, line: _Line) -> None:
         """Put a line where it belongs now."""

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.engine.engine import Engine
-from swift_edge.engine.request import Consumer, Finished, Generation, Orders, Reading, Reads, Request, Step
-from swift_edge.engine.session import ModelSession
+from swift_edge.engine import (
+    Consumer,
+    Engine,
+    Finished,
+    Generation,
+    ModelSession,
+    Orders,
+    Reading,
+    Reads,
+    Request,
+    Step,
+)
 from swift_edge.options import SamplingOptions
 
 PROMPT = (1, 403, 407, 261, 378)  # "Once upon a time", for stories260k

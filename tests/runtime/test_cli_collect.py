@@ -1,9 +1,7 @@
 """`swift-edge collect`: what is printed where, exit statuses, and what is left after an interruption."""
 
-import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,9 +12,7 @@ from typing import Any
 import pytest
 
 import swift_edge
-from swift_edge.cli import progress
-from swift_edge.cli.progress import ProgressLine, duration_text
-from swift_edge.training.store.writer import Store
+from swift_edge.training import Store
 
 ROOT = Path(__file__).parents[2]
 ADDITION = str(ROOT / "tests" / "data" / "addition-gpt2-h1_l1")
@@ -180,55 +176,7 @@ def test_one_class_alone_is_a_note_in_the_report(run: Run, sums: Path, tmp_path:
     assert "note: all 4 candidates are wrong" in outcome.err
 
 
-def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then(
-    run: Run, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "LOG_S", 0)
-    outcome = run("collect", *QUICK, "--data", sums, "--out", tmp_path / "store", "--rows", "1")
-    lines = [line for line in outcome.err.splitlines() if " of 5 problems" in line]
-    assert lines[0].startswith("0 of 5 problems, ")
-    # With one row, two problems at most are under way between two looks.
-    assert any(re.fullmatch(r"[12] of 5 problems, \d+% right, .* left", line) for line in lines)
-    assert "\r" not in outcome.err
-
-
-def test_on_a_terminal_the_line_moves_and_is_cleared(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(progress, "REFRESH_S", 0)
-    with ProgressLine() as line:
-        line.show("1 of 10")
-        line.show("2")
-        line.say("a note")
-        line.show("3 of 10")
-    assert terminal.getvalue() == "\r1 of 10\r2      \r \ra note\n\r3 of 10\r       \r"
-
-
-def test_where_nothing_moves_a_line_comes_now_and_then_unless_it_is_not_wanted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "LOG_S", 0)
-    for log in (True, False):
-        with ProgressLine(log=log) as line:
-            assert line.due() is log
-            line.show("1 of 10")
-            line.say("a note")
-    assert capsys.readouterr().err == "1 of 10\na note\na note\n"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (4000, "1 h 7 min"), (90000, "25 h 0 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_an_interruption_keeps_what_is_complete_and_says_how_to_go_on(tmp_path: Path) -> None:
     import pty

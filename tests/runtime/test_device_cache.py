@@ -22,19 +22,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge import Selection, Selector
-from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle import open_bundle
+from swift_edge.engine import Engine, KVCache, ModelSession, PrefixCache, Reads, StateWeights
 from swift_edge.engine.device.memory import Device, DeviceArray, memory_failure, rows_device
 from swift_edge.engine.device.rows import DeviceMemory
 from swift_edge.engine.device.small_graphs import graph, node
-from swift_edge.engine.engine import Engine
-from swift_edge.engine.kv_cache import GROWTH_TOKENS, KVCache
-from swift_edge.engine.prefix_cache import PrefixCache
-from swift_edge.engine.request import Reads
-from swift_edge.engine.session import ModelSession
-from swift_edge.engine.states import StateWeights
+from swift_edge.engine.kv_cache import GROWTH_TOKENS
 from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError
 from swift_edge.options import SamplingOptions
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import Head
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 SHAPE = (2, 2, 4)  # layers, heads, head dim

@@ -12,13 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from swift_edge import Selector
-from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle import open_bundle
+from swift_edge.engine import ModelSession, TokenStatistics
 from swift_edge.engine.device.memory import Device
 from swift_edge.engine.device.rows import MOST_READERS
 from swift_edge.engine.device.states import StateReader
-from swift_edge.engine.session import ModelSession
-from swift_edge.engine.signals import TokenStatistics
-from swift_edge.scoring.head import Head, Norm
+from swift_edge.scoring import Head, Norm
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 WIDTH = 24

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from swift_edge import Selector
 from swift_edge.arrays import Ids
-from swift_edge.bundle.folder import open_bundle
+from swift_edge.bundle import open_bundle
+from swift_edge.engine import ModelSession
 from swift_edge.engine.device.logits import MOST_LIKELY, DeviceLogits, LogitReader
 from swift_edge.engine.device.memory import Device, DeviceArray
 from swift_edge.engine.host import HostLogits
 from swift_edge.engine.sampling import sample, sample_most_likely
-from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import summarize
 from swift_edge.errors import LogitsError
 from swift_edge.options import SamplingOptions

@@ -8,7 +8,8 @@ import pytest
 
 HERE = Path(__file__).parent
 OPEN = frozenset(
-    f"swift_edge{name}" for name in ("", ".answers", ".cli", ".errors", ".explain", ".its_hub", ".options", ".results")
+    f"swift_edge{name}"
+    for name in ("", ".answers", ".arrays", ".cli", ".errors", ".explain", ".its_hub", ".options", ".results")
 )
 """Modules that are public as they are."""
 DOORS = {

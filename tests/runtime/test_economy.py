@@ -8,8 +8,8 @@ import pytest
 from swift_edge.answers import answer_task
 from swift_edge.evaluation.economy import _between, _steps, economy
 from swift_edge.scoring import PREFIX_TOKENS, AnswerCalibration, Calibration, PrefixCalibration
+from swift_edge.selection import Decision
 from swift_edge.selection.adaptive.step_times import StepTimes
-from swift_edge.selection.decision import Decision
 from swift_edge.training import StoredCandidate
 
 CALIBRATION = Calibration(

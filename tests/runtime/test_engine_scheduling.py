@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.arrays import Ids
-from swift_edge.engine.engine import Engine
-from swift_edge.engine.kv_cache import KVCache
-from swift_edge.engine.request import Generation, Orders, Request, Step
-from swift_edge.engine.session import WORKING_BYTES, ModelSession
-from swift_edge.engine.step_memory import StepOutput
+from swift_edge.engine import Engine, Generation, KVCache, ModelSession, Orders, Request, Step, StepOutput
+from swift_edge.engine.session import WORKING_BYTES
 from swift_edge.errors import (
     EngineClosedError,
     EngineFailedError,
@@ -305,6 +303,24 @@ def test_a_key_of_which_more_candidates_wait_is_served_more_often(new: New) -> N
     assert order.count("few") == 4
 
 
+def test_a_stream_of_small_requests_does_not_hold_up_a_large_one_for_good(new: New) -> None:
+    engine = new(4)
+    large = Recorder()
+    small: list[Recorder] = []
+
+    def submit_small(_: Step | None = None) -> None:
+        if not large.ended.is_set() and len(small) < 500:
+            small.append(submitted(engine, generation(n=1, max_new_tokens=2, seed=len(small)), submit_small))
+
+    for _ in range(8):
+        submit_small()
+    engine.submit(generation(n=20, max_new_tokens=2), large)
+    large.result()
+    assert len(small) < 500
+    for recorder in list(small):
+        recorder.result()
+
+
 def test_requests_of_a_key_are_served_in_the_order_of_their_arrival(new: New) -> None:
     requests = {str(place): short(1 + place % 3, key="a") for place in range(6)}
     order = order_of(new, 2, requests)
@@ -539,7 +555,7 @@ def test_whatever_is_cancelled_nothing_gets_stuck_and_the_others_are_whole(
     for (recorder, _), (place, *_) in zip(found, work, strict=True):
         assert recorder.ended.wait(WAIT_S)
         if recorder.error is None:
-            assert len(recorder.written) == recorder.ticket.begun
+            assert len(recorder.written) == recorder.ticket.num_candidates
         for candidate, written in recorder.written.items():
             whole = expected[place, candidate].token_ids
             assert written.token_ids == whole[: None if recorder.error is None else len(written.token_ids)]
@@ -820,3 +836,17 @@ def test_an_engine_that_was_never_asked_closes_without_a_thread(new: New) -> Non
     assert set(threading.enumerate()) <= before
     with pytest.raises(EngineClosedError):
         engine.submit(short(), Recorder())
+
+
+def test_the_memory_is_looked_up_when_what_is_known_is_old(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at every step: asking the system takes longer than deciding."""
+    looked: list[float] = []
+    now = [100.0]
+    monkeypatch.setattr("swift_edge.engine.ledger.available_memory", lambda: looked.append(now[0]) or 2**33)
+    monkeypatch.setattr("swift_edge.engine.ledger.time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine = new(4)
+    for when in (100.0, 101.0):
+        now[0] = when
+        for seed in range(5):
+            submitted(engine, generation(n=2, max_new_tokens=9, seed=seed)).result()
+    assert looked == [100.0, 101.0]

@@ -13,12 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swift_edge.bundle.manifest import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
-from swift_edge.engine.signals import TokenStatistics
+from swift_edge.bundle import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
+from swift_edge.engine import TokenStatistics
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError
 from swift_edge.options import SamplingOptions
-from swift_edge.scoring.calibration import AnswerCalibration, Calibration, PrefixCalibration
-from swift_edge.scoring.head import Head, Norm, RunningScore, check_head, load_head, save_head
+from swift_edge.scoring import (
+    AnswerCalibration,
+    Calibration,
+    Head,
+    Norm,
+    PrefixCalibration,
+    RunningScore,
+    check_head,
+    load_head,
+    save_head,
+)
 
 MODELS = Path(__file__).parents[2] / "models"
 

@@ -292,7 +292,7 @@ def test_a_sampling_option_is_declared_in_one_place() -> None:
 def test_the_options_import_nothing_of_what_they_are_for() -> None:
     text = (ROOT / "swift_edge" / "options.py").read_text(encoding="utf-8")
     imported = set(re.findall(r"^from (swift_edge[\w.]*) import", text, re.MULTILINE))
-    assert imported <= {"swift_edge.answers", "swift_edge.checks", "swift_edge.errors"}
+    assert imported <= {"swift_edge.answers", "swift_edge.checks", "swift_edge.errors", "swift_edge.field_texts"}
 
 
 def test_every_option_that_can_be_written_down_is_one_of_the_command(run: Run) -> None:

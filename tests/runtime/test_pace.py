@@ -13,17 +13,13 @@ import pytest
 from engine_requests import Held
 
 from swift_edge import Selector
-from swift_edge.engine.engine import Engine
-from swift_edge.engine.kv_cache import KVCache
-from swift_edge.engine.session import ModelSession
-from swift_edge.engine.step_memory import StepOutput
+from swift_edge.engine import Engine, KVCache, ModelSession, StepOutput
 from swift_edge.errors import BusyEngineError, DeviceMemoryError, RequestCancelledError
 from swift_edge.options import PickOptions, SamplingOptions
-from swift_edge.scoring.scorer import Scorer
+from swift_edge.scoring import Scorer
+from swift_edge.selection import Decision, Plan
 from swift_edge.selection.adaptive import pace
-from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import StepTimes, timed_steps
-from swift_edge.selection.decision import Decision
 from swift_edge.selection.planning import Planner
 
 ROOT = Path(__file__).parents[2]

@@ -4,17 +4,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from swift_edge import CandidateBegun, CandidateFinished, Selection, Selector
-from swift_edge.engine import ledger
 from swift_edge.errors import InvalidOptionError, PromptError
-from swift_edge.scoring.head import Head
-from swift_edge.selector import WINDOW_ROWS
+from swift_edge.scoring import Head
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -83,7 +80,7 @@ def test_prompts_are_taken_as_rows_become_free(scoring: Selector) -> None:
             yield prompt
 
     # Two such picks are under way, and one prompt more is at hand when the first of them is done.
-    picks = scoring.pick_many(prompts(), **OPTIONS | {"n": WINDOW_ROWS // 2})
+    picks = scoring.pick_many(prompts(), **OPTIONS | {"n": 32})
     assert not taken
     next(picks)
     assert 2 <= len(taken) <= 4 < len(PROMPTS)
@@ -146,19 +143,6 @@ def test_prompts_have_to_be_a_list(scoring: Selector) -> None:
     with pytest.raises(InvalidOptionError, match="a list of prompts"):
         scoring.pick_many("Once upon a time")
     assert list(scoring.pick_many([])) == []
-
-
-def test_the_memory_is_looked_up_when_what_is_known_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at every step: asking the system takes longer than deciding."""
-    looked: list[float] = []
-    now = [100.0]
-    monkeypatch.setattr(ledger, "available_memory", lambda: looked.append(now[0]) or 2**33)
-    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with Selector(STORIES, threads=1) as selector:
-        for when in (100.0, 101.0):
-            now[0] = when
-            assert len(list(selector.pick_many(PROMPTS, n=2, max_new_tokens=9))) == len(PROMPTS)
-    assert looked == [100.0, 101.0]
 
 
 def test_tokens_that_wait_are_all_counted(scoring: Selector) -> None:

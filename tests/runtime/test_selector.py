@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 from swift_edge import CandidateBegun, CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.bundle.tokenizer import Tokenizer
-from swift_edge.engine.session import ModelSession
-from swift_edge.engine.signals import token_statistics
+from swift_edge.bundle import Tokenizer, open_bundle
+from swift_edge.engine import ModelSession, token_statistics
 from swift_edge.errors import InvalidOptionError, MemoryLimitError, PromptTooLongError
 from swift_edge.results import Candidate
-from swift_edge.scoring.head import Head
+from swift_edge.scoring import Head
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -201,13 +199,11 @@ def test_the_stream_ends_in_what_pick_returns(scoring: Selector) -> None:
     assert len(events) == picked.usage.completion_tokens + 4 + 4 + 1
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_scores_do_not_depend_on_how_many_tokens_are_scored_together(
-    scoring: Selector, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
-    monkeypatch.setattr("swift_edge.scoring.buffer.MOST_STEPS", steps)
-    parts = scoring.pick(PROMPT, n=3, max_new_tokens=40, seed=2)
+def test_scores_do_not_depend_on_how_many_tokens_are_scored_together(scoring: Selector) -> None:
+    """What is watched is scored at every step, what nobody watches many steps at a time."""
+    options: dict[str, Any] = {"n": 3, "max_new_tokens": 75, "seed": 2}
+    whole = scoring.pick(PROMPT, **options)
+    (parts,) = (event.selection for event in scoring.stream(PROMPT, **options) if isinstance(event, Picked))
     assert without_timings(parts) == without_timings(whole)
     for one, other in zip(parts.candidates, whole.candidates, strict=True):
         np.testing.assert_array_equal(one.gates, other.gates)

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swift_edge.arrays import Ids
-from swift_edge.bundle.folder import open_bundle
-from swift_edge.engine.kv_cache import GROWTH_TOKENS, ConcatenatedCache, KVCache
-from swift_edge.engine.session import ModelSession
-from swift_edge.engine.step_memory import StepOutput
+from swift_edge.bundle import open_bundle
+from swift_edge.engine import KVCache, ModelSession, StepOutput
+from swift_edge.engine.kv_cache import GROWTH_TOKENS, ConcatenatedCache
 from swift_edge.errors import BundleError, InvalidOptionError, MemoryLimitError, PromptTooLongError, ProviderError
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k"

@@ -214,7 +214,7 @@ class _Writing:
         while self._to_come:
             missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._under_way)
             # As many again as are written: a prompt is read ahead, so that rows need not wait for it.
-            if self._under_way and missing >= 2 * limits.rows + self._generation.candidates:
+            if self._under_way and missing >= limits.rows + max(limits.rows // 2, self._generation.candidates):
                 return
             if len(self._under_way) >= limits.held_problems:
                 return
