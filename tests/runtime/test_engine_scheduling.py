@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.arrays import Ids
+from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.request import Generation, Orders, Request, Step
@@ -40,6 +42,7 @@ from swift_edge.errors import (
 EOS = {426, 432, 398}  # full stop, comma, and another: candidates end at many different steps
 PROMPTS = (PROMPT, OTHER, (1, 338), tuple(range(1, 60)))
 LONG = tuple(range(3, 203))
+CONCATENATING = Path(__file__).parents[2] / "tests" / "data" / "same-model" / "optimum"
 CHUNK = 8
 
 New = Callable[..., Engine]
@@ -209,6 +212,35 @@ def test_others_get_rows_when_all_that_waited_were_dropped(new: New) -> None:
     held_rows.result()
     assert not first.ended.is_set()
     first.ticket.cancel()
+
+
+def test_where_a_graph_concatenates_requests_follow_each_other_and_are_what_they_are_alone() -> None:
+    """All rows are equally long there: none can join those at work."""
+    session = ModelSession(open_bundle(CONCATENATING), threads=1)
+    assert not session.takes_ragged_rows
+    options = {"stop_ids": set(range(0, 30, 3)), "max_new_tokens": 8}
+    requests = [generation([3, 4, 5], 5, seed=1, **options), generation([6, 7], 2, seed=2, **options)]
+    engine = Engine(session, rows=3, chunk=8)
+    found = [Recorder() for _ in requests]
+
+    def submit_rest(_: Step) -> None:
+        if len(first.steps) == 1:
+            for request, recorder in zip(requests, found, strict=True):
+                engine.submit(request, recorder)
+            engine.submit(generation([6, 8, 9], 3, max_new_tokens=4, kept_rows=3), kept)
+
+    first, kept = Recorder(submit_rest), Recorder()
+    engine.submit(generation([5], 1, max_new_tokens=20), first)
+    for recorder, request in zip(found, requests, strict=True):
+        written = recorder.result()
+        assert {candidate: each.token_ids for candidate, each in written.items()} == {
+            candidate: each.token_ids for candidate, each in alone(session, request).items()
+        }
+    assert set(first.batch_rows) == {1}
+    assert [len(began) for began in found[0].began] == [3, 2]
+    assert len(kept.result()) == 3
+    engine.close()
+    assert (engine.kv_nbytes, engine.failures) == (0, 0)
 
 
 # -- rows of one's own -----------------------------------------------------------------------------------------------
@@ -453,9 +485,7 @@ def test_what_is_cancelled_while_it_decodes_writes_nothing_more(new: New, storie
     assert len(victim.steps) == steps  # looked at when more steps have been made
 
 
-def test_a_row_that_leaves_beside_one_that_has_just_come_moves_nobodys_numbers(
-    new: New, stories: ModelSession
-) -> None:
+def test_a_row_that_leaves_beside_one_that_has_just_come_moves_nobodys_numbers(new: New, stories: ModelSession) -> None:
     """The last row moves into its place, before it has drawn its first token."""
     engine = new(3)
     requests = {
