@@ -200,18 +200,22 @@ def test_candidates_can_be_dropped_while_they_wait_and_while_they_are_written(
 
 
 def test_others_get_rows_when_all_that_waited_were_dropped(new: New) -> None:
+    """Whatever its priority, what has nothing to begin any more stands in nobody's way."""
     engine = new(2)
     with Held.on(engine) as held:
         first = submitted(
-            engine, generation(n=5, max_new_tokens=300), lambda _: Orders(dict.fromkeys(range(1, 5), "test"))
+            engine,
+            generation(n=5, max_new_tokens=300, priority=1),
+            lambda _: Orders(dict.fromkeys(range(1, 5), "test")),
         )
-        second = submitted(engine, generation(n=1, max_new_tokens=2))
-        held_rows = submitted(engine, generation(n=1, max_new_tokens=2))
+        others = [submitted(engine, generation(n=1, max_new_tokens=2)) for _ in range(4)]
         held.ticket.cancel()
-    second.result()
-    held_rows.result()
-    assert not first.ended.is_set()
-    first.ticket.cancel()
+    for recorder in others:
+        recorder.result()
+    assert [len(candidates) for candidates in first.steps[1:3]] == [1, 1]
+    assert len(first.result()[0].token_ids) == 300
+    # They were written beside it, not after it.
+    assert {rows for recorder in others for rows in recorder.batch_rows} == {2}
 
 
 def test_where_a_graph_concatenates_requests_follow_each_other_and_are_what_they_are_alone() -> None:
