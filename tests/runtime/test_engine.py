@@ -407,6 +407,23 @@ def test_what_is_read_of_a_given_response_is_what_decoding_it_gave(engine: Engin
         )
 
 
+def test_the_last_token_of_a_given_response_is_fed_where_something_is_read_after_it(
+    stories: ModelSession, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+    prefill = stories.prefill
+
+    def counting(cache: KVCache, token_ids: Ids, **options: Any) -> StepOutput:
+        fed.append(len(token_ids))
+        return prefill(cache, token_ids, **options)
+
+    monkeypatch.setattr(stories, "prefill", counting)
+    for reads, last in ((Reads(statistics=STATISTICS), 0), (Reads((5,)), 1)):
+        submitted(engine, reading(PROMPT, [[7] * 70, [8]], reads)).result()
+        assert fed == [5, 64, 5 + last, *[1] * last]
+        fed.clear()
+
+
 @pytest.mark.parametrize("layers", [(), (4,)])
 def test_a_given_response_may_end_beyond_a_full_context(addition: ModelSession, layers: tuple[int, ...]) -> None:
     decoded = alone(addition, generation([3] * 6, 2, max_new_tokens=9, reads=Reads(layers)))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swift_edge.arrays import Ids
+from swift_edge.bundle import open_bundle
 from swift_edge.engine import Engine, Generation, KVCache, ModelSession, Orders, Request, Step, StepOutput
 from swift_edge.engine.session import WORKING_BYTES
 from swift_edge.errors import (
@@ -38,6 +40,7 @@ from swift_edge.errors import (
 EOS = {426, 432, 398}  # full stop, comma, and another: candidates end at many different steps
 PROMPTS = (PROMPT, OTHER, (1, 338), tuple(range(1, 60)))
 LONG = tuple(range(3, 203))
+CONCATENATING = Path(__file__).parents[2] / "tests" / "data" / "same-model" / "optimum"
 CHUNK = 8
 
 New = Callable[..., Engine]
@@ -195,18 +198,51 @@ def test_candidates_can_be_dropped_while_they_wait_and_while_they_are_written(
 
 
 def test_others_get_rows_when_all_that_waited_were_dropped(new: New) -> None:
+    """Whatever its priority, what has nothing to begin any more stands in nobody's way."""
     engine = new(2)
     with Held.on(engine) as held:
         first = submitted(
-            engine, generation(n=5, max_new_tokens=300), lambda _: Orders(dict.fromkeys(range(1, 5), "test"))
+            engine,
+            generation(n=5, max_new_tokens=300, priority=1),
+            lambda _: Orders(dict.fromkeys(range(1, 5), "test")),
         )
-        second = submitted(engine, generation(n=1, max_new_tokens=2))
-        held_rows = submitted(engine, generation(n=1, max_new_tokens=2))
+        others = [submitted(engine, generation(n=1, max_new_tokens=2)) for _ in range(4)]
         held.ticket.cancel()
-    second.result()
-    held_rows.result()
-    assert not first.ended.is_set()
-    first.ticket.cancel()
+    for recorder in others:
+        recorder.result()
+    assert [len(candidates) for candidates in first.steps[1:3]] == [1, 1]
+    assert len(first.result()[0].token_ids) == 300
+    # They were written beside it, not after it.
+    assert {rows for recorder in others for rows in recorder.batch_rows} == {2}
+
+
+def test_where_a_graph_concatenates_requests_follow_each_other_and_are_what_they_are_alone() -> None:
+    """All rows are equally long there: none can join those at work."""
+    session = ModelSession(open_bundle(CONCATENATING), threads=1)
+    assert not session.takes_ragged_rows
+    options = {"stop_ids": set(range(0, 30, 3)), "max_new_tokens": 8}
+    requests = [generation([3, 4, 5], 5, seed=1, **options), generation([6, 7], 2, seed=2, **options)]
+    engine = Engine(session, rows=3, chunk=8)
+    found = [Recorder() for _ in requests]
+
+    def submit_rest(_: Step) -> None:
+        if len(first.steps) == 1:
+            for request, recorder in zip(requests, found, strict=True):
+                engine.submit(request, recorder)
+            engine.submit(generation([6, 8, 9], 3, max_new_tokens=4, kept_rows=3), kept)
+
+    first, kept = Recorder(submit_rest), Recorder()
+    engine.submit(generation([5], 1, max_new_tokens=20), first)
+    for recorder, request in zip(found, requests, strict=True):
+        written = recorder.result()
+        assert {candidate: each.token_ids for candidate, each in written.items()} == {
+            candidate: each.token_ids for candidate, each in alone(session, request).items()
+        }
+    assert set(first.batch_rows) == {1}
+    assert [len(began) for began in found[0].began] == [3, 2]
+    assert len(kept.result()) == 3
+    engine.close()
+    assert (engine.kv_nbytes, engine.failures) == (0, 0)
 
 
 # -- rows of one's own -----------------------------------------------------------------------------------------------

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from swift_edge import Selection, Selector
 from swift_edge.arrays import Ids
-from swift_edge.engine import KVCache, ModelSession, PrefixCache, StepOutput
+from swift_edge.engine import KVCache
+from swift_edge.engine import PrefixCache
+from swift_edge.engine import ModelSession
+from swift_edge.engine import StepOutput
 from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring import Head
 
@@ -57,7 +60,7 @@ def test_picks_are_the_same_whatever_was_asked_before(stories_head: Head, monkey
     tokens = [keeping.pick(prompt, **OPTIONS).usage.prompt_tokens for prompt in prompts]
     # They share a block and end in the next one: read in the same pieces whether they are known or not.
     assert [count // BLOCK_TOKENS for count in tokens] == [1, 1, 1]
-    assert fed[: len(prompts) + 1] == [*(count - BLOCK_TOKENS for count in tokens)]
+    assert fed[: len(prompts) + 1] == [BLOCK_TOKENS, *(count - BLOCK_TOKENS for count in tokens)]
     assert chunks == {BLOCK_TOKENS}
     assert [figures(picked) for picked in keeping.pick_many(prompts, in_order=True, **OPTIONS)] == fresh
 
@@ -75,7 +78,7 @@ def test_nothing_is_kept_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
     first = selector.pick(SHARED, **OPTIONS)
     fed = count_fed(monkeypatch, set())
     selector.pick(SHARED, **OPTIONS)
-    assert fed == [first.usage.prompt_tokens - BLOCK_TOKENS]
+    assert fed == [BLOCK_TOKENS, first.usage.prompt_tokens - BLOCK_TOKENS]
 
 
 def test_a_budget_below_zero_is_refused() -> None:
@@ -102,7 +105,7 @@ def read(tokens: Ids) -> KVCache:
 def test_what_is_restored_is_what_was_read(asked: list[tuple[list[int], int]], blocks: int) -> None:
     prefixes = PrefixCache(blocks * BLOCK_BYTES)
     for parts, rest in asked:
-        tokens = np.concatenate([np.full(part) for part in parts] + [np.full(rest, 7)]).astype(np.int64)
+        tokens = np.concatenate([np.full(BLOCK_TOKENS, part) for part in parts] + [np.full(rest, 7)]).astype(np.int64)
         whole = read(tokens)
         cache = KVCache(2, 1, 3, np.float32, rows=1, tokens=len(tokens), limit=4096)
         known = prefixes.restore(cache, tokens)
