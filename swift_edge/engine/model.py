@@ -104,7 +104,7 @@ def _open_parts(
     not changed since are not hashed again.
     """
     files = VerifiedFiles(bundle)
-    unchecked = () if files.are_verified() else bundle.manifest.fixed_files
+    unchecked = () if files.known() else bundle.manifest.fixed_files
     read_whole = (MODEL_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
     check_hashes(bundle, [name for name in unchecked if name in read_whole])
     tokenizer = Tokenizer(bundle)
