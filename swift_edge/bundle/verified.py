@@ -24,7 +24,7 @@ class VerifiedFiles:
     """The files of a bundle that its manifest gives hashes for, as they are now.
 
     >>> files = VerifiedFiles(bundle)  # before they are hashed: whatever changes meanwhile shows the next time
-    >>> if not files.are_verified():
+    >>> if not files.known():
     ...     check_hashes(bundle, bundle.manifest.fixed_files)
     ...     files.remember()
     """
@@ -53,7 +53,7 @@ class VerifiedFiles:
             },
         }
 
-    def are_verified(self) -> bool:
+    def known(self) -> bool:
         """Whether the very same files have been hashed before, and their hashes were right."""
         return self._large and bool(self._record.read() == self._state)
 

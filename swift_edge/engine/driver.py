@@ -1,4 +1,4 @@
-"""The thread that turns the engine: started when there is something to do, ended when there is nothing."""
+"""The thread that runs the engine's turns: it starts when there is work, and ends when there is none."""
 
 import atexit
 import os
@@ -14,14 +14,14 @@ IDLE_S: Final = 1.0
 
 
 class Driver:
-    """One thread, or none.
+    """Runs turns in a thread of its own, which exists only while there is work.
 
     >>> driver = Driver(engine.turn, engine.has_mail)
     >>> driver.wake()
     """
 
     def __init__(self, turn: Callable[[], bool], has_mail: Callable[[], bool]) -> None:
-        """Call `turn` as long as it says that something is left, and after each `wake`."""
+        """Call `turn` after each `wake`, and again as long as it returns that something is left to do."""
         self._turn = turn
         self._has_mail = has_mail
         self._changed = threading.Condition()
@@ -33,11 +33,11 @@ class Driver:
 
     @property
     def is_current(self) -> bool:
-        """Whether this is the thread."""
+        """Whether the caller runs in this thread."""
         return threading.current_thread() is self._thread
 
     def wake(self, *, only_if_running: bool = False) -> None:
-        """See that there is mail; starts the thread unless it is to be woken `only_if_running`."""
+        """Let the thread look for mail; starts it if needed, unless `only_if_running`."""
         with self._changed:
             self._woken = True
             if self._thread is not None:
@@ -47,7 +47,7 @@ class Driver:
                 self._thread.start()
 
     def join(self, *, at_once: bool = False) -> None:
-        """End the thread once nothing is left to do, or `at_once` after its turn, and wait for that."""
+        """Wait for the thread to end: once nothing is left to do, or `at_once`, after its current turn."""
         with self._changed:
             thread, self._leaves, self._quits = self._thread, True, at_once
             self._changed.notify()
@@ -73,7 +73,7 @@ class Driver:
 
 
 def _end_all() -> None:
-    # A thread that is in the middle of a run when onnxruntime is torn down aborts the process.
+    # The process aborts if a run is under way when onnxruntime is torn down.
     for driver in list(_drivers):
         driver.join(at_once=True)
 

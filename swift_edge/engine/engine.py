@@ -1,6 +1,6 @@
-"""One batch for everybody: requests come in, prompts are read a chunk at a time, rows are given out, a step is made.
+"""The engine: one batch of rows for all requests. A turn reads a chunk of a prompt, gives out rows, and decodes a step.
 
-`turn` is the whole of it. Whoever submits or cancels does so from any thread; turns are made by one, the driver.
+Requests are submitted and cancelled from any thread; `turn` is called by one thread alone, the driver.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from swift_edge.errors import (
 )
 
 MOST_ROWS: Final = 32
-"""Rows of a batch: more hardly raise the tokens per second of two cores, and take memory."""
+"""Rows of a batch: on two cores more hardly raise the tokens per second, and take memory."""
 
 
 class Engine:
@@ -53,8 +53,8 @@ class Engine:
     ) -> None:
         """Decode at most `rows` rows together, and read `chunk` tokens of a prompt between two steps.
 
-        `kv_memory` bounds the bytes of all live requests, beside what the machine has. `prefixes` may know how prompts
-        begin; it cuts them as `chunk` says.
+        `kv_memory` limits the bytes of all live requests, as free memory does. `prefixes` keeps beginnings of prompts,
+        in blocks that `chunk` has to divide.
         """
         if not is_whole(rows, 1):
             raise InvalidOptionError(f"rows is {rows!r}; expected an integer of at least 1")
@@ -68,7 +68,7 @@ class Engine:
         self.steps = 0
         """Decode steps made so far."""
         self.failures = 0
-        """Times that everything in flight failed."""
+        """How often everything in flight failed."""
         self._chunk = chunk
         self.prefixes = prefixes
         """Beginnings of prompts that need not be read again; None where none are kept."""
@@ -76,9 +76,9 @@ class Engine:
         self._rows = Rows(session)
         self._scheduler = Scheduler()
         self._tickets: dict[Ticket, None] = {}  # all that are not closed, in the order of arrival
-        self._seated: dict[Ticket, int] = {}  # rows kept for those that have rows of their own
-        self._prompts: dict[Ticket, KVCache] = {}  # of requests whose prompt is being read, or is yet to be copied
-        self._timed: set[Ticket] = set()  # those that may be too late
+        self._seated: dict[Ticket, int] = {}  # rows kept, by request
+        self._prompts: dict[Ticket, KVCache] = {}  # prompts being read, or not yet copied into all their rows
+        self._timed: set[Ticket] = set()  # those with a deadline
         self._held = 0  # tokens in memory after the last turn, for other threads
         self._inbox: deque[Ticket] = deque()
         self._obeys: deque[Ticket] = deque()
@@ -103,7 +103,7 @@ class Engine:
         return self._rows.kv_nbytes + sum(cache.nbytes for cache in list(self._prompts.values()))
 
     def budget(self) -> int | None:
-        """Bytes that live requests may come to altogether; None where the system does not say."""
+        """Most bytes of all live requests together; None if the system does not say."""
         return self._ledger.budget(self._held)
 
     def submit(self, request: Request, consumer: Consumer) -> Ticket:
@@ -162,7 +162,7 @@ class Engine:
         self._driver.wake(only_if_running=True)
 
     def turn(self) -> bool:
-        """Obey, read at most one chunk, make at most one step; returns whether anything is left to do."""
+        """Take in mail, read a chunk of a prompt, decode a step; returns whether anything is left to do."""
         try:
             self._take_mail()
             self._seat()
@@ -171,7 +171,7 @@ class Engine:
                 self._read(chosen)
                 self._take_mail()
                 self._seat()
-                # Prompts of one chunk are read until the rows are full, where none are at work.
+                # If no rows are at work, short prompts are read until the rows are full.
                 if not (starts and chosen.state == "decoding" and self._free_rows > 0 and self._takes_rows):
                     break
             if len(self._rows):
@@ -183,7 +183,7 @@ class Engine:
         return bool(self._tickets)
 
     def _take_mail(self) -> None:
-        """Take in what was submitted, let go what was cancelled, is too late, or has no engine any more."""
+        """Take in new requests; close those that are cancelled or too late, and all once the engine is closed."""
         while self._inbox:
             ticket = self._inbox.popleft()
             if ticket.state == "closed":
@@ -210,7 +210,7 @@ class Engine:
             self._rows.remove_ended()
 
     def _seat(self) -> None:
-        """Give rows to candidates that wait: first those that have rows of their own, then whose turn it is."""
+        """Give rows to waiting candidates: first to requests that keep rows, then to the request whose turn it is."""
         for ticket in list(self._seated):
             room = min(len(ticket.waiting), (ticket.kept_rows or 0) - len(ticket.live))
             if room > 0 and self._takes_rows:
@@ -219,15 +219,15 @@ class Engine:
             pass
 
     def _seat_next(self) -> bool:
-        """Give rows to the next request that is read and fits; returns whether there was one.
+        """Give rows to the next request that has been read and fits; returns whether there was one.
 
-        One that does not fit lets others pass, but no more rows of theirs than it waits for itself.
+        A request that does not fit lets others pass, until they have got as many rows as it waits for.
         """
         passed: list[Ticket] = []
         chosen, rows = None, 0
         for tickets in self._scheduler.lines():
             ticket = tickets[0]
-            # One whose key has all the rows that it may have waits for itself alone: the others do not wait for it.
+            # A request whose key has used up its rows is skipped: other keys do not wait for it.
             if not ticket.is_read or isinstance(ticket.request, Reading) or self._rows_of_key(ticket) < 1:
                 continue
             try:
@@ -254,7 +254,7 @@ class Engine:
         return True
 
     def _admit(self, ticket: Ticket, rows: int) -> None:
-        """Give rows to the next candidates of a request; its prompt is let go with the last that there will be."""
+        """Give rows to the next candidates of a request; after its last candidate its prompt is forgotten."""
         candidates, ticket.waiting = ticket.waiting[:rows], ticket.waiting[rows:]
         if ticket.seated_at is None:
             ticket.seated_at = time.perf_counter()
@@ -271,7 +271,7 @@ class Engine:
 
     @property
     def _free_rows(self) -> int:
-        """Rows that nobody has and nobody keeps."""
+        """Rows that are neither in use nor kept for a request."""
         if not self._seated:
             return self.most_rows - len(self._rows)
         seated = sum(self._seated.values())
@@ -280,13 +280,13 @@ class Engine:
 
     @property
     def _takes_rows(self) -> bool:
-        """Whether rows can be added to those at work: where a graph concatenates, all are equally long."""
+        """Whether rows can be added now: where a graph concatenates, only if none are at work."""
         return not len(self._rows) or self.session.takes_ragged_rows
 
     def _rows_for(self, ticket: Ticket) -> int:
-        """How many rows a request that is read can be given now, by the rows that are free and by memory.
+        """How many rows a request can be given now, by free rows and memory; its prompt has been read.
 
-        Raises `MemoryLimitError`, with the numbers, for one that does not fit although nothing else is at work.
+        Raises `MemoryLimitError`, with the numbers, if it does not fit although nothing else is at work.
         """
         kept_rows = ticket.kept_rows
         most = len(ticket.waiting) if kept_rows is None else kept_rows
@@ -304,14 +304,14 @@ class Engine:
         return rows
 
     def _rows_of_key(self, ticket: Ticket) -> int:
-        """Rows that the requests of its key may still be given."""
+        """Rows that the request's key may still be given."""
         most = ticket.request.key_rows if isinstance(ticket.request, Generation) else None
         if most is None:
             return self.most_rows
         return most - sum(len(other.live) for other in self._tickets if other.key == ticket.key)
 
     def _fits(self, ticket: Ticket, rows: int) -> bool:
-        """Whether memory holds so many more rows of a request beside all that is live."""
+        """Whether so many more rows of a request fit into memory beside everything that is live."""
         budget = self._ledger.budget(self._held_tokens)
         if budget is None:
             return True
@@ -342,14 +342,14 @@ class Engine:
         return self._rows.held_tokens + sum(cache.longest for cache in self._prompts.values())
 
     def _to_read(self) -> Ticket | None:
-        """The request of which a chunk is to be read next, if one is: not too far ahead of the rows."""
+        """The request whose prompt or responses to read next; None if enough has been read ahead."""
         if not self._scheduler:
             return None
         ahead, enough, passes = 0, max(1, self._free_rows, self.most_rows // 2), False
         for tickets in self._scheduler.lines():
             for ticket in tickets:
                 if isinstance(ticket.request, Reading) or not ticket.is_read:
-                    # The prompt that is next waits for memory; those behind it do not pass.
+                    # If memory is short, the next prompt waits, and later ones do not pass it.
                     return ticket if ticket.prompt is not None or self._may_read(ticket) else None
                 kept = ticket.kept_rows or 0
                 if not passes and kept > self._free_rows and ticket.overtaken < kept:
@@ -361,7 +361,7 @@ class Engine:
         return None
 
     def _may_read(self, ticket: Ticket) -> bool:
-        """Whether memory holds a prompt beside all that is live; with nothing at work it is tried in any case."""
+        """Whether a prompt fits into memory beside everything that is live; always true if nothing is at work."""
         budget = self._ledger.budget(self._held_tokens)
         if budget is None or not (len(self._rows) or self._prompts):
             return True
@@ -389,7 +389,7 @@ class Engine:
             self._deliver(ticket, step)
 
     def _read_prompt(self, ticket: Ticket) -> None:
-        """Read the next chunk of a prompt, after what is known of it."""
+        """Read the next chunk of a prompt; its beginning may come from the prefix cache."""
         started = time.perf_counter()
         token_ids = ticket.request.prompt_ids
         if ticket.prompt is not None:
@@ -411,7 +411,7 @@ class Engine:
         ticket.watch.prefill_s += time.perf_counter() - started
 
     def _step(self) -> None:
-        """Decode a token for every row, and hand out what came of it."""
+        """Decode a token for every row, and hand each request its part."""
         try:
             steps = self._rows.step()
         except BrokenRowsError as broken:
@@ -426,7 +426,7 @@ class Engine:
                 self._close(ticket, None)
 
     def _deliver(self, ticket: Ticket, step: Step) -> None:
-        """Hand a step to its consumer, and do what it orders."""
+        """Hand a step to its consumer, and follow the consumer's orders."""
         try:
             orders = ticket.consumer.step(step)
         except BaseException as error:
@@ -468,10 +468,10 @@ class Engine:
         try:
             ticket.consumer.closed(error)
         except BaseException:
-            self.failures += 1  # nobody is left to be told
+            self.failures += 1  # its consumer failed, too: there is nobody left to tell
 
     def _fail(self, error: Exception) -> None:
-        """Fail everything in flight, and begin with new rows."""
+        """Fail everything in flight, and start over with new rows."""
         self.failures += 1
         self._rows = Rows(self.session)
         self._prompts.clear()
@@ -489,6 +489,6 @@ def _new_tokens(request: Request) -> int:
 
 
 def _row_tokens(request: Request) -> int:
-    """Tokens of the row that a prompt is read into; given responses are read behind it."""
+    """Most tokens of the row that a prompt is read into: given responses are read into it, too."""
     own = 0 if isinstance(request, Generation) else _new_tokens(request)
     return len(request.prompt_ids) + own

@@ -1,4 +1,4 @@
-"""A bundle's decoder graph, opened: what it takes and gives, and where it wants that to be."""
+"""A bundle's decoder graph, opened, with its inputs and outputs and the memory they live in."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ class DecoderGraph:
     providers: tuple[str, ...]
     """The execution providers that it really got, as onnxruntime names them."""
     layers: tuple[int, ...]
-    """Those whose hidden states it gives, in ascending order."""
+    """Layers whose hidden states it gives, ascending."""
     num_layers: int
     """Layers with keys and values."""
     vocab_size: int
@@ -45,7 +45,7 @@ class DecoderGraph:
     hidden_size: int
     """Numbers of a hidden state."""
     kv_shape: tuple[int, int]
-    """Heads, and numbers of a head, of the keys of a token and of its values."""
+    """Heads, and numbers per head, of a token's keys and of its values alike."""
     kv_dtype: np.dtype[Any]
     """Type of keys and values: float32, float16 or int8."""
     logits_dtype: np.dtype[Any]
@@ -53,21 +53,21 @@ class DecoderGraph:
     hidden_dtype: np.dtype[Any]
     """Type of the hidden states: float32 or float16."""
     in_place: bool
-    """Whether new tokens are written behind the old ones, in the same memory; else both are given in new arrays."""
+    """Whether new tokens are written behind the old ones in the same memory; else new arrays hold both."""
     even_rows: bool
     """Whether a step should run an even number of rows."""
     picks_logits: bool
-    """Whether it is told at which positions logits are wanted; else it gives them at every one."""
+    """Whether an input names the positions of the logits; else it gives them at every position."""
     wants_positions: bool
-    """Whether it is told the tokens' positions; else it counts them itself."""
+    """Whether the tokens' positions are an input; else it counts them itself."""
     memory: RowMemory
-    """Where rows live: on the device where it wants keys and values, if they are written in place there."""
+    """Where rows live: where it reads keys and values if it writes them in place, else in NumPy's memory."""
     device_name: str
     """That device, as onnxruntime names it."""
     rebinds_kv: bool
     """Whether keys and values have to be bound anew for every run."""
     rebinds_fed: bool
-    """Whether the other inputs have to be."""
+    """Whether the other inputs have to be bound anew for every run."""
 
     @classmethod
     def open(cls, bundle: Bundle, providers: Sequence[str] | None, threads: int) -> "DecoderGraph":
@@ -103,16 +103,15 @@ class DecoderGraph:
             logits_dtype=logits_dtype,
             hidden_dtype=hidden_dtype,
             in_place=in_place,
-            # onnxruntime's kernels for packed weights take rows in pairs, and give the last one of an odd number
-            # another rounding. A row that stands in for it keeps every candidate's numbers the same whatever decodes
-            # beside it.
+            # onnxruntime's kernels for packed weights take rows in pairs, and round the last of an odd number
+            # differently. With one more row as a stand-in, a candidate's numbers do not depend on the rows beside it.
             even_rows=in_place and manifest.precision.name in ("int8", "int4"),
             picks_logits="logits_positions" in inputs,
             wants_positions="position_ids" in inputs,
             memory=HOST if device is None else DeviceMemory(device, logits_dtype, hidden_dtype),
             device_name="cpu" if device is None else device.name,
-            # An input that is not where the graph wants it is copied when it is bound: bound once, it would be read
-            # once.
+            # An input in other memory than the graph's is copied when it is bound: bound only once, later values would
+            # never be read.
             rebinds_kv=device is None and kv_device != "cpu",
             rebinds_fed=device is not None or {input_device(session, name) for name in inputs} != {"cpu"},
         )
@@ -151,7 +150,7 @@ def _check_names(bundle: Bundle, inputs: Mapping[str, str], outputs: Mapping[str
 
 
 def _dtype(types: Mapping[str, str], name: str, bundle: Bundle, expected: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
-    """The dtype of the graph's tensor `name`, which has to be one of those expected."""
+    """The dtype of the graph's tensor `name`; raises `BundleError` unless it is expected."""
     tensor_type = types[name]
     if tensor_type not in expected:
         raise BundleError(

@@ -15,7 +15,7 @@ from swift_edge.engine.states import StateWeights, state_products
 from swift_edge.options import SamplingOptions
 
 HUGE_PAGES_BYTES: Final = 2**22
-"""From here on NumPy asks for huge pages."""
+"""Bytes of an array from which on NumPy asks for huge pages."""
 
 
 class HostLogits:
@@ -31,7 +31,7 @@ class HostLogits:
         return cls(np.broadcast_to(logits, (rows, logits.shape[1])))
 
     def whole(self, places: Sequence[int] | None = None) -> Floats:
-        """Those of some rows, or of all, float32 `[m, v]`."""
+        """Logits of some rows, or of all, float32 `[m, v]`."""
         return self._array if places is None else self._array[list(places)]
 
     def move(self, source: int, target: int) -> None:
@@ -64,7 +64,7 @@ class HostLogits:
 
 
 def _sampling_arguments(rows: Sequence[DrawingRow]) -> tuple[list[np.random.Generator], list[Ids] | None]:
-    """Random numbers of rows with equal options, and what they have seen where that matters."""
+    """The generators of rows with equal options, and the ids seen so far if a repetition penalty needs them."""
     seen = None if rows[0].sampling.repetition_penalty == 1 else [row.seen for row in rows]
     return [row.generator for row in rows], seen
 
@@ -78,13 +78,13 @@ class HostStates:
         self._array = array
 
     def of(self, layers: Sequence[int]) -> Floats:
-        """Those of some layers, float32 `[l, m, d]`; a view where these are all there are."""
+        """States of some layers, float32 `[l, m, d]`; a view if these are all layers."""
         if tuple(layers) == self._layers:
             return self._array
         return self._array[[self._layers.index(layer) for layer in layers]]
 
     def products(self, weights: StateWeights) -> NDArray[np.float64]:
-        """What they come to with some weights, summed over the layers: float64 `[g, m]`."""
+        """Their products with some weights, summed over the layers: float64 `[g, m]`."""
         return state_products(self.of(weights.layers), weights)
 
 
@@ -97,7 +97,7 @@ class HostLogitsMemory:
         self._exact = _as_float32(self.target)
 
     def written(self, places: Ids) -> HostLogits:
-        """The rows at some places of it, after a run; a view where they are the first."""
+        """The rows at some places, after a run; a view if they are the first ones."""
         count = len(places)
         if count and int(places[-1]) == count - 1:
             if self._exact is not self.target:
@@ -127,14 +127,14 @@ class HostStatesMemory:
 
 
 class HostMemory:
-    """NumPy's memory, with one `RowMemory` face."""
+    """NumPy's memory as a `RowMemory`."""
 
     on_device = False
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> NDArray[Any]:
         """Memory `[n, h, c, k]` whose pages are taken from the system only when they are written."""
-        # For larger arrays NumPy's `empty` asks for huge pages, which are taken whole. Smaller ones often lie where
-        # others lay before, and `zeros` would write all of them.
+        # For larger arrays NumPy's `empty` asks for huge pages, which take memory as a whole. Smaller arrays often
+        # reuse memory, which `zeros` would write in full.
         small = math.prod(shape) * np.dtype(dtype).itemsize < HUGE_PAGES_BYTES
         return np.empty(shape, dtype) if small else np.zeros(shape, dtype)
 
@@ -152,7 +152,7 @@ class HostMemory:
 
 
 HOST: Final[RowMemory] = HostMemory()
-"""There is one."""
+"""The only one that is needed."""
 
 
 def _as_float32(array: NDArray[Any]) -> Floats:

@@ -24,7 +24,7 @@ class KVCache:
 
     `keys[i]` and `values[i]` are those of layer i. `limit` is the number of tokens that no row will exceed; the
     capacity c grows towards it in blocks and never passes it. `generation` changes whenever the buffers move in memory.
-    `step_memory` is kept here for the session that decodes these rows, so that it lives exactly as long as they do.
+    `step_memory` belongs to the session that decodes these rows; kept here, it lives exactly as long as they do.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class KVCache:
         self.rows = last
 
     def shrink(self, tokens: int) -> None:
-        """Give memory back: keep room for the live rows, of `tokens` tokens each, which is no less than they hold."""
+        """Give memory back: keep room for `tokens` tokens in each live row, at least as many as it holds."""
         self.limit = tokens
         longest = self.longest
         for arrays in (self.keys, self.values):
@@ -149,7 +149,7 @@ class ConcatenatedCache(KVCache):
         super().__init__(num_layers, num_heads, head_dim, dtype, rows=0, tokens=0, limit=limit)
 
     def reserve(self, rows: int, tokens: int) -> None:
-        """Check the limit; room is made by the graph."""
+        """Check the limit; the graph makes the room."""
         if tokens > self.limit:
             super().reserve(rows, tokens)
 

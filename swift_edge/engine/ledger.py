@@ -1,4 +1,4 @@
-"""The memory of all live requests, so that two of them never count the same free bytes."""
+"""The memory that all live requests may take together: no two of them count the same free bytes."""
 
 import time
 from typing import Final
@@ -8,26 +8,26 @@ from swift_edge.engine.session import WORKING_BYTES, ModelSession
 from swift_edge.system.machine import available_memory
 
 FRESH_S: Final = 0.05
-"""How long what the system said of its free memory is taken as true."""
+"""Seconds for which a reading of the system's free memory counts."""
 
 
 class Ledger:
-    """What rows and prompts will come to, beside what there is.
+    """Bytes that rows and prompts may grow to, and the bytes available.
 
-    The batch is a rectangle: as many tokens as its longest row may come to, for every row.
+    The batch is a rectangle: every row has as many tokens as the longest one may get.
     """
 
     def __init__(self, session: ModelSession, most_bytes: int | None = None) -> None:
-        """Count for a session; `most_bytes` bounds what is used, beside what the machine has."""
+        """Count for a session; `most_bytes` limits the bytes, as free memory does."""
         self._session = session
         self._most_bytes = most_bytes
         self._measured_at = -FRESH_S
         self._available: int | None = None
 
     def budget(self, held_tokens: int) -> int | None:
-        """Bytes that live requests may come to; None where the system does not say.
+        """Most bytes of live requests; None if the system does not say.
 
-        `held_tokens` are those whose keys and values lie in memory already.
+        `held_tokens` counts the tokens whose keys and values are in memory already.
         """
         now = time.monotonic()
         if now - self._measured_at > FRESH_S:
@@ -42,7 +42,7 @@ class Ledger:
         return cache_tokens(tokens, self._session.context_length) * self._session.kv_bytes_per_token
 
     def batch_bytes(self, rows: int, tokens: int, layers: int) -> int:
-        """Bytes of a batch of so many rows, of which the longest may come to so many tokens."""
+        """Bytes of a batch of `rows` rows, the longest of which may get `tokens` tokens."""
         if not rows:
             return 0
         return sum(self._session.request_bytes(rows, 0, tokens, layers=layers)) + WORKING_BYTES

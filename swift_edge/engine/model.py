@@ -1,4 +1,4 @@
-"""A bundle, opened: its graph, its tokenizer, and the engine that everybody who uses it shares."""
+"""An opened bundle: its graph, its tokenizer, and the engine that all its users share."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from swift_edge.errors import InvalidOptionError, PromptTooLongError
 Prompt: TypeAlias = str | Sequence[Message]
 
 LEAD_S: Final = 0.1
-"""Seconds after which onnxruntime no longer needs the interpreter, which reading a tokenizer keeps to itself."""
+"""Head start of opening the graph, in seconds: reading a tokenizer keeps the interpreter from other threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class OpenedModel:
     ) -> "OpenedModel":
         """Open a folder, or what `bundle_at` read of one: its graph and its tokenizer, and check its hashes.
 
-        `rows` bounds those that decode together; None are `MOST_ROWS`. `prefix_cache_bytes` keep beginnings of prompts.
+        At most `rows` rows decode together; None: `MOST_ROWS`. `prefix_cache_bytes` is for beginnings of prompts.
         Raises what `check_hashes`, `ModelSession` and `Tokenizer.load` do.
         """
         check_whole("prefix_cache_bytes", prefix_cache_bytes, 0)
         bundle = path if isinstance(path, Bundle) else cls.bundle_at(path)
         session, tokenizer, complaint = _open_parts(bundle, providers, threads)
-        # Rows that are concatenated are taken over from the graph as a whole; those on a device would cross the bus.
+        # Concatenated rows come from the graph as a whole, and rows on a device would have to cross the bus.
         keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows and not session.keeps_rows_on_device
         prefixes = PrefixCache(prefix_cache_bytes) if keeps else None
         engine = Engine(session, rows=MOST_ROWS if rows is None else rows, prefixes=prefixes)
@@ -69,14 +69,14 @@ class OpenedModel:
         return open_bundle(path, hashes=False)
 
     def prompt_ids(self, prompt: Prompt, *, raw: bool, feeds_last: bool) -> Ids:
-        """Token ids `[p]` of a prompt that leaves room for one more token, fed again if something is read after it."""
+        """Token ids `[p]` of a prompt that leaves room for one more token, and with `feeds_last` for feeding it."""
         prompt_ids = np.array(self.tokenizer.encode_prompt(prompt, raw=raw), np.int64)
         if len(prompt_ids) + feeds_last > self.session.context_length:
             raise PromptTooLongError(len(prompt_ids), self.session.context_length)
         return prompt_ids
 
     def answer_ids(self, text: str, place: int, prompt_tokens: int, *, with_eos: bool) -> list[int]:
-        """Token ids `[t]` of a given response, with the EOS at its end if asked for; fits into the context."""
+        """Token ids `[t]` of a given response that fits into the context, with the EOS at its end if asked for."""
         answer = self.tokenizer.encode_response(text)
         end = self.tokenizer.end_of_turn
         ended = bool(answer) and answer[-1] in self.bundle.manifest.tokens.eos_ids
@@ -97,14 +97,14 @@ class OpenedModel:
 def _open_parts(
     bundle: Bundle, providers: Sequence[str] | None, threads: int | None
 ) -> tuple[ModelSession, Tokenizer, str | None]:
-    """Open the graph and read the tokenizer; returns a complaint, too, if there is one.
+    """Open the graph and read the tokenizer; the text is a warning, if there is one.
 
-    The graph and the tokenizer are hashed before they are read. What is left, the weights, is numbers: they are hashed
-    while onnxruntime packs them and the tokenizer is read. Files that an earlier start found right and that have not
-    changed since are not hashed again.
+    The graph and the tokenizer are hashed before they are read. The rest, the weights, is only numbers: they are
+    hashed while onnxruntime packs them and the tokenizer is read. Files that an earlier start found right and that have
+    not changed since are not hashed again.
     """
     files = VerifiedFiles(bundle)
-    unchecked = () if files.are_verified() else bundle.manifest.fixed_files
+    unchecked = () if files.known() else bundle.manifest.fixed_files
     read_whole = (MODEL_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
     check_hashes(bundle, [name for name in unchecked if name in read_whole])
     tokenizer = Tokenizer(bundle)

@@ -1,7 +1,7 @@
-"""Keys and values of how prompts begin, kept between picks: a system prompt or examples that many share are read once.
+"""Keys and values of the beginnings of prompts, kept between picks: what many prompts share is read once.
 
-Prompts are cut into blocks of `BLOCK_TOKENS` tokens, and read block by block, whether a block is known or not: what
-comes out does not depend on what was asked before.
+Prompts are cut into blocks of `BLOCK_TOKENS` tokens and read block by block, cached or not: results do not depend on
+earlier requests.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from swift_edge.arrays import Ids
 from swift_edge.engine.kv_cache import KVCache
 
 BLOCK_TOKENS: Final = 128
-"""Tokens of a block: short, a prompt is read in more runs of the graph; long, prompts share less."""
+"""Tokens of a block: with short ones a prompt takes more runs of the graph, with long ones prompts share less."""
 
 _Block = tuple[list[NDArray[Any]], list[NDArray[Any]]]  # keys and values of every layer, [h, BLOCK_TOKENS, k]
 
@@ -38,7 +38,7 @@ class PrefixCache:
         )  # by all tokens up to the block's end, used last at end
 
     def restore(self, cache: KVCache, prompt_ids: Ids) -> int:
-        """Put what is known of a prompt, int64 `[p]`, into an empty cache; returns the tokens of its only row then.
+        """Put the cached blocks of a prompt, int64 `[p]`, into an empty cache; returns the tokens of its only row.
 
         The prompt's last token is left to be read: its logits are not kept.
         """
@@ -49,7 +49,7 @@ class PrefixCache:
                 if name not in self._blocks:
                     break
                 blocks.append(self._blocks[name])
-            # The first block is used last: without it, those behind it are worth nothing.
+            # The first block counts as used last: without it, those behind it are useless.
             for name in reversed(names[: len(blocks)]):
                 self._blocks.move_to_end(name)
         tokens = len(blocks) * BLOCK_TOKENS

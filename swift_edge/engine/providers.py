@@ -1,4 +1,4 @@
-"""Opening a graph in onnxruntime: telemetry off, providers confirmed, threads set; and where it wants its inputs.
+"""Opening a graph in onnxruntime: telemetry off, threads set, and the providers checked that it really got.
 
 onnxruntime is imported when the first graph is opened, not before.
 """
@@ -18,15 +18,15 @@ INT8_KV_SINCE = (1, 28)
 """The first onnxruntime whose CPU kernels keep keys and values in int8 beside float32 activations, and rightly: 1.27
 runs them, but computes every row of a batch wrong except the first."""
 FP16_INT8_KV_SINCE = (1, 29)
-"""The first that does so beside float16 ones."""
+"""The first onnxruntime that does so beside float16 activations."""
 
 DEVICES: Final = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 """Devices whose memory can be bound by its address, and the provider that computes there."""
 # enable_cuda_graph is left out: it replays one run with the same shapes at the same addresses, but rows leave, and
 # buffers grow; and the number of tokens that attention reads from the host would stay what it was when the run was
-# recorded. The arena takes what is asked for: rounded up to powers of two, the activations of a long prompt would leave
-# less room for keys and values. Without TF32, which keeps three digits, a float32 product is one: heads are multiplied
-# in it.
+# recorded. The arena takes exactly what is asked for: rounded up to powers of two, the activations of a long prompt
+# would leave less room for keys and values. TF32 is off because heads are multiplied in float32, and TF32 keeps three
+# digits.
 _OPTIONS: Final = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}}
 
 
@@ -44,13 +44,13 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # errors arrive as exceptions, and are told once
+    options.log_severity_level = 4  # errors arrive as exceptions and need no log
     # Softmax tails and fading activations reach denormals, which cost a hundred times a normal operation.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     names = list(dict.fromkeys([*requested, "CPUExecutionProvider"]))
     try:
         # The first session of a process flushes denormals on the thread that opens it, too, and for good: that must not
-        # be the caller's, whose arithmetic is none of our business.
+        # be the caller's thread, whose arithmetic is not ours to change.
         with ThreadPoolExecutor(1) as opener:
             session = opener.submit(
                 ort.InferenceSession, str(bundle.model_path), options, providers=_with_options(names), enable_fallback=0
@@ -75,7 +75,7 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
 def kv_cache_obstacle(precision: Precision) -> str | None:
     """Why the installed onnxruntime cannot keep keys and values as `precision` says, with the way out; None if it can.
 
-    Earlier ones refuse such a graph in words about its inputs, fail at the first token, or compute something else.
+    Earlier versions complain about the inputs of such a graph, fail at the first token, or compute wrong numbers.
     """
     if precision.kv_cache is None:
         return None
@@ -90,7 +90,7 @@ def kv_cache_obstacle(precision: Precision) -> str | None:
 
 
 def open_small_graph(model: bytes, device: str) -> Any:
-    """Open a graph that is at hand as bytes, to run on one of `DEVICES`; returns an `onnxruntime.InferenceSession`."""
+    """Open a graph from bytes, to run on one of `DEVICES`; returns an `onnxruntime.InferenceSession`."""
     ort = onnxruntime_module()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -99,7 +99,7 @@ def open_small_graph(model: bytes, device: str) -> Any:
 
 
 def input_device(session: Any, name: str) -> str:
-    """The device in whose memory the graph wants an input, in lower case as onnxruntime names it: `cpu`, `cuda`, `dml`.
+    """The device in whose memory the graph reads an input, in lower case as onnxruntime names it: `cpu`, `cuda`, `dml`.
 
     An input that is elsewhere is copied there when it is bound, and not again when the graph runs.
     """

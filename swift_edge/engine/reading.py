@@ -1,4 +1,4 @@
-"""Given responses, read in chunks after their prompt: the figures that decoding them would give, up to rounding."""
+"""Reading of given responses in chunks after their prompt: the same numbers as decoding them, up to rounding."""
 
 from collections.abc import Iterator
 from time import perf_counter
@@ -12,14 +12,13 @@ from swift_edge.engine.session import ModelSession
 from swift_edge.engine.signals import token_statistics
 
 RESPONSE_CHUNK_TOKENS: Final = 64
-"""Response tokens per run of the graph: each of them has a row of logits, and maybe hidden states."""
+"""Response tokens per run of the graph: each takes a row of logits, and hidden states if they are read."""
 
 
 def read_responses(session: ModelSession, ticket: Ticket) -> Iterator[Step]:
-    """Feed each response of a request behind its prompt, chunk by chunk, and yield what decoding would have given.
+    """Feed each response of a request after its prompt, chunk by chunk, and yield the steps that decoding would yield.
 
-    The prompt has been read. The last token is not fed where the context is full, or where nothing is to be read after
-    it.
+    The prompt has been read. The last token is not fed if the context is full, or if nothing is read after it.
     """
     request, prompt = ticket.request, ticket.prompt
     assert isinstance(request, Reading)

@@ -1,4 +1,4 @@
-"""What is asked of the engine, what it answers step by step, and what it is told in return."""
+"""Requests to the engine, the steps that it answers with, and the orders that it gets back."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ class Reads:
     """What is read of every response token, beside its log-probability."""
 
     layers: tuple[int, ...] = ()
-    """Hidden states, in the order in which they are wanted."""
+    """Layers whose hidden states are read, in this order."""
     logits: bool = False
-    """Whether the logits after each token are wanted."""
+    """Whether the logits after each token are read."""
     weights: tuple[StateWeights, ...] = ()
-    """What states are to be multiplied with; the products are given in this order."""
+    """Weights to multiply states with; products come in this order."""
     statistics: frozenset[str] = frozenset()
     """`entropy`, `self_certainty`, both or none."""
 
@@ -40,7 +40,7 @@ class Reads:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether whole logits of every token are needed, to give them out or to multiply them."""
+        """Whether all logits of every token are needed, to hand them out or to multiply them."""
         return self.logits or any(not each.layers for each in self.weights)
 
 
@@ -63,16 +63,16 @@ class Generation:
     reads: Reads = field(default_factory=Reads)
     """What is read of every token."""
     kept_rows: int | None = None
-    """Rows that are its own until no candidate is left: those that begin, begin together. None takes rows as they
-    become free, and no further candidates can be begun."""
+    """Rows that it keeps until it ends, so that candidates begin together. With None candidates take rows as these
+    become free, and `Orders.begin` is not possible."""
     key: object = None
-    """Whose it is: keys take turns, requests of one key are served in the order of their arrival. None stands alone."""
+    """Owner: keys take turns, and requests of one key are served in order of arrival. None is a key of its own."""
     key_rows: int | None = None
-    """Rows that the requests of its key may have beside each other; None for as many as there are."""
+    """Most rows that the requests of its key have at a time; None for no limit."""
     priority: int = 0
-    """The greater is served first, whatever its key."""
+    """Greater ones are served first, whatever their keys."""
     deadline: float | None = None
-    """When it fails if it has no row by then, as `time.monotonic` counts."""
+    """Time by `time.monotonic` at which it fails if it has no row yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ class Reading:
     reads: Reads = field(default_factory=Reads)
     """What is read of every token."""
     key: object = None
-    """As in `Generation`, like what follows."""
+    """See `Generation`."""
     priority: int = 0
-    """See there."""
+    """See `Generation`."""
     deadline: float | None = None
-    """See there."""
+    """See `Generation`."""
 
 
 Request: TypeAlias = Generation | Reading
@@ -110,30 +110,30 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Tokens of a request's candidates, and what the model computed when they were fed.
+    """New tokens of a request's candidates, and what the model computed for them.
 
     A decode step has one token of each of m candidates; a chunk of a given response has m tokens of one. Hidden states
     and logits are views: they hold until the consumer returns.
     """
 
     candidates: tuple[int, ...]  # [m]
-    """Whose tokens these are; the first f of them have been fed."""
+    """The candidate of each token; the first f tokens have been fed."""
     token_ids: Ids  # [m]
     """The tokens, int64."""
     statistics: TokenStatistics  # [m]
     """What the logits said about each token, before temperature and filters."""
     products: tuple[NDArray[np.floating], ...]  # [g, f] each
-    """What the fed tokens' states come to with each of `Reads.weights`."""
+    """Products of the fed tokens' states with each of `Reads.weights`."""
     hidden_states: Floats | None  # [l, f, d]
-    """Hidden states of `Reads.layers`, float32; None where none were asked for, or nothing was fed."""
+    """Hidden states of `Reads.layers`, float32; None if not asked for, or if nothing was fed."""
     logits: Floats | None  # [f, v]
-    """Logits after the fed tokens, float32; None where they were not asked for, or nothing was fed."""
+    """Logits after the fed tokens, float32; None if not asked for, or if nothing was fed."""
     finished: tuple[Finished, ...]
     """The candidates that ended with this token."""
     batch_rows: int = 1
     """Rows that the engine decoded in this step, those of other requests included."""
     seconds: float = 0.0
-    """What the whole step took."""
+    """Seconds that the whole step took."""
 
 
 @dataclass(slots=True)
@@ -141,27 +141,27 @@ class Orders:
     """What a consumer wants done before the next step."""
 
     drop: dict[int, str] = field(default_factory=dict)
-    """Candidates to drop, each with the reason; one that has ended already is no mistake."""
+    """Candidates to drop, each with the reason; they may have ended already."""
     begin: int = 0
-    """Further candidates to begin; only for a request with rows of its own."""
+    """Further candidates to begin; only for a request with `kept_rows`."""
     most_rows: int | None = None
-    """Rows of its own that it still needs at most; None for as many as before."""
+    """Most rows that it still needs to keep; None for as many as before."""
 
 
 class Consumer:
-    """What becomes of a request's tokens. Called by the engine's driver, one call at a time.
+    """Receives the steps of a request. The engine's driver makes the calls, one at a time.
 
-    What it raises fails its request, and no other.
+    An exception that it raises fails its own request only.
     """
 
     ticket: "Ticket"
-    """Its request under way; there from its submission on."""
+    """The ticket of its request, set when the request is submitted."""
 
     def begun(self, candidates: Sequence[int]) -> None:
         """Candidates are given rows, for the first time."""
 
     def step(self, step: Step) -> Orders | None:
-        """Tokens have been written or read; None orders nothing."""
+        """Tokens have been written or read; returns orders for the engine, if any."""
         raise NotImplementedError
 
     def closed(self, error: BaseException | None) -> None:
@@ -172,7 +172,7 @@ TicketState: TypeAlias = Literal["queued", "reading", "waiting", "decoding", "cl
 
 
 class Ticket:
-    """A request under way: what the caller can ask of it, and what the engine keeps of it.
+    """A submitted request: `cancel` for the caller, and the state that the engine keeps.
 
     >>> ticket = engine.submit(generation, consumer)
     >>> ticket.cancel()
@@ -181,39 +181,39 @@ class Ticket:
     def __init__(
         self, request: Request, consumer: Consumer, number: int, obey: Callable[["Ticket"], None], key: object
     ) -> None:
-        """Begin in the queue; `obey` tells the engine that it was cancelled."""
+        """Start in the queue; `obey` is called to tell the engine of a cancellation."""
         self.request = request
         self.consumer = consumer
         self.number = number
         """Place in the order of arrival."""
         self.key = key
-        """Whose turn it takes."""
+        """The key that takes turns with others."""
         self.state: TicketState = "queued"
-        """Where it is. Written by the driver alone."""
+        """Changed by the driver alone."""
         self.cancelled = False
-        """Whether somebody wants it ended."""
+        """Whether `cancel` was called."""
         self.watch = Stopwatch()
-        """Seconds spent on it so far; a step's are shared equally by its rows."""
+        """Seconds spent on it so far; those of a step are divided equally among its rows."""
         self.seated_at: float | None = None
-        """When its first candidate was given a row, as `time.perf_counter` counts."""
+        """Time by `time.perf_counter` at which its first candidate was given a row."""
         self.waiting: Sequence[int] = range(request.candidates if isinstance(request, Generation) else 0)
         """Candidates without a row, in the order in which they will get one."""
         self.num_candidates = len(self.waiting)
-        """Candidates so far, waiting ones included."""
+        """Number of its candidates so far, including those that wait."""
         self.live: set[int] = set()
         """Candidates with a row."""
         self.prompt: Prefilled | None = None
         """Its prompt, as far as it has been read."""
         self.overtaken = 0
-        """Rows given to others while it was first in line and its own did not fit."""
+        """Rows given to others while it was first in line but did not fit."""
         self.chunks: Iterator[Step] | None = None
-        """What is still to be read, of given responses."""
+        """The steps still to come, of given responses."""
         self._obey = obey
 
     def cancel(self) -> None:
-        """End it, from any thread and in every state: before the next step or chunk its rows are free.
+        """End the request, from any thread: its rows are free before the next step or chunk.
 
-        Nothing happens if it is closed already.
+        Does nothing if it is closed already.
         """
         if self.state != "closed":
             self.cancelled = True
@@ -221,12 +221,12 @@ class Ticket:
 
     @property
     def kept_rows(self) -> int | None:
-        """Rows of its own; None where it takes what is free."""
+        """Rows that it keeps; None if it takes free ones."""
         return self.request.kept_rows if isinstance(self.request, Generation) else None
 
     @property
     def is_read(self) -> bool:
-        """Whether its candidates can be given rows."""
+        """Whether its prompt has been read, so that candidates can be given rows."""
         return self.prompt is not None and self.prompt.cache.longest >= len(self.request.prompt_ids)
 
 

@@ -1,7 +1,7 @@
-"""Where rows live: keys and values, and what the graph writes for them. One interface, two implementations.
+"""The interface of the memory that rows live in: keys and values, logits and hidden states.
 
-`host.HostMemory` is NumPy's memory, `device.rows.DeviceMemory` that of the device that computes. Which one it is, is
-decided where the graph is opened.
+It has two implementations: `host.HostMemory` in NumPy's memory, and `device.rows.DeviceMemory` on the device that
+computes. `DecoderGraph.open` chooses one.
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ class RowLogits(Protocol):
     """Logits `[m, v]` of m rows; they hold until the graph runs again with the same memory."""
 
     def whole(self, places: Sequence[int] | None = None) -> Floats:
-        """Those of some rows, or of all, float32 `[m, v]`."""
+        """Logits of some rows, or of all, float32 `[m, v]`."""
 
     def move(self, source: int, target: int) -> None:
         """Put the last row, number `source`, into the place of another; there is one row less then."""
 
     def draw(self, rows: Sequence[DrawingRow], *, entropy: bool, self_certainty: bool) -> tuple[Ids, TokenStatistics]:
-        """Draw the next token of each row, int64 `[m]`, and say what the logits say about it.
+        """Draw the next token of each row, int64 `[m]`, with its statistics.
 
         A row's token and its statistics do not depend on the rows beside it. Raises `LogitsError`, before anything is
         drawn, where a row holds NaN, +inf, or nothing but -inf.
@@ -53,10 +53,10 @@ class RowStates(Protocol):
     """Hidden states of m tokens; they hold until the graph runs again with the same memory."""
 
     def of(self, layers: Sequence[int]) -> Floats:
-        """Those of some layers, float32 `[l, m, d]`."""
+        """States of some layers, float32 `[l, m, d]`."""
 
     def products(self, weights: StateWeights) -> NDArray[np.floating]:
-        """What they come to with some weights, summed over the layers: `[g, m]`."""
+        """Their products with some weights, summed over the layers: `[g, m]`."""
 
 
 class LogitsMemory(Protocol):
@@ -64,10 +64,10 @@ class LogitsMemory(Protocol):
 
     @property
     def target(self) -> Any:
-        """What is bound: `[m, v]`, rows first."""
+        """The array to bind, `[m, v]`, rows first."""
 
     def written(self, places: Ids) -> RowLogits:
-        """The rows at some places of it, after a run."""
+        """The rows at some places, after a run."""
 
 
 class StatesMemory(Protocol):
@@ -75,7 +75,7 @@ class StatesMemory(Protocol):
 
     @property
     def targets(self) -> Sequence[Any]:
-        """What is bound for each layer: `[n, s, d]`, rows first."""
+        """The array to bind for each layer, `[n, s, d]`, rows first."""
 
     def written(self, rows: int) -> RowStates:
         """The states of the first rows, after a run."""
@@ -86,7 +86,7 @@ class RowMemory(Protocol):
 
     @property
     def on_device(self) -> bool:
-        """Whether it lies on a device other than the CPU, and not where NumPy reads it."""
+        """Whether it lies on a device where NumPy cannot read it."""
 
     def buffer(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> Any:
         """Memory for keys or values `[n, h, c, k]`."""

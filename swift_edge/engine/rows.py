@@ -1,7 +1,7 @@
-"""The batch: rows in, one token per row and step out, each row with options of its own.
+"""The batch of rows: one token per row and step, each row with options of its own.
 
-Rows may belong to different requests and have different lengths; they come and go between two steps. What decodes
-beside a row changes nothing about it.
+Rows may belong to different requests and have different lengths; they come and go between two steps. The rows
+beside a row do not change its tokens.
 """
 
 import time
@@ -26,16 +26,16 @@ from swift_edge.errors import LogitsError
 from swift_edge.options import SamplingOptions
 
 FIRST_TOKENS: Final = 128
-"""Response tokens that there is room for at first: many responses are no longer, and growing copies every row."""
+"""Response tokens to make room for at first: many responses are no longer, and growing copies every row."""
 LEAST_TRIM_BYTES: Final = 64 * 2**20
-"""Keys and values that take no more are not given back before the last row has ended."""
+"""Keys and values that take no more than this are freed only after the last row."""
 
 
 class Row:
-    """A candidate's place in the batch: the tokens so far, and the random numbers to come."""
+    """A candidate in the batch, with its tokens so far and its random numbers."""
 
     def __init__(self, ticket: Ticket, candidate: int) -> None:
-        """Begin behind the prompt of a request."""
+        """Start after the prompt of a request."""
         generation = ticket.request
         assert isinstance(generation, Generation)
         self.ticket = ticket
@@ -48,7 +48,7 @@ class Row:
         self.num_new = 0
         self.ended = False
         self.prompt_tokens = len(generation.prompt_ids)
-        # Only a repetition penalty looks back.
+        # Only a repetition penalty needs earlier tokens.
         self._token_ids = generation.prompt_ids[:0]  # [p + t]
         if self.sampling.repetition_penalty != 1:
             self._token_ids = np.empty(self.prompt_tokens + self.max_new_tokens, np.int64)
@@ -56,12 +56,12 @@ class Row:
 
     @property
     def seen(self) -> Ids:
-        """Prompt and response so far, int64 `[p + t]`; kept for a repetition penalty alone."""
+        """Prompt and response so far, int64 `[p + t]`; kept only for a repetition penalty."""
         return self._token_ids[: self.prompt_tokens + self.num_new]
 
     @property
     def limit(self) -> int:
-        """Tokens that it may come to."""
+        """Most tokens that it may get, those of the prompt included."""
         return self.prompt_tokens + self.max_new_tokens
 
     def append(self, token_id: int) -> None:
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(slots=True)
 class RowsToDraw:
-    """Rows whose next tokens are drawn from the same memory: one logits row for each, in this order."""
+    """Rows whose next tokens are drawn from the same array of logits, in this order."""
 
     logits: RowLogits
     rows: list[Row]
@@ -100,7 +100,7 @@ class Rows:
         self._rows: list[Row] = []  # in the order of the cache
         self._cache: KVCache | None = None
         self._to_draw: list[RowsToDraw] = []
-        # What is read grows while there are rows: binding other outputs takes longer than reading a few more.
+        # While there are rows, these only grow: binding other outputs takes longer than reading a few more.
         self._layers: tuple[int, ...] = ()
         self._statistics: frozenset[str] = frozenset()
         self._needs_logits = False
@@ -112,7 +112,7 @@ class Rows:
 
     @property
     def longest_limit(self) -> int:
-        """Tokens that the longest row may come to; 0 without rows."""
+        """Most tokens that the longest row may get; 0 without rows."""
         return max((row.limit for row in self._rows if not row.ended), default=0)
 
     @property
@@ -126,7 +126,7 @@ class Rows:
         return 0 if self._cache is None else self._cache.nbytes
 
     def admit(self, ticket: Ticket, candidates: Sequence[int]) -> None:
-        """Give rows to candidates of a request whose prompt has been read; `ticket.prompt` can be let go afterwards."""
+        """Give rows to candidates of a request whose prompt has been read; `ticket.prompt` is not needed afterwards."""
         self.remove_ended()
         prompt = ticket.prompt
         assert isinstance(prompt, Prefilled)
@@ -135,7 +135,7 @@ class Rows:
         if self._cache is None:
             first = len(prompt.token_ids) + min(rows[0].max_new_tokens, FIRST_TOKENS)
             self._cache = self._session.new_cache(len(rows), first, limit)
-        # Admitted later, a longer prompt may take longer rows.
+        # Longer prompts may be admitted later.
         self._cache.limit = max(self._cache.limit, limit)
         self._cache.append_copy(prompt.cache, len(rows))
         self._rows += rows
@@ -147,14 +147,14 @@ class Rows:
         self._needs_logits = self._needs_logits or reads.needs_logits
 
     def drop(self, ticket: Ticket, candidates: Iterable[int] | None = None) -> None:
-        """Take candidates of a request out before the next step, or all of them; ended ones may be among them."""
+        """Take some or all candidates of a request out before the next step; they may have ended already."""
         chosen = None if candidates is None else set(candidates)
         for row in self._rows:
             if row.ticket is ticket and (chosen is None or row.candidate in chosen):
                 self._end(row)
 
     def remove_ended(self) -> None:
-        """Free the rows that have ended; without any left, the memory of all goes."""
+        """Free the rows that have ended, and all memory if no row is left."""
         if self._live < len(self._rows):
             for number in reversed(range(len(self._rows))):
                 if self._rows[number].ended:
@@ -170,10 +170,10 @@ class Rows:
     def step(self) -> list[tuple[Ticket, Step]]:
         """Draw a token for every row and feed them; gives each request its own part.
 
-        There has to be a row. Raises `BrokenRowsError`, before anything is drawn, where logits are no distribution.
+        There has to be a row. Raises `BrokenRowsError`, before anything is drawn, if logits are not a distribution.
         """
         started = time.perf_counter()
-        to_draw, self._to_draw = self._to_draw, []  # used up: a row that leaves now has none to move
+        to_draw, self._to_draw = self._to_draw, []  # used up: rows that leave have no logits to move
         batch, token_ids, statistics = self._draw(to_draw)
         sampled = time.perf_counter()
         fed, finished = self._take(batch, token_ids)
@@ -195,7 +195,7 @@ class Rows:
         return steps
 
     def _draw(self, to_draw: list[RowsToDraw]) -> tuple[list[Row], Ids, TokenStatistics]:
-        """The rows in the order of the cache, and their next tokens with what the logits say about them."""
+        """The rows in the order of the cache, their next tokens, and the statistics of these."""
         entropy, self_certainty = "entropy" in self._statistics, "self_certainty" in self._statistics
         try:
             parts = [each.logits.draw(each.rows, entropy=entropy, self_certainty=self_certainty) for each in to_draw]
@@ -218,7 +218,7 @@ class Rows:
     def _take(self, rows: Sequence[Row], token_ids: Ids) -> tuple[list[int], list[tuple[Row, Finished]]]:
         """Give every row its token, and take out those that end without being fed.
 
-        Returns the places in `rows` of those that are to be fed, in the order of the cache, and the ends.
+        Returns the places in `rows` of the rows to feed, in the order of the cache, and the rows that ended.
         """
         assert self._cache is not None
         finished: list[tuple[Row, Finished]] = []
@@ -243,7 +243,7 @@ class Rows:
         return fed, finished
 
     def _products(self, output: StepOutput) -> dict[object, NDArray[np.floating]]:
-        """What the fed tokens' states come to with the weights of every request, `[g, f]` each."""
+        """Products of the fed tokens' states with the weights of every request, `[g, f]` each."""
         products: dict[object, NDArray[np.floating]] = {}
         for reads in {id(row.reads): row.reads for row in self._rows}.values():
             for weights in reads.weights:
@@ -328,10 +328,10 @@ def _number(finished: Finished) -> int:
 
 
 class BrokenRowsError(Exception):
-    """Some rows' logits are no distribution; the others can go on."""
+    """The logits of some rows are not a distribution; the others can go on."""
 
     def __init__(self, tickets: Collection[Ticket], error: LogitsError) -> None:
-        """Take the requests whose rows are broken, and what is to be told them."""
+        """Take the requests whose rows are broken, and the error to report to them."""
         super().__init__(str(error))
         self.tickets = tickets
         self.error = error

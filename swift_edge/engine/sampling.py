@@ -23,9 +23,9 @@ from swift_edge.errors import InvalidOptionError
 from swift_edge.options import SamplingOptions
 
 _FIRST_TAIL = 1024
-"""The first threshold of the nucleus supposes at most so many tokens just below it."""
+"""Most tokens just below the first threshold of the nucleus, as it assumes."""
 _SORT_LIMIT = 2048
-"""So many tokens are sorted; more are first cut down by a histogram."""
+"""Most tokens to sort; more are first cut down by a histogram."""
 _BUCKETS = 4096
 """Buckets of that histogram."""
 _BLOCK = 128
@@ -108,7 +108,7 @@ def sample_most_likely(
     """Draw what `sample` draws from one row, given its k greatest logits [k] and their ids [k], in descending order.
 
     `log_scaled` is the log of the sum over the whole row of exp((logit - greatest logit) / temperature). None, and
-    nothing is drawn, where a token that is not given might be kept.
+    nothing is drawn, if the filters might keep a token that is not among these.
     """
     order = np.argsort(token_ids)
     ids, penalty = token_ids[order], options.repetition_penalty
@@ -202,7 +202,7 @@ def _draw_row(
 def _scaled(
     logits: NDArray[np.float32], maxima: NDArray[np.float32] | np.float32, temperature: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | np.float32]:
-    """Rows `[..., v]` with maxima `[...]`, divided by the temperature up to a constant, and their maxima then."""
+    """Rows `[..., v]` with maxima `[...]`, divided by the temperature up to a constant, and their new maxima."""
     if temperature == 1:
         return logits, maxima
     # Subtracted first, so that a low temperature cannot overflow; a constant does not change the distribution.

@@ -1,9 +1,9 @@
-"""Who is next: which prompt is read, and which candidates are given rows.
+"""The order in which requests are served: whose prompt is read next, and who gets rows.
 
-The greater priority goes first. Within a priority, keys take turns, each the more often the more candidates of it wait;
-requests of one key are served in the order of their arrival. The turns are those of weighted fair queueing: a key that
-is served moves back by what it got over its own weight, the clock that newcomers begin at moves on by what was given
-over the weight of all, so that neither a large request nor a stream of small ones keeps the others waiting for good.
+Greater priorities go first. Within a priority, keys take turns by weighted fair queueing; the weight of a key is the
+number of its waiting candidates. Requests of one key are served in order of arrival. A key that is served moves back by
+what it got divided by its weight, and the clock at which new keys start advances by the same divided by the weight of
+all. So neither a large request nor a stream of small ones keeps the others waiting for good.
 """
 
 from bisect import insort
@@ -20,13 +20,13 @@ class _Line:
 
     priority: int
     served: float
-    """How much it has been given, by its weight: the line with the least is next."""
+    """What it has been given, divided by its weight: the line with the least is next."""
     weight: int = 0
-    """Candidates that wait, at least one for each request."""
+    """Waiting candidates, counting at least one per request."""
     tickets: list[Ticket] = field(default_factory=list)
     """In the order of their arrival."""
     version: int = 0
-    """Changes with its place: what the heap holds of an earlier one is out of date."""
+    """Changes with its place: heap entries of earlier versions are out of date."""
 
 
 class Scheduler:
@@ -41,7 +41,7 @@ class Scheduler:
         self._clock = 0.0
 
     def __len__(self) -> int:
-        """Keys and priorities of which requests wait."""
+        """Number of pairs of key and priority with waiting requests."""
         return len(self._lines)
 
     def add(self, ticket: Ticket) -> None:
@@ -69,8 +69,8 @@ class Scheduler:
             del self._lines[name]
 
     def lines(self) -> Iterator[Sequence[Ticket]]:
-        """The requests of each key, the next key first; what is charged meanwhile counts from the next call on."""
-        taken = []
+        """The requests of each key, the next key first; charges made meanwhile count from the next call on."""
+        entries = []
         try:
             while self._heap:
                 entry = heappop(self._heap)
@@ -96,7 +96,7 @@ class Scheduler:
         self._place(line)
 
     def _weigh(self, line: _Line, ticket: Ticket, weight: int) -> None:
-        """Give a request a weight; none takes it out."""
+        """Set the weight of a request; 0 takes it out."""
         change = weight - self._weights.pop(ticket, 0)
         line.weight += change
         self._weight += change

@@ -1,4 +1,4 @@
-"""A model, opened once: prefill, decode, the caches that both work on, and the memory that a request takes."""
+"""The session of a model: prefill, decode, their caches, and the memory that a request takes."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,9 +15,9 @@ from swift_edge.errors import InvalidOptionError, PromptTooLongError, size_text
 from swift_edge.system.machine import available_memory, default_threads, require_available
 
 CHUNK_TOKENS = 128
-"""Prompt tokens per run of the graph, whatever the load: what comes out must not depend on what else is at work."""
+"""Prompt tokens per run of the graph, whatever the load: results must not depend on other requests."""
 WORKING_BYTES = 64 * 2**20
-"""What onnxruntime itself takes for a step, beside what it reads and writes: measured 30 MiB at 0.5 B parameters."""
+"""Bytes that onnxruntime itself takes for a step, besides inputs and outputs: 30 MiB measured at 0.5 B parameters."""
 LOGITS_BYTES = 64 * 2**20
 """Most memory that the logits of one prefill run may take."""
 
@@ -25,7 +25,7 @@ LOGITS_BYTES = 64 * 2**20
 class ModelSession:
     """The graph of a bundle, opened once; prefill and decode share it, and so do threads.
 
-    Every call works on the cache that it is given and on nothing else: threads with caches of their own do not meet.
+    A call changes nothing but the cache that it is given, so that threads with caches of their own do not interfere.
     """
 
     def __init__(self, bundle: Bundle, providers: Sequence[str] | None = None, threads: int | None = None) -> None:
@@ -53,7 +53,7 @@ class ModelSession:
 
     @property
     def keeps_rows_on_device(self) -> bool:
-        """Whether keys and values are on a device other than the CPU, and not in memory that NumPy reads."""
+        """Whether keys and values are on a device where NumPy cannot read them."""
         return self.graph.memory.on_device
 
     @property
@@ -101,7 +101,7 @@ class ModelSession:
     def _require_parts(
         self, parts: tuple[int, int, int], rows: int, prompt_tokens: int, new_tokens: int, available: int | None
     ) -> None:
-        """Raise `MemoryLimitError` if what `request_bytes` gave is more than there is."""
+        """Raise `MemoryLimitError` if the bytes that `request_bytes` returned exceed the available ones."""
         kv, logits, hidden = parts
         tokens = min(prompt_tokens + new_tokens, self.context_length)
         require_available(
@@ -118,15 +118,15 @@ class ModelSession:
         """Bytes that continuing a prompt on `rows` rows takes at most: keys and values, logits, hidden states.
 
         `layers` is the number of hidden states read, `tokens_per_run` how many tokens of a row are fed at a time. Only
-        the machine's memory counts: what a device has left for keys and values is not known before it is asked for.
+        the machine's memory counts: how much a device has left is known only when memory is allocated there.
         """
         graph = self.graph
         tokens = min(prompt_tokens + new_tokens, self.context_length)
         rows = self._rows_per_run(rows)
-        # The prompt's own row lives until it has been copied; concatenating holds every array twice.
+        # The prompt's own row lives until it is copied, and concatenating holds every array twice.
         grown = cache_tokens(prompt_tokens, self.context_length) + rows * cache_tokens(tokens, tokens)
         kv = 0 if graph.memory.on_device else grown * self.kv_bytes_per_token * (1 if graph.in_place else 2)
-        # Beside what the graph writes: a float32 copy of each, and what sampling makes of the logits of one row.
+        # Besides the graph's outputs: a float32 copy of each, and what sampling computes from the logits of one row.
         fed = rows * tokens_per_run
         logits = fed * self.vocab_size * (graph.logits_dtype.itemsize + 4) + 16 * self.vocab_size
         if not graph.picks_logits:
@@ -166,7 +166,7 @@ class ModelSession:
         for begin in range(0, len(fed), chunk):
             part = fed[None, begin : begin + chunk]  # [1, s]
             end = begin + part.shape[1]
-            # One position even where no logits are wanted: the output layer is not meant to see none at all.
+            # One position even if no logits are wanted: the output layer is not meant to get none.
             positions = np.arange(part.shape[1]) if every else np.array([part.shape[1] - 1])
             out = StepMemory(self.graph, 1, part.shape[1], len(positions), layers).run(cache, part, positions)
             if all_logits is not None:

@@ -1,4 +1,4 @@
-"""Signals that need no labels: what the logits say about a token, and what its tokens say about a candidate.
+"""Label-free signals: statistics of tokens by the model's logits, and scores of candidates by their tokens.
 
 Works on logits as the model gave them, before temperature and filters. Everything runs on the calling thread (no
 BLAS), and the figures of a row do not depend on the rows beside it, bit for bit.
@@ -20,21 +20,21 @@ CHUNK_LOGITS: Final = 2**18
 
 @dataclass(frozen=True, slots=True)
 class LogitSummary:
-    """What rows of logits say before a token is chosen; lets `sample` and `token_statistics` share a pass."""
+    """Statistics of rows of logits, which `sample` and `token_statistics` share to save a pass."""
 
     log_normalizer: NDArray[np.float64]  # [m]
     """Log of the sum of exponentials of each row, in nats."""
     maximum: NDArray[np.float32]  # [m]
     """Greatest logit of each row."""
     exponentials: NDArray[np.float32] | None = None  # [m, v]
-    """Exponentials of the logits less the row's maximum; None where they are too many to be kept."""
+    """Exponentials of the logits less the row's maximum; None if there are too many to keep."""
     entropy: NDArray[np.float64] | None = None  # [m]
     """Entropy of each row's distribution in nats, where it was asked for."""
     self_certainty: NDArray[np.float64] | None = None  # [m]
     """Self-certainty of each row in nats, where it was asked for; +inf where a logit is -inf."""
 
     def of(self, rows: NDArray[np.int64]) -> "LogitSummary":
-        """The same of some rows."""
+        """The summary of some of the rows."""
         return LogitSummary(
             self.log_normalizer[rows],
             self.maximum[rows],
@@ -65,7 +65,7 @@ class TokenStatistics:
 
     @classmethod
     def joined(cls, parts: "Sequence[TokenStatistics]") -> "TokenStatistics":
-        """One after the other; all have the same ones."""
+        """All parts one after the other; they hold the same statistics."""
         if len(parts) == 1:
             return parts[0]
         entropies = [part.entropy for part in parts if part.entropy is not None]
@@ -77,7 +77,7 @@ class TokenStatistics:
         )
 
     def only(self, names: Collection[str]) -> "TokenStatistics":
-        """Without those that are not named; the log-probability stays."""
+        """Only the named statistics, and the log-probability."""
         if (self.entropy is None or "entropy" in names) and (self.self_certainty is None or "self_certainty" in names):
             return self
         return TokenStatistics(
@@ -90,7 +90,7 @@ class TokenStatistics:
 def summarize(
     logits: NDArray[Any], *, entropy: bool = False, self_certainty: bool = False, first_row: int = 0
 ) -> LogitSummary:
-    """Sum up rows of logits; the extras cost one more pass each. What was computed on the way is kept if it is small.
+    """Sum up rows of logits; entropy and self-certainty cost a pass each. The exponentials are kept if they are few.
 
     `logits` is float32 or float16 [m, v] and stays as it is; -inf is a token that cannot come. Self-certainty is the
     Kullback-Leibler divergence of the distribution from the uniform one, LSE(z) - mean(z) - log v (arXiv 2502.18581).
@@ -148,7 +148,7 @@ def token_statistics(
     """Statistics of the token chosen from each row: `logits` float32 or float16 [m, v], `token_ids` int64 [m].
 
     `summary` is what `summarize` made of the same logits; without it the pass is made here. The log-probability is
-    always there, the others where they are asked for. Raises `LogitsError` as `summarize` does, `InvalidOptionError`
+    always computed, the others on request. Raises `LogitsError` as `summarize` does, `InvalidOptionError`
     for ids outside the vocabulary and for a summary without what is asked for.
     """
     if summary is None:

@@ -1,4 +1,4 @@
-"""What one run of the decoder graph reads and writes beside keys and values, and the binding to it."""
+"""Inputs and outputs of a run of the decoder graph other than keys and values, and their binding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from swift_edge.engine.states import StateWeights, state_products
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What the graph computed for the tokens that were fed, where it lies."""
+    """What the graph computed for the tokens fed, in the memory where it lies."""
 
     row_logits: RowLogits
     """Logits `[m, v]` at the m positions asked for."""
@@ -36,14 +36,14 @@ class StepOutput:
         return self.states.of(self.layers)
 
     def products(self, weights: StateWeights) -> NDArray[np.floating]:
-        """What the states of the tokens fed come to with some weights, `[g, m]`; or their logits."""
+        """Products of the fed tokens' states, or of their logits, with some weights, `[g, m]`."""
         if weights.layers:
             return self.states.products(weights)
         return state_products(self.row_logits.whole()[np.newaxis], weights)
 
 
 class StepMemory:
-    """What one run of the graph reads and writes beside keys and values, and the binding to it.
+    """Inputs and outputs of a run of the graph other than keys and values, and their binding.
 
     Allocated for `rows` rows; fewer use the front part. Everything stays bound as long as the number of rows, the
     buffers of the cache and the number of logits are the same. So does the mask of a decode step, which is as wide as
@@ -76,8 +76,8 @@ class StepMemory:
 
         With `rows`, only the logits and states of the first rows are returned.
 
-        Rows behind the live ones stand in: they start at length 0, and what they write is never read. The cache has to
-        have room for all of them. The results lie in this memory, which the next run writes to. Raises
+        Rows beyond the live ones are stand-ins: they start at length 0, and what they write is never read. The cache
+        needs room for all rows. The results lie in this memory, which the next run writes to. Raises
         `BundleError` if onnxruntime cannot run the graph, `DeviceMemoryError` if memory runs out.
         """
         graph = self._graph
@@ -115,7 +115,7 @@ class StepMemory:
             self._bind_fed(rows, num_logits)
 
     def _bind_buffers(self, cache: KVCache, rows: int, num_logits: int) -> None:
-        """Bind what the graph writes, and keys and values, in a new binding."""
+        """Bind the outputs and the keys and values, in a new binding."""
         graph, tokens = self._graph, self._ids.shape[1]
         self._binding = graph.inference_session.io_binding()
         bind_input, bind_output = self._binding.bind_input, self._binding.bind_output
@@ -132,7 +132,7 @@ class StepMemory:
                 bind(bind_output, f"present.{layer}.{part}", kv[:rows])
 
     def _bind_fed(self, rows: int, num_logits: int) -> None:
-        """Bind what is fed: for every run, where it is read when it is bound."""
+        """Bind the other inputs; for every run if the graph copies them when they are bound."""
         graph, bind_input = self._graph, self._binding.bind_input
         bind(bind_input, "attention_mask", self._mask)
         bind(bind_input, "input_ids", self._ids[:rows])

@@ -1,4 +1,4 @@
-"""Seconds spent on the parts of a pick, and the speeds that they come to."""
+"""Seconds spent on the parts of a pick, and the speeds computed from them."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from swift_edge.results import Timings
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Seconds spent so far; the parts of `Timings` with the same names."""
+    """Seconds spent so far; the fields are those of `Timings` with the same names."""
 
     prefill_s: float = 0.0
     """Reading tokens in one go."""
@@ -19,7 +19,7 @@ class Stopwatch:
     """Gates and rewards."""
 
     def add_share(self, spent: "Stopwatch", share: float) -> None:
-        """Add a share, up to 1, of what was spent on decoding, sampling and scoring."""
+        """Add a share, up to 1, of the seconds spent on decoding, sampling and scoring."""
         self.decode_s += spent.decode_s * share
         self.sample_s += spent.sample_s * share
         self.head_s += spent.head_s * share
@@ -30,7 +30,7 @@ class Stopwatch:
         self.add_share(other, 1.0)
 
     def timings(self, load_s: float, total_s: float, read: int, written: int) -> Timings:
-        """Put them together with the tokens read in prefill and written in decode."""
+        """The timings, with speeds by the tokens read in prefill and written in decode."""
         decoding_s = self.decode_s + self.sample_s + self.head_s
         return Timings(
             load_s=load_s,

@@ -115,7 +115,7 @@ class _Picks:
 
 
 def plan_of(decision: Decision, most: int, keywords: Mapping[str, str]) -> Plan:
-    """The plan of a pick of at most `most` candidates with these options; without options, of exactly so many."""
+    """The plan of a pick of at most `most` candidates with these options; of exactly so many unless `n` is `auto`."""
     adaptive = keywords.get("n") == "auto"
     options = {"n": "auto", "max_n": most} if adaptive else {"n": most}
     return Plan.of(PickOptions.of(None, options | {"prune": keywords.get("prune")}), decision)

@@ -1,4 +1,4 @@
-"""Tokens that wait to be counted and scored, many at a time."""
+"""Tokens that wait to be counted and scored together."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,22 +14,22 @@ from swift_edge.scoring.candidate import GrowingCandidate
 from swift_edge.scoring.scorer import Scorer
 
 MOST_STEPS: Final = 32
-"""Steps whose tokens wait."""
+"""Most steps whose tokens wait."""
 
 
 class TokenBuffer:
-    """Tokens of a request's candidates that are not counted yet, and products of theirs that are not scored.
+    """Tokens of a request's candidates that are neither counted nor scored yet.
 
-    Many are counted and scored in little more time than one: picks that nobody watches let them gather, up to
-    `MOST_STEPS` steps. The numbers are the same, bit for bit.
+    Many tokens take little more time than one, so picks that nobody watches let up to `MOST_STEPS` steps gather. The
+    numbers are the same, bit for bit.
     """
 
     def __init__(
         self, scorer: Scorer, growing: Mapping[int, GrowingCandidate], *, gather: bool, with_tokens: bool
     ) -> None:
-        """Give rewards to `growing`, by candidate; without `gather`, as soon as `add` is called.
+        """Add rewards to `growing`, by candidate; without `gather`, as soon as `add` is called.
 
-        `with_tokens` gives the tokens, too; without, that is up to the caller, who needs their texts at once.
+        `with_tokens` adds the tokens, too; without it the caller does, who needs their texts at once.
         """
         self.head_s = 0.0
         """Seconds spent on scoring."""
@@ -40,7 +40,7 @@ class TokenBuffer:
         self._steps: list[Step] = []
 
     def add(self, step: Step) -> None:
-        """Take the tokens of a step, and count and score all that wait if it is time."""
+        """Take the tokens of a step, and count and score all that wait if they are many."""
         self._steps.append(step)
         if len(self._steps) >= self._most_steps:
             self.count()
@@ -80,11 +80,11 @@ class _Gathered:
         candidates = np.array([candidate for step, count in pairs for candidate in step.candidates[:count]])  # [m]
         token_ids = np.concatenate([step.token_ids[:count] for step, count in pairs])  # [m]
         self.order: Ids = candidates.argsort(kind="stable")  # [m]
-        """Their places when they are taken step by step."""
+        """Their places in step order."""
         self.token_ids: Ids = token_ids[self.order]  # [m]
         """The tokens, int64."""
         self.by_step = TokenStatistics.joined([step.statistics.of(slice(count)) for step, count in pairs])
-        """Their statistics step by step, `[m]` each."""
+        """Their statistics in step order, `[m]` each."""
         self.statistics = self.by_step.of(self.order)
         """Their statistics, `[m]` each."""
         candidates = candidates[self.order]

@@ -1,15 +1,15 @@
-"""Scores to probabilities: of a candidate to be right, and of an answer that several candidates give.
+"""Calibration: from scores to the probabilities that a candidate, or an answer of several candidates, is right.
 
 A candidate has Platt's curve, P(correct | score) = sigmoid(slope * score + intercept) (Platt, "Probabilistic outputs
 for support vector machines", 1999). The likelihood ratios of the candidates that give an answer, p(score | correct) /
-p(score | wrong), add up to its evidence S_a. Were the candidates independent, their ratios would be multiplied (arXiv
-2510.13918), but those that share an answer mostly share the way that they came to it, right or wrong, and are worth
-little more than the best of them. A slope, fitted on problems with known answers, says what the sum is worth, and an
-intercept how likely it is that no answer is right:
+p(score | wrong), add up to its evidence S_a. Ratios of independent candidates would be multiplied (arXiv 2510.13918),
+but candidates that share an answer mostly share their reasoning, right or wrong, and are worth little more than the
+best of them. A slope, fitted on problems with known answers, weights the sum, and an intercept sets how likely it is
+that no answer is right:
 
     P(a) = c S_a^slope / (1 + sum over answers b of c S_b^slope)    c = exp(intercept)
 
-NumPy alone: either has two parameters, and Newton's method finds them in a few steps.
+Each has two parameters, which Newton's method in NumPy finds in a few steps.
 """
 
 import math
@@ -28,14 +28,14 @@ PREFIX_TOKENS: Final = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320,
 BINS: Final = 10
 """Bins of equal count in the expected calibration error."""
 FOLDS: Final = 5
-"""Parts into which the problems are dealt; each is judged by the curve of the others."""
+"""Parts of the cross-validation: each is judged by the curve fitted to the others."""
 
 _RIDGE: Final = 0.1
-"""Pull of the slope of standardised scores towards 0, in candidates: finite even where the classes are separable."""
+"""Pull of the slope of standardised scores towards 0, in candidates: keeps it finite if the classes are separable."""
 _ANSWER_RIDGE: Final = 0.1
-"""Pull of the slope of answers towards 1, where evidence is worth what it says, in problems."""
+"""Pull of the slope of answers towards 1, which takes the evidence as it is, in problems."""
 _LARGEST_LOG_RATIO: Final = 500.0
-"""A greater one says nothing more, and its exponential would not be finite."""
+"""Bound of log ratios: beyond it the exponential would not be finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class AnswerCalibration:
     slope: float
     """Log-odds per unit of the logarithm of the summed likelihood ratios, 0 or more."""
     intercept: float
-    """Log-odds of an answer without evidence against none being right."""
+    """Log-odds of an answer whose evidence is 1, against no answer being right."""
     error: float
     """Expected calibration error of the likeliest answer on held-out problems."""
     problems: int
@@ -58,7 +58,7 @@ class AnswerCalibration:
         require(0 <= self.error <= 1, "the calibration's error", self.error, "a share from 0 to 1")
 
     def posterior(self, sums: ArrayLike) -> NDArray[np.float64]:
-        """P(right) of answers with these sums of likelihood ratios, `[a]`; what they lack to 1 is that none is.
+        """P(right) of answers with these sums of likelihood ratios, `[a]`; the rest to 1 is P(no answer is right).
 
         >>> AnswerCalibration(1.0, 0.0, 0.0, 100).posterior([1.0, 1.0])
         array([0.33333333, 0.33333333])
@@ -68,7 +68,7 @@ class AnswerCalibration:
 
 @dataclass(frozen=True, slots=True)
 class PrefixCalibration:
-    """What the running score of a candidate that goes on is worth at a token count."""
+    """Log-odds of being right by the running score at a token count, of a candidate that goes on."""
 
     slope: float
     """Log-odds per unit of score, never negative; 0 where the score says nothing as yet."""
@@ -106,7 +106,7 @@ class Calibration:
     answers: AnswerCalibration | None = None
     """How the evidence of answers becomes their probabilities; None where it was fitted without a task."""
     prefixes: Mapping[int, PrefixCalibration] = field(default_factory=dict)
-    """What running scores are worth, by token count; empty where that was not fitted."""
+    """Calibrations of running scores, by token count; empty if none were fitted."""
 
     def __post_init__(self) -> None:
         """Check the numbers; raises `InvalidOptionError`, which is a ValueError, for those that make no curve."""
@@ -142,7 +142,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, ready for JSON; `records.read_record` reads it back unchanged."""
-        # The names of a JSON object are texts.
+        # JSON keys are texts.
         return asdict(self) | {"prefixes": {str(tokens): asdict(each) for tokens, each in self.prefixes.items()}}
 
 
@@ -236,9 +236,9 @@ def calibration_error(probabilities: ArrayLike, correct: ArrayLike) -> float:
 
 
 def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and intercept of greatest likelihood; slope 0 where the scores say nothing, or point the wrong way."""
+    """Slope and intercept of greatest likelihood; slope 0 if the scores say nothing, or point the wrong way."""
     right, total = int(correct.sum()), len(correct)
-    # One class alone has no finite log-odds; half a candidate on either side gives some.
+    # One class alone has no finite log-odds, so half a candidate is added to each.
     level = _logit(right / total) if 0 < right < total else _logit((right + 0.5) / (total + 1))
     spread = float(scores.std())
     if right in (0, total) or not spread > 1e-12 * float(np.abs(scores).max()):
@@ -266,7 +266,7 @@ def _platt(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> tuple[flo
 
 
 def _padded(sums: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Examples as rows of one array `[e, a]`, filled up with 0: answers that nobody gave."""
+    """Examples as rows of one array `[e, a]`, padded with 0, the evidence of an answer that nobody gave."""
     padded = np.zeros((len(sums), max(1, *(each.size for each in sums))))
     for row, each in zip(padded, sums, strict=True):
         row[: each.size] = each
@@ -293,7 +293,7 @@ def _fit_answers(sums: NDArray[np.float64], places: NDArray[np.int64]) -> NDArra
     `sums` are those of the answers `[e, a]`, `places` says which is right `[e]`, -1 for none.
     """
     parameters = np.array([1.0, 0.0])
-    # A right answer without evidence, all of whose scores are missing, cannot be made likely.
+    # A right answer without evidence (all its scores are missing) cannot be made likely.
     some = (places >= 0) & (np.take_along_axis(sums, np.maximum(places, 0)[:, np.newaxis], axis=1)[:, 0] > 0)
     chosen = np.flatnonzero(some), places[some]
     logarithms = np.log(np.where(sums > 0, sums, 1.0))
@@ -325,7 +325,7 @@ def _minimise(
     for _ in range(100):
         gradient, hessian = derivatives(parameters)
         step = np.linalg.solve(hessian, gradient)
-        # The cost is convex: a step that is short enough lowers it, and none that does is left at the minimum.
+        # The cost is convex: until the minimum is reached, a short enough step lowers it.
         length = 1.0
         while length > 1e-10 and not cost(parameters - length * step) < current:
             length /= 2
@@ -347,7 +347,7 @@ def _logit(share: float) -> float:
 
 
 def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequence[str]) -> None:
-    """Check that fields hold finite numbers and whole ones of at least 1, and make them plain."""
+    """Check that fields hold finite numbers, or integers of at least 1, and convert them to Python's own types."""
     for name in numbers:
         value = getattr(calibration, name)
         require(is_number(value), f"the calibration's {name}", repr(value), "a finite number")

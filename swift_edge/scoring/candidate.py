@@ -1,4 +1,4 @@
-"""What a candidate's tokens add up to: its text, its log-probability, and its score at every prefix."""
+"""A candidate while its tokens come in: its text, its log-probability, and its score at every prefix."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class GrowingCandidate:
     ) -> None:
         """Start without tokens; the text that `tokenizer` makes of them ends before the first string of `stop`.
 
-        Unless it is `watched` or may have to stop, the text is made at the end, all at once.
+        Unless it is `watched` or has stop strings, the text is made at the end, all at once.
         """
         self.index = index
         self.stopped = False
@@ -58,7 +58,7 @@ class GrowingCandidate:
         return "".join([self._add_text(self._stream, token_id) for token_id in token_ids])
 
     def add_rewards(self, token_ids: Sequence[int], gates: Floats, rewards: Floats) -> None:
-        """Take what the head made of tokens that were fed, `[t]` each; nothing happens without a head.
+        """Take the head's gates and rewards of tokens that were fed, `[t]` each; does nothing without a head.
 
         There may be more tokens than gates and rewards: the last one is not always fed.
         """
@@ -73,7 +73,7 @@ class GrowingCandidate:
 
     @property
     def last_gate_and_reward(self) -> tuple[float | None, float | None]:
-        """Those of the last token; None where it is not scored."""
+        """Gate and reward of the last token; None if it is not scored."""
         if self._running is None or self._running.tokens != len(self._token_ids):
             return None, None
         return float(self._gates[-1][-1]), float(self._rewards[-1][-1])
@@ -86,7 +86,7 @@ class GrowingCandidate:
     def finish(
         self, reason: FinishReason, unscored_tokens: int, text: str | None = None, dropped_because: str | None = None
     ) -> Candidate:
-        """Freeze it; `text` where it is known better than from the tokens."""
+        """Make it a `Candidate`; `text`, if given, replaces that of the tokens."""
         if text is None:
             text = self._whole_text()
         return Candidate(
@@ -104,7 +104,7 @@ class GrowingCandidate:
         )
 
     def finish_at(self, end: Finished | None) -> Candidate:
-        """Freeze it where the loop ended it; None where a stop string did."""
+        """Make it a `Candidate` that ended as `end` says; None if a stop string ended it."""
         return self.finish("stop", 0) if end is None else self.finish(end.finish_reason, end.unscored_tokens)
 
     def _whole_text(self) -> str:
@@ -113,7 +113,7 @@ class GrowingCandidate:
         return self._text if self.stopped else self._text + self._stream.finish()
 
     def _add_text(self, stream: TextStream, token_id: int) -> str:
-        """Add a token's text and return what can be shown: nothing that may yet turn out to belong to a stop string."""
+        """Add a token's text; returns the text that can be shown, without what may turn out to begin a stop string."""
         self._token_ids.append(token_id)
         start = max(0, len(self._text) - max(map(len, self._stop), default=0) + 1)
         piece = stream.push(token_id)
@@ -132,7 +132,7 @@ class GrowingCandidate:
         return piece
 
     def _held_back(self) -> int:
-        """Characters at the end that a stop string could begin with."""
+        """Number of characters at the end that may be the beginning of a stop string."""
         return max(
             (
                 length
@@ -145,7 +145,7 @@ class GrowingCandidate:
 
 
 def _frozen(parts: list[Floats]) -> Floats:
-    """Join the parts to one array `[t]` that cannot be written to."""
+    """Join the parts to one read-only array `[t]`."""
     joined = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     joined.setflags(write=False)
     return joined

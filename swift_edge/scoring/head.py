@@ -1,10 +1,10 @@
-"""The head: hidden states to a gate and a reward per token, and those to one score per candidate.
+"""The head: from hidden states to a gate and a reward per token, and from these to one score per candidate.
 
     (gate logit, reward) = W h + b        gate = sigmoid(gate logit)        score = Σ gate·reward / max(Σ gate, 1e-8)
 
-(SWIFT, arXiv 2505.12225.) With the norm `rms` each state is divided by its root mean square first. Here are the head
-as data, its file, the check against a bundle, and the arithmetic. Runs on the calling thread without BLAS, whose
-threads would fight onnxruntime's, and the result of a row does not depend on the rows beside it, bit for bit.
+(SWIFT, arXiv 2505.12225.) With the norm `rms` each state is divided by its root mean square first. This
+module holds the head as data, its file, its check against a bundle, and its arithmetic, which runs on the calling
+thread without BLAS, whose threads would fight onnxruntime's. A row's result does not depend on other rows, bit for bit.
 """
 
 import io
@@ -30,7 +30,7 @@ from swift_edge.system.files import write_whole
 
 HEAD_FORMAT_VERSION: Final = 1
 LEAST_GATE_SUM: Final = 1e-8
-"""The divisor is never smaller, so that a candidate whose gates are all shut has a score."""
+"""Least divisor, so that a candidate whose gates are all 0 has a score."""
 
 RMS_EPSILON: Final = 1e-6
 """Added to the mean square of a state before its root is taken, as models do in their own norm."""
@@ -40,7 +40,7 @@ TokenStatistic = Literal["logprob", "entropy"]
 Norm = Literal["none", "rms"]
 
 _LARGEST_FILE = 2**28
-"""Bytes; a head of a million inputs has 8 MB, so more is damage or malice."""
+"""Most bytes of a head's arrays: a head of a million inputs has 8 MB, so more is damage or malice."""
 _METADATA: Final = (
     "layers",
     "token_statistics",
@@ -56,7 +56,7 @@ _METADATA: Final = (
 )
 """Fields of `Head` besides the arrays."""
 _LATER: Final = ("norm",)
-"""Those that older files do not have."""
+"""Fields that older files do not have."""
 _STANDARDISATION = ("input_mean", "input_scale")
 """Arrays that a file may leave out."""
 
@@ -66,7 +66,7 @@ class Head:
     """A trained head and what it was trained on; f inputs are l states of d numbers, then the token statistics."""
 
     weight: NDArray[np.float32]  # [2, f], or [1, f] without a gate
-    """Row 0 makes the gate logit and row 1 the reward; without a gate the only row makes the reward. Read-only."""
+    """Row 0 gives the gate logit and row 1 the reward; without a gate the only row gives the reward. Read-only."""
     bias: NDArray[np.float32]  # [2], or [1] without a gate
     """Added to the products of the rows of `weight`. Read-only."""
     layers: tuple[int, ...]
@@ -92,7 +92,7 @@ class Head:
     norm: Norm = "none"
     """What is done to each state of each token before the weights: nothing, or division by its root mean square. That
     is a model's final RMS norm but for the norm's own weights, which are linear and absorbed in `weight`. A layer norm
-    takes the mean off first: that is linear, too, but it divides by another length, so it is not among the choices."""
+    subtracts the mean first, which changes the divisor, so it is not among the choices."""
     input_mean: NDArray[np.float32] | None = None  # [f]
     """Mean of each input over the training tokens, so that another precision can be matched to it; None if unknown."""
     input_scale: NDArray[np.float32] | None = None  # [f]
@@ -164,7 +164,7 @@ class Head:
 
     @property
     def state_weights(self) -> StateWeights:
-        """What states are to be multiplied with where they lie."""
+        """The weights to multiply states with in the memory where they lie."""
         return StateWeights(self.layers, self.state_weight, RMS_EPSILON if self.norm == "rms" else None)
 
     @property
@@ -214,7 +214,7 @@ class Head:
 
 
 class RunningScore:
-    """Score of one candidate as two sums, so that every prefix has one.
+    """Score of one candidate, kept as two sums, so that it can be read after every token.
 
     >>> running = RunningScore()
     >>> running.add(1.0, 2.0); running.add(0.5, -1.0); running.score
@@ -234,7 +234,7 @@ class RunningScore:
         self.add_all((float(gate),), (float(reward),))
 
     def add_all(self, gates: Sequence[float], rewards: Sequence[float]) -> None:
-        """Count tokens one after the other, floats of Python's own: the same bits as `add` for each."""
+        """Count tokens one after the other, given as Python floats: the same bits as `add` for each."""
         gate_reward_sum, gate_sum = self.gate_reward_sum, self.gate_sum
         for gate, reward in zip(gates, rewards, strict=True):
             gate_reward_sum += gate * reward
@@ -249,10 +249,10 @@ class RunningScore:
 
 
 def check_head(head: Head, manifest: Manifest) -> list[str]:
-    """Check that the head reads what this bundle's model gives.
+    """Check that the head fits this bundle's model.
 
     Raises `HeadMismatchError` for another model, another width, or layers that the bundle does not have. Returns
-    warnings, a line each, for what cannot be checked and for another precision of the same model.
+    warnings, a line each, about what cannot be checked and about another precision of the same model.
     """
     architecture = manifest.architecture
     if head.feature == "hidden":
@@ -289,7 +289,7 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
 
 
 def load_head(path: Path | str) -> Head:
-    """Read a head file; anything but a sound one is a `HeadFileError`. Nothing in the file is ever executed."""
+    """Read a head file; raises `HeadFileError` unless it is sound. Nothing in the file is ever executed."""
     path = Path(path)
     if not path.is_file():
         raise HeadFileError(f"there is no head file at {path}; expected an .npz written by swift-edge")
@@ -344,7 +344,7 @@ def _read_metadata(document: Any) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """Calibrations, mappings and NumPy numbers as JSON knows them."""
+    """Calibrations, mappings and NumPy numbers as plain data for JSON."""
     if isinstance(value, Calibration):
         return value.to_dict()
     if isinstance(value, Mapping):

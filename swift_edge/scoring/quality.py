@@ -14,7 +14,7 @@ from swift_edge.errors import InvalidOptionError
 
 @dataclass(frozen=True, slots=True)
 class PickAccuracy:
-    """Share of problems with a correct pick, for a few ways to pick; NaN without problems."""
+    """Share of problems with a correct pick, by the way of picking; NaN without problems."""
 
     pass_at_1: float
     """A candidate drawn at random: the mean over problems of the share of correct candidates."""
@@ -31,7 +31,7 @@ class PickAccuracy:
 
 
 def within_problem_auroc(scores: ArrayLike, correct: ArrayLike, problems: ArrayLike) -> float:
-    """Chance that a correct candidate outranks a wrong one of the same problem, `[c]` each; NaN where none has both.
+    """Chance that a correct candidate outranks a wrong one of the same problem, `[c]` each; NaN if no problem has both.
 
     The mean over problems of each problem's own AUROC, every problem with the same weight whatever its number of
     candidates or pairs; problems whose candidates are all correct or all wrong are left out. Ties count half. NaN
@@ -44,7 +44,7 @@ def within_problem_auroc(scores: ArrayLike, correct: ArrayLike, problems: ArrayL
     if not len(scores):
         return math.nan
     _, number = np.unique(groups, return_inverse=True)  # [c]
-    # Ranks within the problem; those of equal scores are averaged, which is what counting ties half comes to.
+    # Ranks within the problem; equal scores share their mean rank, which counts ties half.
     order = np.lexsort((scores, number))
     scores, correct, number = scores[order], correct[order], number[order]
     another = np.append(True, number[1:] != number[:-1])  # [c] whether a problem begins

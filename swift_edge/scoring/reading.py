@@ -1,4 +1,4 @@
-"""Given responses: what reading them makes of each, as decoding would have made of it."""
+"""Candidates from given responses that are read: the same as from decoding them."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ class GivenTexts(Consumer):
     def __init__(
         self, scorer: Scorer, tokenizer: Tokenizer, texts: int, done: Callable[[BaseException | None], None]
     ) -> None:
-        """Begin with so many texts, none of which has been read; `done` is called once, by the driver."""
+        """Start with `texts` responses, none of them read; the driver calls `done` once."""
         self.growing = [GrowingCandidate(index, scorer, tokenizer) for index in range(texts)]
-        """What has been read of each."""
+        """Each response, as far as it has been read."""
         self._scorer = scorer
         self._done = done
 

@@ -1,4 +1,4 @@
-"""By what candidates are scored, and what that needs from the engine: a head, or a signal without one."""
+"""How candidates are scored, by a head or a label-free signal, and what that reads from the engine."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Scorer:
     signal: str | None
     """The label-free signal that scores; None with a head."""
     uncounted: frozenset[int] = frozenset()
-    """Token ids that the head does not score: the EOS ids, where it was trained without them."""
+    """Token ids that the head does not score: the EOS ids, if it was trained without them."""
 
     @classmethod
     def by_head(cls, head: Head, eos_ids: Collection[int]) -> "Scorer":
@@ -43,16 +43,16 @@ class Scorer:
         return Reads(weights=(self.head.state_weights,), statistics=named)
 
     def evaluate(self, products: NDArray[Any], statistics: TokenStatistics) -> tuple[Floats, Floats]:
-        """Gates and rewards `[f]` of f tokens, by what their states come to with the head's weights, `[g, f]`.
+        """Gates and rewards `[f]` of f tokens, from the products of their states with the head's weights, `[g, f]`.
 
-        `statistics` are those of the same tokens, and may go on with tokens that were not fed.
+        `statistics` are those of the same tokens; further ones, of tokens that were not fed, are ignored.
         """
         if self.head is None:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         return self.head.evaluate_products(products, statistics.of(slice(products.shape[1])))
 
     def evaluate_step(self, step: Step) -> tuple[Floats, Floats]:
-        """Gates and rewards `[f]` of the tokens of a step that were fed; f is 0 without a head."""
+        """Gates and rewards `[f]` of the fed tokens of a step; f is 0 without a head."""
         if not step.products:
             return np.zeros(0, np.float32), np.zeros(0, np.float32)
         return self.evaluate(step.products[0], step.statistics)

@@ -1,4 +1,4 @@
-"""How a pick is decided: the strategy and what it needs, checked once, then applied to each prompt's candidates."""
+"""The strategy of a pick and what it needs: checked once, then applied to the candidates of each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ from swift_edge.selection.ranking import (
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What came of the candidates of a prompt."""
+    """The decision about the candidates of one prompt."""
 
     strategy: str
-    """The strategy that was applied: `best` where a strategy that compares answers found none."""
+    """The strategy that was applied: `best` if the chosen one compares answers and there are none."""
     ranked: tuple[int, ...]
     """Candidates from best to worst."""
     answers: tuple[Answer, ...]
@@ -37,29 +37,29 @@ class Decided:
     p_correct: float | None
     """Probability that the pick is right; None without a calibration."""
     abstained: bool
-    """Whether that is less than what was asked for."""
+    """Whether `p_correct` is below the `min_confidence` asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A strategy with all that it needs."""
+    """A strategy with everything that it needs."""
 
     strategy: StrategyName
     """How the pick is made from the scores."""
     task: AnswerTask | None
-    """What candidates answer; None where that is not looked at."""
+    """How answers are extracted and compared; None if they are not looked at."""
     external: ExternalScorer | None
-    """Another judge of the texts."""
+    """A function of the caller that scores the texts, too."""
     min_confidence: float | None
-    """Least probability of a pick that is not abstained from."""
+    """Abstain from picks that are less likely to be right than this."""
     calibration: Calibration | None
-    """What the scores are worth; None without a calibrated head."""
+    """Turns scores into probabilities; None without a calibrated head."""
 
     @classmethod
     def of(cls, head: Head | None, options: PickOptions) -> "Decision":
-        """Check what was asked for against the head, and find out what `auto` comes to.
+        """Check the options against the head, and choose a strategy for `auto`.
 
-        Raises `InvalidOptionError` for a strategy whose needs are not there.
+        Raises `InvalidOptionError` for a strategy that lacks something it needs.
         """
         external, min_confidence = options.external, options.min_confidence
         calibration, task = None if head is None else head.calibration, _task(options.task, head)
@@ -90,14 +90,14 @@ class Decision:
 
     @classmethod
     def by_score(cls, head: Head | None) -> "Decision":
-        """The greatest score, whatever the texts answer: for texts that were not drawn from the model."""
+        """Pick by score alone, without comparing answers: for texts that the model did not write."""
         return cls("best", None, None, None, None if head is None else head.calibration)
 
     def apply(self, candidates: Sequence[Candidate]) -> Decided:
-        """Decide between the candidates of a prompt, given in sampling order.
+        """Decide between the candidates of a prompt, in sampling order.
 
-        Those that were dropped come last. Where no other is there, the one with the greatest score is picked, and
-        nothing says whether it is right.
+        Dropped candidates come last. If all were dropped, the one with the greatest score is picked, and `p_correct`
+        is None.
         """
         whole = [candidate for candidate in candidates if candidate.dropped_because is None]
         if not whole:
@@ -113,7 +113,7 @@ class Decision:
         return replace(decided, ranked=(*(places[place] for place in decided.ranked), *others), answers=tuple(answers))
 
     def answer_of(self, text: str) -> str | None:
-        """What a response answers; None without a task, or without an answer."""
+        """The answer of a response; None without a task, or without an answer."""
         return None if self.task is None else self.task.extract(text)
 
     def _decide(self, candidates: Sequence[Candidate]) -> Decided:
@@ -173,7 +173,7 @@ class Decision:
         )
 
     def _probability(self, score: float, index: int, answers: Sequence[Answer]) -> float | None:
-        """That of the pick's answer, where answers are calibrated, else that of its score."""
+        """P(correct) of the pick: that of its answer if answers are calibrated, else that of its score."""
         for answer in answers:
             if index in answer.candidates and answer.posterior is not None:
                 return answer.posterior
@@ -181,7 +181,7 @@ class Decision:
 
 
 def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:
-    """The task that was named, that of a function, or the one that the head was trained on."""
+    """The named task, one made from a function, or by default the task that the head was trained on."""
     if callable(task):
         return AnswerTask("custom", task, str.strip, lambda text: text.strip() or None)
     name: Any = task if task is not None or head is None else head.summary.get("task")
@@ -191,7 +191,7 @@ def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:
 def _automatic(
     task: AnswerTask | None, external: ExternalScorer | None, calibration: Calibration | None
 ) -> StrategyName:
-    """What `auto` comes to, by what is there."""
+    """The strategy that `auto` stands for, given the task, the external scorer and the calibration."""
     if external is not None:
         return "ranking"
     if task is None:
@@ -200,7 +200,7 @@ def _automatic(
 
 
 def _checked(scores: Sequence[float], expected: int) -> list[float]:
-    """Numbers of an external judge, one per candidate."""
+    """Scores of an external judge as floats; raises `InvalidOptionError` unless there is one per candidate."""
     values = [float(score) for score in scores]
     if len(values) != expected:
         raise InvalidOptionError(f"external gave {len(values)} scores for {expected} candidates; expected one each")

@@ -1,7 +1,7 @@
 """One request's candidates: tokens become texts and scores, scores and answers become a pick.
 
-A `Pick` consumes the steps of its request on the engine's driver; what came of it is put together in the thread that
-asks for it, where the caller's own functions run, too.
+A `Pick` consumes the steps of its request in the engine's driver thread. The result is put together in the thread that
+asks for it, so that the caller's own functions run there.
 """
 
 import time
@@ -33,9 +33,9 @@ from swift_edge.selection.planning import PlannedPick, Planner
 from swift_edge.system.machine import require_available
 
 CANDIDATE_BYTES: Final = 4096
-"""What a candidate takes beside its tokens."""
+"""Bytes of a candidate without its tokens."""
 TOKEN_BYTES: Final = 64
-"""What a token of a finished candidate takes: its id, gate, reward and text."""
+"""Bytes of a token of a finished candidate: its id, gate, reward and text."""
 
 
 class Pick(Consumer):
@@ -57,10 +57,10 @@ class Pick(Consumer):
         tell: Callable[[Sequence[Event]], None] | None = None,
         done: Callable[[BaseException | None], None] = lambda _: None,
     ) -> None:
-        """Check the memory that the candidates take; raises `MemoryLimitError`, with the numbers, if they never fit.
+        """Check that the candidates fit into memory; raises `MemoryLimitError`, with the numbers, if they never can.
 
-        `started` is when it was asked for, as `time.perf_counter` counts, and `load_s` what opening the bundle took of
-        that. `tell` is given the events of every step, `done` is called once at the end, both by the driver.
+        `started` is the time of the call by `time.perf_counter`, and `load_s` the seconds since then that opening the
+        bundle took. The driver calls `tell` with the events of every step, and `done` once at the end.
         """
         engine, session = planned.model.engine, planned.model.session
         # The last token may be sampled from a full context, though it cannot be fed.
@@ -105,7 +105,7 @@ class Pick(Consumer):
         self._done = done
         self._growing: dict[int, GrowingCandidate] = {}
         self._ends: dict[int, Finished | None] = {}
-        self._candidates: dict[int, Candidate] = {}  # those that have been shown
+        self._candidates: dict[int, Candidate] = {}  # finished and dropped ones
         # Tokens that are shown, may spell a stop string or are steered by cannot wait.
         self._takes_tokens = tell is not None or bool(planned.options.stop) or self.steering is not None
         self._buffer = TokenBuffer(
@@ -113,7 +113,7 @@ class Pick(Consumer):
         )
 
     def begun(self, candidates: Sequence[int]) -> None:
-        """Candidates have rows: from now on they take memory."""
+        """Candidates were given rows: make room for their tokens."""
         planned, watched = self._planned, self._tell is not None
         for index in candidates:
             self._growing[index] = GrowingCandidate(
@@ -135,13 +135,13 @@ class Pick(Consumer):
         return orders
 
     def closed(self, error: BaseException | None) -> None:
-        """Count what waits; the candidates themselves are put together by whoever asks for them."""
+        """Count the tokens that still wait; `selection` puts the candidates together."""
         if error is None:
             self._buffer.count()
         self._done(error)
 
     def _take(self, step: Step, orders: Orders, events: list[Event]) -> list[int]:
-        """Add a token to each candidate, unless they wait to be counted; returns those that have ended."""
+        """Add a token to each candidate, unless the buffer does that later; returns the candidates that have ended."""
         finished = {end.candidate: end for end in step.finished}
         ended = []
         for row, index in enumerate(step.candidates if self._takes_tokens else finished):
@@ -197,7 +197,7 @@ class Pick(Consumer):
         return index, Completed(candidate.n_tokens, candidate.score, answer)
 
     def _candidate(self, index: int) -> Candidate:
-        """A candidate that has ended, frozen once: its text gives out what it held back only then."""
+        """A candidate that has ended, frozen once, with the text that was held back until its end."""
         if index not in self._candidates:
             self._candidates[index] = self._growing[index].finish_at(self._ends[index])
         return self._candidates[index]

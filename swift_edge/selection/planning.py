@@ -1,4 +1,4 @@
-"""What the options of a pick come to with an opened model and its head: checked once, before anything is computed."""
+"""The plan of a pick: its options checked against an opened model and its head, before anything is computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Planner:
     head: Head | None
     """The head that scores unless a signal is asked for."""
     head_name: str | None
-    """The head as the caller named it, or its file name in the bundle."""
+    """The name that the caller gave the head, or its file name in the bundle."""
     bundle: str
     """The bundle, as the caller named it."""
     warnings: tuple[str, ...]
     """What the caller should know, one line each."""
     pace: Pace
-    """How long steps take here, and what plans make of it."""
+    """How long steps take on this machine, which sets the rows of plans."""
 
     @classmethod
     def open(
@@ -40,9 +40,9 @@ class Planner:
         prefix_cache_bytes: int = 0,
         rows: int | None = None,
     ) -> "Planner":
-        """Open and check a bundle and its head; `head` replaces the bundle's own. The others are `OpenedModel.open`'s.
+        """Open and check a bundle and its head; `head` replaces the bundle's own; the rest is as in `OpenedModel.open`.
 
-        Raises what that does, and `HeadFileError` and `HeadMismatchError` before the graph is opened.
+        Raises what `OpenedModel.open` does, and before that `HeadFileError` and `HeadMismatchError`.
         """
         bundle = OpenedModel.bundle_at(path)
         loaded: Head | None
@@ -66,12 +66,12 @@ class Planner:
 
     @classmethod
     def over(cls, model: OpenedModel, head: Head | None = None) -> "Planner":
-        """Plan for a model that is open, with a head or without; the bundle's own is left alone."""
+        """Plan for a model that is open already, with `head` or none; the bundle's own head is not used."""
         pace = Pace(model.bundle, model.engine)
         return cls(model, head, None, str(model.bundle.path), model.warnings, pace)
 
     def scorer(self, signal: SignalName | None) -> Scorer:
-        """By what to score: the signal that was asked for, else the head, else the mean log-probability."""
+        """The signal asked for, else the head, else the mean log-probability."""
         if signal is None and self.head is not None:
             return Scorer.by_head(self.head, self.model.bundle.manifest.tokens.eos_ids)
         return Scorer(None, signal or "mean_logprob")
@@ -100,13 +100,13 @@ class PlannedPick:
     planner: Planner
     """The model and its head."""
     options: PickOptions
-    """What was asked for, the bundle's own filled in."""
+    """The options, completed with the bundle's defaults."""
     seed: int
     """Seed of all candidates' random numbers."""
     sampling: SamplingOptions
     """How tokens are drawn."""
     scorer: Scorer
-    """By what candidates are scored."""
+    """How candidates are scored."""
     plan: Plan
     """How many candidates there are, which are dropped, and how the pick is made."""
     stop_ids: frozenset[int]

@@ -1,4 +1,4 @@
-"""Scores, and which candidates answer alike, to a ranking; larger scores are better. The strategies are:
+"""Strategies that rank candidates by their scores and by which of them agree; larger scores are better.
 
     best                the greatest score
     majority            the commonest answer
@@ -17,7 +17,7 @@ from typing import Final
 STRATEGIES: Final = ("best", "majority", "vote", "calibrated", "best-of-majority", "ranking", "scaling")
 """Names of the strategies, as `strategy` takes them beside `auto`."""
 BY_ANSWER: Final = ("majority", "vote", "calibrated", "best-of-majority")
-"""Those that compare answers and not candidates."""
+"""Strategies that compare answers, not candidates."""
 
 
 def rank(scores: Sequence[float]) -> list[int]:
@@ -30,9 +30,9 @@ def rank(scores: Sequence[float]) -> list[int]:
 
 
 def combine_by_rank(own: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Scores that are the greater, the better the worse of a candidate's two ranks is (SWIFT's "ranking").
+    """Minus the worse of each candidate's two ranks (SWIFT's "ranking").
 
-    A rank is how many candidates are better, so that equal scores have equal ranks; NaN is worse than any number.
+    A rank counts the candidates that are better: equal scores have equal ranks, NaN is worse than any number.
 
     >>> combine_by_rank([0.9, 0.5, 0.1], [1.0, 2.0, 3.0])
     [-2.0, -1.0, -2.0]
@@ -65,7 +65,7 @@ def answer_sums(answers: Sequence[Sequence[int]], weights: Sequence[float]) -> l
 def redraw_weights(scores: Sequence[float]) -> list[float]:
     """How often each candidate is the best of n candidates drawn with replacement from these n.
 
-    The one that r others beat is, where no better one is drawn and it is: ((n - r) / n)**n - ((n - r - 1) / n)**n.
+    A candidate with r better ones is the best if it is drawn and they are not: ((n - r) / n)**n - ((n - r - 1) / n)**n.
 
     >>> redraw_weights([0.1, 0.9])
     [0.25, 0.75]

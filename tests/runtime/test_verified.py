@@ -84,7 +84,7 @@ def test_a_bundle_that_is_only_looked_at_is_hashed_every_time(
     """Damage that the system does not know of: as if the record had been made of the damaged file."""
     hashed(folder)
     damage(folder / "model.onnx.data")
-    monkeypatch.setattr(verified.VerifiedFiles, "are_verified", lambda _: True)
+    monkeypatch.setattr(verified.VerifiedFiles, "known", lambda _: True)
     opened(folder)
     with pytest.raises(DamagedFileError, match=r"model\.onnx\.data"):
         open_bundle(folder)

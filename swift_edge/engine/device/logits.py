@@ -1,4 +1,4 @@
-"""Logits that stay on the device: the most likely tokens of each row come back, and whole rows only where these are not
+"""Logits that stay on the device: only the most likely tokens of each row are copied back, whole rows if these are not
 enough."""
 
 import math
@@ -18,16 +18,16 @@ from swift_edge.engine.sampling import sample_most_likely
 from swift_edge.engine.signals import TokenStatistics, require_distribution
 
 MOST_LIKELY: Final = 256
-"""Tokens of a row that come back: more than the filters mostly keep, and few beside a vocabulary."""
+"""Tokens copied back per row: mostly more than the filters keep, and few compared with a vocabulary."""
 
 FLOOR: Final = -1e4
-"""Logits less the greatest are no smaller where they are weighed: the weight is zero long before."""
+"""Lower bound of logits less the greatest, where they are weighted: their weight is 0 long before."""
 _SUMS: Final = ("maximum", "total", "mean", "weighted_total", "scaled_total")
 
 
 @dataclass(frozen=True, slots=True)
 class MostLikely:
-    """The k most likely tokens of m rows, and what the others come to."""
+    """The k most likely tokens of m rows, with sums and statistics over the whole rows."""
 
     token_ids: NDArray[np.int64]  # [m, k]
     """In descending order of their logits."""
@@ -47,7 +47,7 @@ class LogitReader:
     """Reads rows of logits `[n, v]` that lie on a device; shared by threads."""
 
     def __init__(self, device: Device, dtype: np.dtype[Any]) -> None:
-        """Open the graphs that look through rows of float32 or float16, and that bring them whole."""
+        """Open the graphs that search rows of float32 or float16, and that convert whole rows."""
         kind = {"logits": dtype.type}
         cast = node("Cast", ["logits"], ["exact"], {"to": FLOAT})
         self.device = device
@@ -121,7 +121,7 @@ class LogitReader:
 
 
 class DeviceLogits:
-    """Rows `[m, v]` of logits on a device, in any order; they hold until the rows are decoded again."""
+    """Rows `[m, v]` of logits on a device, in any order; valid until the rows are decoded again."""
 
     def __init__(self, reader: LogitReader, memory: DeviceArray, places: Ids) -> None:
         """Take the places `[m]` of these rows in `memory` `[n, v]`."""
@@ -130,7 +130,7 @@ class DeviceLogits:
         self._places = places.copy()
 
     def whole(self, places: Sequence[int] | None = None) -> Floats:
-        """Those of some rows, or of all, float32 `[m, v]`, brought one by one."""
+        """Logits of some rows, or of all, float32 `[m, v]`, copied one by one."""
         chosen = self._places if places is None else self._places[list(places)]
         if not len(chosen):
             return np.empty((0, self._memory.shape[1]), np.float32)

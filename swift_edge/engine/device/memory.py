@@ -1,4 +1,4 @@
-"""The memory of the device that computes: arrays there, and small graphs that run on them without crossing the bus.
+"""Arrays in the memory of the device that computes, and small graphs that run there without crossing the bus.
 
 Rows of keys and values are copied, moved and grown by a graph of three nodes on the same device.
 """
@@ -16,8 +16,8 @@ from swift_edge.engine.device.small_graphs import graph, node
 from swift_edge.engine.providers import DEVICES, onnxruntime_module, open_small_graph
 from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError, one_line
 
-# The first `tokens` tokens of one row, or of as many rows as there are to write, and zeros behind them. Numbers are
-# only moved: whatever their type, they go as words of 32 bits, for which every provider has these operators.
+# Copies the first `tokens` tokens of one row, or of as many rows as there are to write, and puts zeros behind them.
+# Numbers of any type are moved as words of 32 bits, for which every provider has these operators.
 _COPY: Final = graph(
     [
         node("Slice", ["source", "none", "tokens", "token_axis"], ["held"]),
@@ -41,7 +41,7 @@ _SIZE: Final = re.compile(r"buffer of size (\d+)")
 
 @dataclass(frozen=True, slots=True)
 class DeviceArray:
-    """Some rows of an array on a device; `array[first:last]` are fewer of them, in the same memory."""
+    """Rows of an array on a device; `array[first:last]` is a view of some of them."""
 
     device: str
     """As onnxruntime names it: `cuda`, or `cpu`."""
@@ -52,7 +52,7 @@ class DeviceArray:
     dtype: np.dtype[Any]
     """Type of the numbers."""
     memory: Any
-    """The `OrtValue` that the rows lie in, which lives as long as any array does that looks at it."""
+    """The `OrtValue` that holds the rows; it lives as long as an array that uses it."""
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +81,7 @@ class Device:
         return open_small_graph(model, self.name)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
-        """An array of whatever there is; raises `DeviceMemoryError` if the device has no room for it."""
+        """An array with arbitrary contents; raises `DeviceMemoryError` if the device has no room for it."""
         kind = np.dtype(dtype)
         try:
             memory = self._ort.OrtValue.ortvalue_from_shape_and_type(shape, kind.type, self.name, 0)
@@ -120,7 +120,7 @@ class Device:
             raise (memory_failure(self.name, reason) or DeviceError(failure)) from error
 
     def whole(self, array: DeviceArray) -> "NDArray[Any]":
-        """A copy in NumPy's memory of the first rows of what was made by `empty`."""
+        """A copy in NumPy's memory of an array made by `empty`, or of its first rows."""
         values: NDArray[Any] = array.memory.numpy()
         return values[: array.shape[0]]
 
@@ -128,14 +128,14 @@ class Device:
         """An array of zeros `[n, h, c, k]`; raises `DeviceMemoryError` if the device has no room for it."""
         target = self.empty(shape, dtype)
         if target.nbytes:
-            # What the device had there may be NaN, and a kernel that weighs it by zero would spread it.
+            # The memory may hold NaN, which a kernel that multiplies by zero would spread.
             self.copy(np.zeros((1, shape[1], 1, shape[3]), target.dtype), target, 1)
         return target
 
     def copy(self, source: "DeviceArray | NDArray[Any]", target: DeviceArray, tokens: int) -> None:
         """Copy the first `tokens` tokens of rows `[n, h, c, k]`, or of a single row into every row of `target`.
 
-        What lies behind them there becomes zero. The k numbers of a token have to come to whole words of 32 bits.
+        The rest of `target` becomes zero. The k numbers of a token have to fill whole words of 32 bits.
         """
         rows, _, capacity, _ = target.shape
         sizes = {
@@ -152,7 +152,7 @@ def rows_device(location: str, providers: Sequence[str]) -> Device | None:
     """The device on which to keep rows, by the `location` at which the graph reads them; None for NumPy's memory.
 
     The graph decides, not the providers that it was opened with: those may leave attention to the CPU.
-    Raises `ProviderError` where CUDA does.
+    Raises `ProviderError` if CUDA does.
     """
     if location == "cpu" and DEVICES["cuda"] in providers:
         raise ProviderError(
@@ -163,7 +163,7 @@ def rows_device(location: str, providers: Sequence[str]) -> Device | None:
 
 
 def memory_failure(device: str, reason: str) -> DeviceMemoryError | None:
-    """The error for a run that failed for the `reason`, if memory ran out: onnxruntime says so in words alone."""
+    """The error for a run that ran out of memory, by onnxruntime's message `reason`; None for other failures."""
     if _OUT_OF_MEMORY.search(reason) is None:
         return None
     size = _SIZE.search(reason)
@@ -181,7 +181,7 @@ def bind(
     """Bind a tensor to the memory of an array, which has to be contiguous and to outlive the binding.
 
     `to` is `bind_input` or `bind_output` of an `onnxruntime.IOBinding`. With `words` the numbers of the last axis are
-    taken as float32, whatever they are. `shape` reads the same numbers in another shape.
+    bound as float32, whatever their type. `shape` is the shape to bind, if it differs from the array's.
     """
     shape, kind = array.shape if shape is None else shape, array.dtype
     if words:

@@ -14,7 +14,7 @@ from swift_edge.engine.device.states import StateReader
 from swift_edge.engine.states import StateWeights
 
 MOST_READERS: Final = 4
-"""Heads whose weights stay on a device."""
+"""Most heads whose weights stay on a device."""
 
 
 class DeviceStates:
@@ -33,14 +33,14 @@ class DeviceStates:
         self._reader_of = reader_of
 
     def of(self, layers: Sequence[int]) -> Floats:
-        """Those of some layers, float32 `[l, m, d]`, brought to NumPy's memory."""
+        """States of some layers, float32 `[l, m, d]`, copied to NumPy's memory."""
         if not layers:
             return np.empty((0, 0, 0), np.float32)
         whole = [self._device.whole(self._arrays[layer]) for layer in layers]  # [n, s, d] each
         return np.stack([np.asarray(states.reshape(-1, states.shape[-1]), np.float32) for states in whole])
 
     def products(self, weights: StateWeights) -> Floats:
-        """What they come to with some weights, summed over the layers: float32 `[g, m]`."""
+        """Their products with some weights, summed over the layers: float32 `[g, m]`."""
         return self._reader_of(weights).products([self._arrays[layer] for layer in weights.layers])
 
 
@@ -53,7 +53,7 @@ class DeviceLogitsMemory:
         self.target = reader.device.empty((rows, vocab_size), dtype)
 
     def written(self, places: Ids) -> DeviceLogits:
-        """The rows at some places of it, after a run."""
+        """The rows at some places, after a run."""
         return DeviceLogits(self._reader, self.target, places)
 
 
@@ -80,12 +80,12 @@ class DeviceStatesMemory:
 
 
 class DeviceMemory:
-    """The memory of a device, with the `RowMemory` face; shared by threads."""
+    """The memory of a device as a `RowMemory`; shared by threads."""
 
     on_device = True
 
     def __init__(self, device: Device, logits_dtype: np.dtype[Any], hidden_dtype: np.dtype[Any]) -> None:
-        """Open what reads logits of one type there; heads come later."""
+        """Open the reader of the logits; those of heads are opened when they are needed."""
         self._device = device
         self._logit_reader = LogitReader(device, logits_dtype)
         self._hidden_dtype = hidden_dtype
@@ -110,7 +110,7 @@ class DeviceMemory:
         return DeviceStatesMemory(self._device, layers, shape, dtype, self._reader_of)
 
     def _reader_of(self, weights: StateWeights) -> StateReader:
-        """What multiplies with these weights on the device, made once for the heads used last."""
+        """The reader that multiplies with these weights on the device; those of the heads used last are kept."""
         with self._lock:
             reader = next(
                 (reader for reader in self._state_readers if reader.weights.identity == weights.identity), None

@@ -1,8 +1,7 @@
-"""ONNX graphs of a few nodes, written out byte by byte: what onnxruntime offers only as operators, without `onnx`.
+"""ONNX graphs of a few nodes, encoded without the `onnx` package, for operators that run on a device.
 
-They are made when they are needed, and not shipped as bytes: the graph that reads states for a head depends on the
-head's layers and norm and on the model's types, which are known only then, and the runtime does without `onnx`.
-The numbers are those of protocol buffers and of onnx.proto.
+They are made when they are needed, not shipped as bytes: the graph that reads states depends on the head's layers and
+norm and on the model's types. The field numbers are those of onnx.proto.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,26 +10,26 @@ from typing import Final
 import numpy as np
 
 OPSET: Final = 17
-"""Version of the operators, and the first of these that came with IR version 8."""
+"""Version of the operators: the first that came with IR version 8."""
 _IR_VERSION: Final = 8
 # TensorProto.DataType
 _ELEMENT_TYPES: Final[dict[type, int]] = {np.float32: 1, np.int64: 7, np.float16: 10}
 _NONE: Final[Mapping[str, int | list[int]]] = {}
 FLOAT: Final = 1
-"""What the attribute `to` of a Cast to float32 says."""
+"""Value of the attribute `to` of a Cast to float32."""
 
 
 def node(
     operator: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, int | list[int]] = _NONE
 ) -> bytes:
-    """One node, NodeProto; attributes are whole numbers or lists of them."""
+    """One node as a NodeProto; attributes are whole numbers or lists of them."""
     parts = [*(_field(1, name) for name in inputs), *(_field(2, name) for name in outputs), _field(4, operator)]
     parts += [_field(5, _attribute(name, value)) for name, value in attributes.items()]
     return b"".join(parts)
 
 
 def graph(nodes: Sequence[bytes], inputs: Mapping[str, type], outputs: Mapping[str, type]) -> bytes:
-    """The whole model, ModelProto; inputs and outputs by name, with NumPy's types, of whatever shape."""
+    """The whole model as a ModelProto; inputs and outputs by name with their NumPy types, of any shape."""
     parts = [_field(1, each) for each in nodes]
     parts += [_field(2, "graph")]
     parts += [_field(11, _tensor(name, kind)) for name, kind in inputs.items()]

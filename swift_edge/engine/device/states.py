@@ -1,4 +1,4 @@
-"""Hidden states that stay on the device: of each token, what a head multiplies them with comes back.
+"""Hidden states that stay on the device: only their products with a head's weights are copied back.
 
 g rows of weights   l layers   d numbers of a state   m tokens
 """
@@ -15,7 +15,7 @@ from swift_edge.engine.states import StateWeights
 
 
 class StateReader:
-    """Multiplies hidden states that lie on a device with weights that were put there once; shared by threads."""
+    """Multiplies hidden states on a device with weights that are copied there once; shared by threads."""
 
     def __init__(self, device: Device, dtype: np.dtype[Any], weights: StateWeights) -> None:
         """Open a graph for float32 or float16 states, and put the weights onto the device."""

@@ -1,7 +1,7 @@
-"""The pace of a model on this machine: how its steps grow with their rows, measured once, and what picks make of it.
+"""How long decode steps of a model take on this machine, measured once, and the number of rows that pays there.
 
-The measurement is kept in the user's cache folder, so that a seed fixes the outcome the next time, too. Where none may
-be kept nothing is measured, and picks go by nothing but what was asked for. Nothing is measured beside other work.
+The measurement is kept in the user's cache folder, so that the same seed gives the same result the next time. Without a
+cache folder nothing is measured, and plans stay as they are. Nothing is measured while the engine has other work.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ PACE_ROWS: Final = (1, 4, 8, 16)
 NEW_TOKENS: Final = 3
 ROUNDS: Final = 3
 NOISE: Final = 1.15
-"""Times as long as the shortest step of a round that the next shortest one of another round may take: where the rounds
-differ more, the machine is busy, and what was measured would be kept although it is wrong."""
+"""Largest ratio between the shortest steps of the two fastest rounds: if they differ more, the machine is busy, and the
+measurement is thrown away."""
 MOST_TRIES: Final = 3
-"""Measurements that are refused before nothing more is measured in this process."""
+"""Failed measurements after which this process measures no more."""
 LONG_PROMPT: Final = 1024
-"""Prompt tokens beyond which what was measured with short prompts says little: attention takes its time and memory."""
+"""Prompt tokens beyond which times measured with short prompts say little: attention then takes longer."""
 
 
 class Pace:
@@ -46,20 +46,20 @@ class Pace:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        """Remember what to measure."""
+        """Note what to measure; nothing is measured yet."""
         self._bundle = bundle
         self._engine = engine
         self._lock = threading.Lock()
         self._times: StepTimes | None = None
         self._tries = 0
         self.is_settled = False
-        """Whether it is known how long steps take, or that it is not to be known."""
+        """Whether the times are known, or measuring has been given up."""
 
     def applied(self, plan: Plan) -> Plan:
-        """The plan with as many rows beside each other as pay here, and without dropping rows that cost nothing.
+        """The plan with as many rows as pay on this machine, and without dropping rows that cost nothing.
 
-        A plan that tells its rows, or that has tokens to save, is left as it is. Measures if nothing is known yet,
-        unless the pick has a time to keep.
+        A plan with a fixed number of rows or a budget of tokens is left as it is. Measures if no times are known yet,
+        unless the pick has a budget of seconds.
         """
         prunes = plan.pruning is not None and plan.pruning.keep is None
         if not (plan.adaptive or prunes) or plan.budget_tokens is not None:
@@ -71,8 +71,8 @@ class Pace:
         return replace(plan, rows=rows, free_rows=times.free_rows if prunes else 0, long_prompt_rows=plan.rows)
 
     def _step_times(self, *, may_measure: bool) -> StepTimes | None:
-        """What was measured, now or earlier; None where nothing was, or where it cannot be kept."""
-        # A pick that has a time to keep does not wait for the measurement of another thread either.
+        """The times, measured now or earlier; None if there are none, or no place to keep them."""
+        # A pick with a budget of seconds does not wait for another thread's measurement either.
         if not self._lock.acquire(blocking=may_measure):
             return None
         try:
@@ -90,7 +90,7 @@ class Pace:
             self._lock.release()
 
     def _record(self) -> tuple[CacheRecord, dict[str, Any]]:
-        """Where the times are kept, and under which conditions they hold."""
+        """The record that holds the times, and the conditions under which they are valid."""
         session, files = self._engine.session, self._bundle.manifest.files
         key = {
             "version": RECORD_VERSION,
@@ -105,23 +105,23 @@ class Pace:
     def _measure(self, record: CacheRecord, key: Mapping[str, Any]) -> None:
         """Time a few steps and keep the times, unless memory does not hold so many rows or the machine is busy.
 
-        A later pick may then; until then the plan is what was asked for.
+        A later pick tries again; until then plans stay as they are.
         """
         engine = self._engine
-        # What cannot be measured or kept now must not decide what is picked now, nor be a reason not to pick.
+        # A failed measurement must neither change this pick nor stop it.
         with contextlib.suppress(SwiftEdgeError, OSError):
             available = available_memory()
             if engine.session.fitting_rows(PACE_ROWS[-1], PROMPT_TOKENS, NEW_TOKENS, available) < PACE_ROWS[-1]:
                 return
-            # A head and filters are left out: they add little to a step, and what came first would decide for all.
+            # Without head and filters: they add little to a step, and the first pick's would count for all later ones.
             scorer = Scorer(None, "mean_logprob")
             timed = timed_steps(engine, scorer, SamplingOptions(), PACE_ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
-            # The shortest of each round: whatever else the machine is at makes steps longer, those of many rows most.
+            # The shortest of each round: other work makes steps longer, those of many rows most.
             least = {rows: sorted(map(min, rounds)) for rows, rounds in timed.items()}
             if any(second > NOISE * first for first, second, *_ in least.values()):
                 return
             record.write({**key, "seconds": {str(rows): times[0] for rows, times in least.items()}})
-            # As it was written: another process may have done so meanwhile.
+            # Read back: another process may have written it meanwhile.
             self._times = _read(record.read(), key)
 
 

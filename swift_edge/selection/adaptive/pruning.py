@@ -1,12 +1,12 @@
 """Which rows to drop while they are written: those whose score falls behind that of others at the same token count.
 
-    schedule    at given token counts, the best so many by the running score stay
-    auto        at the token counts that the head was calibrated at, those stay whose log-odds of being right are no
-                more than `LARGEST_GAP` behind the best; early on, where scores say little, log-odds lie close together
+    schedule    at the given token counts, only the given number with the best running scores stay
+    auto        at the token counts of the head's calibration, rows whose log-odds of being right are more than
+                `LARGEST_GAP` behind the best are dropped; early scores say little, so their log-odds lie close together
     off         all stay
 
-A candidate that ended before a token count takes part with its last score. Until an answer can be seen, two different
-texts stay.
+A candidate that ended earlier is compared by its last score. Until a candidate has
+an answer, two different texts stay.
 """
 
 import math
@@ -19,7 +19,7 @@ from swift_edge.scoring.calibration import Calibration
 LARGEST_GAP: Final = 1.5
 """Log-odds behind the best at which a row is dropped: its odds of being right are less than a quarter of the best's."""
 LEAST_TEXTS: Final = 2
-"""Different texts that stay until an answer can be seen."""
+"""Different texts that stay until a candidate has an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Pruning:
     """A rule that drops rows."""
 
     keep: Mapping[int, int] | None
-    """How many stay, by token count; None goes by the calibration."""
+    """How many stay, by token count; None: the calibration decides."""
     calibration: Calibration | None
-    """What running scores are worth; None with a schedule."""
+    """Turns running scores into log-odds; None with a schedule."""
 
     @classmethod
     def of(cls, prune: Literal["auto", "off"] | Mapping[int, int], calibration: Calibration | None) -> "Pruning | None":
@@ -48,7 +48,7 @@ class Pruning:
         return frozenset() if self.calibration is None else frozenset(self.calibration.prefixes)
 
     def worth(self, score: float, tokens: int, *, ended: bool) -> float:
-        """What candidates are compared by at a token count: the score, or log-odds of being right."""
+        """The number that candidates are compared by at a token count: the score, or log-odds of being right."""
         if self.calibration is None:
             return score
         if ended:
@@ -58,10 +58,10 @@ class Pruning:
     def dropped(
         self, tokens: int, arrived: Mapping[int, tuple[int, ...]], worth: Mapping[int, float], *, answered: bool
     ) -> dict[int, tuple[float, str]]:
-        """Candidates to drop of those that have just `arrived` at a token count: how far behind, and the reason.
+        """Which of the candidates that have just reached a token count to drop: how far behind each is, and the reason.
 
-        `arrived` holds their token ids by candidate; `worth` is that of all that came so far or ended before, of them
-        too. `answered` says whether an answer can be seen.
+        `arrived` holds their token ids, by candidate. `worth` is that of every candidate that has reached this count or
+        ended before it. `answered` says whether any candidate has an answer.
         """
         ordered = sorted(worth, key=lambda index: (-_comparable(worth[index]), index))
         best = _comparable(worth[ordered[0]])

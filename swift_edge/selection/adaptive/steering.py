@@ -1,8 +1,7 @@
 """How many candidates a pick begins, which rows it drops, and when it ends: decided between two steps.
 
-The loop tells what came of a step, and is told which candidates to drop and how many to begin. A pick has the rows
-that it asks for, so that its candidates go in step, and what is decided depends on them alone: the same when it is
-replayed from what was written down.
+The caller reports each step, and gets back which candidates to drop and how many to begin. A pick keeps its rows, so
+that its candidates advance together and the decisions depend on them alone: replaying stored candidates gives the same.
 """
 
 import math
@@ -28,37 +27,37 @@ from swift_edge.selection.ranking import answer_sums
 StopReason: TypeAlias = Literal["settled", "max_n", "budget_tokens", "budget_seconds"]
 
 MOST_CANDIDATES: Final = 16
-"""Candidates at most where their number is left open and nothing is said."""
+"""Most candidates of `n="auto"` without `max_n`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a pick goes about its candidates, checked."""
+    """How many candidates a pick writes, side by side and in all, and by what rules; checked."""
 
     rows: int
-    """Candidates to begin with, and at most beside each other."""
+    """Candidates that begin at once, and the most that are written side by side."""
     most: int
-    """Candidates at most."""
+    """Most candidates in all."""
     adaptive: bool
-    """Whether fewer may do."""
+    """Whether the pick may end with fewer."""
     pruning: Pruning | None
-    """What drops rows."""
+    """The rule that drops rows; None drops none."""
     decision: Decision
-    """What the pick is made by, and what answers are."""
+    """How the pick is made, and how answers are compared."""
     budget_tokens: int | None
-    """Response tokens at most, of all candidates."""
+    """Most response tokens of all candidates together."""
     budget_s: float | None
-    """Seconds at most."""
+    """Most seconds."""
     refills: bool = True
-    """Whether a row that is free is taken over while others go on; where a graph concatenates, rows begin together."""
+    """Whether a new candidate may take a free row while others go on; not with graphs that concatenate."""
     free_rows: int = 0
-    """Rows that cost nothing on this machine: where no candidate waits for one, so many are not dropped."""
+    """Rows that cost nothing on this machine: once no candidate waits, so many are never dropped."""
     long_prompt_rows: int | None = None
-    """Rows where the prompt is longer than those that the machine was measured with; None: as many."""
+    """Rows for prompts longer than those that were timed; None: the same."""
 
     @classmethod
     def of(cls, options: PickOptions, decision: Decision) -> "Plan":
-        """What was asked for; raises `InvalidOptionError`. Where nothing is said, only `n="auto"` prunes."""
+        """The plan of these options; raises `InvalidOptionError`. By default only `n="auto"` prunes."""
         n, max_n, budget_tokens, prune = options.n, options.max_n, options.budget_tokens, options.prune
         if n == "auto":
             most = MOST_CANDIDATES if max_n is None else max_n
@@ -76,7 +75,7 @@ class Plan:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether all candidates are begun and none is dropped: nothing is to be decided."""
+        """Whether all candidates are written to their end, so that there is nothing to decide."""
         nothing = self.pruning is None and self.budget_tokens is None and self.budget_s is None
         return nothing and not self.adaptive
 
@@ -104,7 +103,7 @@ class Orders:
 
 
 class Steering:
-    """A pick under way. Candidates are numbered in the order in which they are begun.
+    """The decisions of one pick. Candidates are numbered in the order in which they begin.
 
     >>> steering = Steering(plan)
     >>> orders = steering.after_step({0: 24, 2: 24}, {1: Completed(23, 0.4, "12")}, score_of, ids_of, elapsed_s=0.2)
@@ -119,7 +118,7 @@ class Steering:
         # Answers are compared when there are new ones, not at every step: with some tasks that takes a while.
         self._settled: dict[tuple[int, int], bool] = {}
         self._dropped_tokens = 0
-        self._was_short = False  # of tokens, so that candidates were dropped
+        self._was_short = False  # whether candidates were dropped for lack of tokens
         self._worth: dict[int, dict[int, float]] = {}  # of live ones by token count, then by candidate
 
     def after_step(
@@ -130,10 +129,10 @@ class Steering:
         ids_of: Callable[[int], Sequence[int]],
         elapsed_s: float,
     ) -> Orders:
-        """Decide, where `live` gives the token counts of the candidates that go on.
+        """Decide what to do next; `live` holds the token count of each candidate that goes on.
 
         `completed` are those that ended with this step; `score_of` and `ids_of` give a live candidate's running score
-        and its token ids. Once `stopped_because` says why, no candidate is live, and none is begun.
+        and its token ids. Once `stopped_because` is set, no candidate is live and none begins.
         """
         if completed:
             self._completed |= completed
@@ -164,7 +163,7 @@ class Steering:
     def _pruned(
         self, live: Mapping[int, int], score_of: Callable[[int], float], ids_of: Callable[[int], Sequence[int]]
     ) -> dict[int, str]:
-        """What the rule drops of the candidates that have come to one of its token counts."""
+        """The candidates that the pruning rule drops at the token counts just reached, with the reasons."""
         pruning, drops = self._plan.pruning, dict[int, tuple[float, str]]()
         if pruning is None:
             return {}
@@ -196,7 +195,7 @@ class Steering:
         return None
 
     def _is_settled(self, left: Mapping[int, int], promised: int) -> bool:
-        """Whether no further candidate is worth it, should `promised` live ones turn out as favourably as can be."""
+        """Whether no further candidate is worth it, if `promised` live ones turn out as well as they can."""
         finished = self.begun - len(left) + promised  # one that was dropped is known to be weak
         if (finished, promised) not in self._settled:
             self._settled[finished, promised] = self._settles(finished, promised)
@@ -221,7 +220,7 @@ class Steering:
         return likeliest(sums, calibration.answers, promised * best) >= threshold
 
     def _num_to_begin(self, left: Mapping[int, int]) -> int:
-        """How many candidates to begin: as many as rows are free, unless those that are live may settle it."""
+        """How many candidates to begin: one per free row, or none if the live ones may settle the pick."""
         plan = self._plan
         places = min(plan.rows - len(left), plan.most - self.begun)
         if places <= 0 or (left and not plan.refills):
@@ -231,12 +230,12 @@ class Steering:
         if plan.budget_tokens is None:
             return places
         spare = plan.budget_tokens - self._spent(left) - sum(self._to_come(tokens) for tokens in left.values())
-        # A new one needs no less than those at work, which have as much to come as they have had.
+        # A new one needs as much as the longest live one, which is taken to be halfway.
         each = self._to_come(0) if self._completed else max(1, 2 * max(left.values(), default=0))
         return max(0, min(places, int(spare // each)))
 
     def _unaffordable(self, left: Mapping[int, int], score_of: Callable[[int], float]) -> dict[int, str]:
-        """The weakest of the live candidates, as many as the tokens that are left do not suffice for; one stays."""
+        """The weakest live candidates, which the tokens that are left do not suffice for; one always stays."""
         budget, drops = self._plan.budget_tokens, dict[int, str]()
         if budget is None:
             return drops
@@ -260,7 +259,7 @@ class Steering:
     def _to_come(self, tokens: int) -> float:
         """Tokens that a candidate of `tokens` tokens may still need.
 
-        As many as those that are complete had on average; before there is one, as many again as it has.
+        Those that it lacks to the mean of the complete ones; before there is one, as many as it has.
         """
         if not self._completed:
             return max(1, tokens)

@@ -1,6 +1,6 @@
-"""How long a decode step takes by the number of its rows: what turns steps into seconds, and says how many rows pay.
+"""How long a decode step takes by the number of its rows, and how many rows pay.
 
-A step is what the engine does for a pick: sampling, the graph, and what is read of the states.
+A step is all that the engine does for a pick: sampling, running the graph, and reading the states.
 """
 
 import itertools
@@ -23,10 +23,10 @@ PROMPT_TOKENS: Final = 48
 NEW_TOKENS: Final = 24
 ROUNDS: Final = 5
 CLOSE: Final = 1.25
-"""Times as long as a step of the fewest rows that a step of more may take: twice as many rows then save a quarter of a
+"""Largest ratio to the time of a step of the fewest rows at which more rows pay: twice as many then save a quarter of a
 pick's time, and write a quarter more tokens."""
 FREE: Final = 1.1
-"""Times as long as a step of one row that a step may take whose rows cost nothing."""
+"""Largest ratio to the time of a step of one row at which further rows cost nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +38,24 @@ class StepTimes:
 
     @property
     def knee(self) -> float:
-        """Rows up to which more of them cost little: K where a step of B rows takes max(1, B / K) of one of one row."""
+        """Rows up to which more cost little: the K at which B rows take max(1, B / K) times as long as one row."""
         rows = max(self.seconds)
         return rows * self.seconds[min(self.seconds)] / self.seconds[rows]
 
     @property
     def free_rows(self) -> int:
-        """The most rows whose step takes hardly longer than one of a single row: without them nothing is saved."""
+        """The most rows whose step takes hardly longer than that of a single row: dropping them saves nothing."""
         limit = FREE * self.seconds[min(self.seconds)]
         free = itertools.takewhile(lambda rows: self.seconds[rows] <= limit, self.seconds)
         return max(free)
 
     def of(self, steps: Mapping[int, int]) -> float:
-        """Seconds of so many steps by their rows; what lies between measured numbers of rows is interpolated."""
+        """Seconds of steps, whose number is given by their rows; between measured numbers of rows it interpolates."""
         times = np.interp(list(steps), list(self.seconds), list(self.seconds.values()))
         return float(times @ np.array(list(steps.values()), np.float64))
 
     def rows_that_pay(self, fewest: int, most: int) -> int:
-        """The most rows beside each other whose step takes hardly longer than one of the `fewest`; `most` at most."""
+        """The most rows, up to `most`, whose step takes hardly longer than that of the `fewest`."""
         between = range(fewest, min(most, max(self.seconds)) + 1)
         sizes = [rows for rows in sorted({*self.seconds, most}) if rows in between]
         limit = CLOSE * self.of({fewest: 1})
@@ -63,7 +63,7 @@ class StepTimes:
 
 
 def measure_steps(engine: Engine, scorer: Scorer, sampling: SamplingOptions, sizes: Sequence[int]) -> StepTimes:
-    """Time steps of so many rows: the median of some rounds, after one that warms up."""
+    """Time steps of these numbers of rows: the median over rounds, after one round that warms up."""
     timed = timed_steps(engine, scorer, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS + 1)
     return StepTimes({rows: statistics.median(map(statistics.fmean, rounds[1:])) for rows, rounds in timed.items()})
 
@@ -77,10 +77,10 @@ def timed_steps(
     new_tokens: int,
     rounds: int,
 ) -> dict[int, list[list[float]]]:
-    """Seconds of each of the `new_tokens` steps of every round, by number of rows: all `sizes` in turn in every round.
+    """Seconds of the `new_tokens` steps of every round, by number of rows; every round times all `sizes`.
 
-    A prompt of some tokens is read once, and its rows go on together. Raises `BusyEngineError` where others were at
-    work meanwhile: such times say nothing.
+    A prompt is read once, and all rows continue it. Raises `BusyEngineError` if other requests were at work meanwhile:
+    such times say nothing.
     """
     session = engine.session
     new_tokens = min(new_tokens, session.context_length // 2)
@@ -106,14 +106,14 @@ def timed_steps(
 
 
 class _Timing(Consumer):
-    """Lets as many rows begin as a phase has, counts the seconds of their steps, and goes on to the next phase."""
+    """Begins the rows of each phase in turn, and notes the seconds of their steps."""
 
     def __init__(self, phases: Sequence[int], new_tokens: int) -> None:
         """Begin with the first of the numbers of rows."""
         self.seconds: list[list[float]] = [[]]
-        """Of each step, by phase."""
+        """Seconds of each step, by phase."""
         self.ended = threading.Event()
-        """Whether all is measured, or `error` says why not."""
+        """Set once everything is measured, or `error` says why not."""
         self.error: BaseException | None = None
         self._phases = phases
         self._new_tokens = new_tokens

@@ -1,10 +1,10 @@
-"""When a further candidate is not worth its tokens, by what those that are complete say.
+"""When a further candidate is not worth its tokens, judged by the complete ones.
 
-with posteriors      the likeliest answer is as likely as is asked for; where nothing is, `FIRST_CONFIDENCE` is
-                     at first, and slowly less: the fewer may still come, the less each of them can change
-with answers alone   the commonest answer would stay so: P(p > 1/2) with p ~ Beta(first + 1, second + 1) of the
-                     two largest counts (arXiv 2305.11860)
-with scores alone    one more normal score would raise the best by too little (arXiv 2510.01394)
+with posteriors      the likeliest answer reaches `min_confidence`; by default `FIRST_CONFIDENCE` at first, then
+                     slowly less, as the fewer candidates may still come, the less they can change
+with answers alone   the commonest answer is likely to stay so: P(p > 1/2) with p ~ Beta(first + 1, second + 1) of
+                     the two largest counts (arXiv 2305.11860)
+with scores alone    one more score, if scores are normal, would raise the best by too little (arXiv 2510.01394)
 """
 
 import math
@@ -15,15 +15,15 @@ from typing import Final
 from swift_edge.scoring.calibration import AnswerCalibration
 
 FIRST_CANDIDATES: Final = 4
-"""Candidates to complete before anything is said."""
+"""Candidates to complete before a pick can end."""
 FIRST_CONFIDENCE: Final = 0.97
-"""Posterior that ends it after the first candidates, where none is asked for."""
+"""Posterior that ends a pick after the first candidates, without a `min_confidence`."""
 CONFIDENCE_POWER: Final = 0.25
-"""Power of the share of candidates that may still come, with which that posterior falls."""
+"""That posterior falls with this power of the share of candidates that may still come."""
 LEAST_LEAD: Final = 0.95
-"""Probability that the commonest answer stays so, at which it ends."""
+"""Probability that the commonest answer stays so, at which a pick ends."""
 LEAST_GAIN: Final = 0.03
-"""Standard deviations of the scores that one more candidate has to be worth."""
+"""Least gain of one more candidate, in standard deviations of the scores, for a pick to go on."""
 
 
 def confidence_at(completed: int, most: int, min_confidence: float | None) -> float:
@@ -38,7 +38,7 @@ def confidence_at(completed: int, most: int, min_confidence: float | None) -> fl
 
 
 def likeliest(sums: Sequence[float], calibration: AnswerCalibration, promised: float = 0.0) -> float:
-    """Posterior of the likeliest answer, by the sums of evidence; `promised` is added to that of the first."""
+    """Posterior of the likeliest answer, by the sums of evidence; `promised` is added to the greatest sum."""
     if not sums:
         return 0.0
     ordered = sorted(sums, reverse=True)
@@ -46,7 +46,7 @@ def likeliest(sums: Sequence[float], calibration: AnswerCalibration, promised: f
 
 
 def lead(counts: Sequence[int], promised: int = 0) -> float:
-    """Probability that the commonest answer stays ahead of the second, where `promised` more are for it.
+    """Probability that the commonest answer stays ahead of the second, if `promised` more give it.
 
     >>> lead([3]), lead([2, 2])
     (0.9375, 0.5)

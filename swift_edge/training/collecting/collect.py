@@ -1,10 +1,9 @@
-"""Collecting on one page: write or read candidates, grade them, and store them with what the model computed for them.
+"""Collecting: write or read candidates, grade them, and store them with what the model computed for them.
 
     from swift_edge.training import collect
     collect("models/x", "train.jsonl", "features", task="number", n=8)
 
-`collect` writes candidates with the engine that picks use, `collect_responses` reads given ones. This is where
-problems, the model, labels and the store meet.
+`collect` writes candidates with the engine that picks use, `collect_responses` reads given ones.
 """
 
 import hashlib
@@ -69,7 +68,7 @@ def collect(
     """Write `n` candidates for each problem of `data`, grade them, and store them with their features in `out`.
 
     Candidates are those of `Selector.pick` with the same options. The store depends on the options alone, not on
-    `rows`, interruptions or timing: an interrupted run goes on where it was when it is called again.
+    `rows`, interruptions or timing. Called again, an interrupted run goes on where it was.
 
     Args:
         model: a bundle, or one that `OpenedModel.open` opened.
@@ -81,7 +80,7 @@ def collect(
         layers: hidden states to keep; None keeps all that the bundle gives out.
         feature: what to keep per token, `hidden` or `logits`.
         tokens_per_candidate: most tokens to keep of a candidate, evenly spread, the last one always among them.
-        store_features: off, no features are kept: a store of labels, statistics and scores.
+        store_features: False keeps no features, only labels, statistics and scores.
         heads: heads by name that score every candidate while it is written.
         limit: take the first problems only.
         force: start over in a folder that holds a store.
@@ -174,9 +173,8 @@ def collect_responses(
 ) -> Collected:
     """Read given responses, see `read_responses`, and store them with their labels and features in `out`.
 
-    Labels are those of the file; where it has none, `task` or `grader` gives them. `task` extracts the answers in
-    either case. The EOS is appended to a text without one; token ids are taken as they are. Everything else is as in
-    `collect`.
+    Labels come from the file, or from `task` or `grader` where it has none. `task` extracts the answers in either case.
+    The EOS is appended to a text without one; token ids are taken as they are. Everything else is as in `collect`.
     """
     responses = (data if isinstance(data, Responses) else read_responses(data)).first(limit)
     grading = Grading(task, grader)
@@ -293,18 +291,18 @@ def _say_where(writer: StoreWriter, report: Callable[[str], None]) -> None:
 
 
 def _disk_bytes(info: StoreInfo, candidates: int, tokens: int) -> int:
-    """Bytes of a store of so many candidates with so many tokens in all that are kept."""
+    """Bytes of a store of `candidates` candidates that keeps `tokens` tokens in all."""
     return candidates * BYTES_PER_LINE + tokens * (info.slices * info.width * 2 + BYTES_PER_TOKEN)
 
 
 def _bundle_sha256(bundle: Bundle) -> str:
-    """One hash for all files of a bundle that have a hash, its head apart; empty where none has."""
+    """One hash for all files of a bundle that have one, without its head; empty if none has."""
     files = sorted((name, file.sha256) for name, file in bundle.manifest.files.items() if name != HEAD_NAME)
     return hashlib.sha256(repr(files).encode()).hexdigest() if files else ""
 
 
 def _head_sha256(head: Head | None) -> str:
-    """One hash for everything that scores depend on: not the calibration, nor what is told about the fit."""
+    """One hash for everything that scores depend on: neither the calibration nor the summary."""
     digest = hashlib.sha256()
     for name in ("weight", "bias", "layers", "token_statistics", "gate", "feature", "includes_eos", "norm"):
         value = getattr(head, name)

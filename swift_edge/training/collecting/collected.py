@@ -1,4 +1,4 @@
-"""What collecting comes to: candidates on their way into the store, how far it is, and the summary at the end."""
+"""One run of collecting: it stores candidates, reports progress, and sums up at the end."""
 
 import contextlib
 import json
@@ -21,11 +21,11 @@ from swift_edge.training.store.shards import CandidateRows
 from swift_edge.training.store.writer import StoreWriter
 
 MEASURED_PROBLEMS = 8
-"""After so many problems the disk that the store will need is estimated again, from what they took."""
+"""Problems after which the disk space is estimated again, from their size."""
 BYTES_PER_LINE = 512
-"""Of a candidate's line, beside its tokens and text: about."""
+"""About how many a candidate's line has, without its tokens and text."""
 BYTES_PER_TOKEN = 32
-"""Of a token, beside its features: statistics, id and position, and its share of the line."""
+"""About how many a token takes besides its features: statistics, id, position, and its part of the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +43,18 @@ class CollectProgress:
     correct: int
     """Those of them that are right."""
     tokens: int
-    """Response tokens of this run, of unfinished candidates too."""
+    """Response tokens of this run, including those of unfinished candidates."""
     seconds: float
     """Since this run began."""
     rows: int
     """Rows at work."""
     held: int
-    """Problems that are begun and not in the store yet."""
+    """Problems that have begun and are not in the store yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """A finished store, and what this run took."""
+    """A finished store, and the tokens and seconds of this run."""
 
     path: Path
     """The store."""
@@ -107,7 +107,7 @@ class Collection:
         progress: Callable[[CollectProgress], None],
         notes: Sequence[str] = (),
     ) -> None:
-        """Begin where the writer stands."""
+        """Continue where the writer is."""
         self.tally = Tally()
         self._writer = writer
         self._report = report
@@ -130,7 +130,7 @@ class Collection:
             self._require_disk()
 
     def step(self) -> None:
-        """Tell how far it is."""
+        """Report progress."""
         writer, tally = self._writer, self.tally
         self._progress(
             CollectProgress(
@@ -158,11 +158,11 @@ class Collection:
             before = {}
         mine = {"runs": 1, "tokens": self.tally.tokens, "prompt_tokens": self.tally.prompt_tokens} | self._seconds()
         after = {name: value + before.get(name, 0) for name, value in mine.items()}
-        with contextlib.suppress(OSError):  # on a full disk, say, which is being told already
+        with contextlib.suppress(OSError):  # on a full disk, say, which is reported anyway
             write_whole(path, (json.dumps(after, indent=2) + "\n").encode())
 
     def summary(self) -> Collected:
-        """What it came to; the store is complete."""
+        """The summary of a complete store."""
         writer = self._writer
         if writer.correct in (0, writer.candidates):
             which = "right" if writer.correct else "wrong"
@@ -202,7 +202,7 @@ class Collection:
         }
 
     def _require_disk(self) -> None:
-        """Raise `DiskSpaceError` if the problems to come do not fit, going by those of this run."""
+        """Raise `DiskSpaceError` if the remaining problems do not fit, estimated from those of this run."""
         writer = self._writer
         mean = (writer.nbytes - self._bytes_before) / (writer.done - self._problems_before)
         left = writer.info.problems - writer.done
@@ -214,7 +214,7 @@ class Collection:
 
 
 def require_disk_or_warn(path: Path, needed: int, report: Callable[[str], None]) -> None:
-    """Say what a store may need at most, and warn if that is more than there is: most candidates are shorter."""
+    """Warn if the most that a store may need is more than is free; it is no error, as most candidates are shorter."""
     report(f"at most {size_text(needed)} of disk")
     try:
         require_disk(path, needed, "the store")
@@ -226,7 +226,7 @@ def require_disk_or_warn(path: Path, needed: int, report: Callable[[str], None])
 
 
 def _rows(problem: Problem, read: ReadCandidate, correct: bool, answer: str | None) -> CandidateRows:
-    """A candidate as the store takes it."""
+    """A candidate in the form that the store takes."""
     candidate = read.candidate
     stored = StoredCandidate(
         problem=problem.number,

@@ -1,7 +1,7 @@
-"""What is read of a response while its tokens are fed: features to keep, statistics, and scores of heads.
+"""Features, statistics and scores by heads, gathered while the tokens of a response are fed.
 
-`FeatureReader` takes what the model computed for some tokens, `GrowingFeatures` adds it up for one candidate. Decoding
-and reading given texts fold into the same, so that training and serving see the same states.
+`FeatureReader` takes what the model computed in a step, `GrowingFeatures` gathers it for one candidate. Both serve
+decoding and the reading of given texts, so that training and serving see the same states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,40 +24,40 @@ from swift_edge.scoring.scorer import Scorer
 from swift_edge.training.store.format import StoredFeature
 
 READ_STATISTICS: Final = frozenset({"entropy", "self_certainty"})
-"""Statistics to ask for; the log-probability always comes."""
+"""Statistics to ask for besides the log-probability, which is always there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FedTokens:
-    """What was read of f tokens that were fed."""
+    """Features and scores of f tokens that were fed."""
 
     states: NDArray[np.float16] | None  # [f, l, w]
-    """Features; None where none are kept, or nothing was fed. Numbers beyond float16 are infinite."""
+    """Features; None if none are kept, or if nothing was fed. Numbers beyond float16 are infinite."""
     scored: Mapping[str, tuple[Floats, Floats]]  # [f] each
     """Gates and rewards, by the head's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureReader:
-    """Which features are kept, and which heads score meanwhile."""
+    """Which features are kept, and which heads score the tokens."""
 
     feature: StoredFeature
     """Hidden states, logits, or none."""
     layers: tuple[int, ...]
     """Hidden states that are kept, ascending."""
     scorers: Mapping[str, Scorer]
-    """Heads by name, each with the ids that it does not count."""
+    """Heads by name, each with the token ids that it does not score."""
     tokens_per_candidate: int | None = None
     """Most tokens per candidate that are kept; None keeps all."""
 
     @property
     def reads(self) -> Reads:
-        """What is read of every token: what is kept, and what the heads' weights make of its states."""
+        """What the engine has to read of every token, for the features and for the heads."""
         weights = tuple(weights for each in self.scorers.values() for weights in each.reads.weights)
         return Reads(self.layers, self.feature == "logits", weights, READ_STATISTICS)
 
     def read(self, step: Step) -> FedTokens:
-        """Take what was computed for the tokens of a step that were fed."""
+        """Features and scores of the fed tokens of a step."""
         scored = {
             name: each.evaluate(products, step.statistics)
             for (name, each), products in zip(self.scorers.items(), step.products, strict=False)
@@ -67,7 +67,7 @@ class FeatureReader:
             features = step.logits[np.newaxis]
         states: NDArray[np.float16] | None = None
         if self.feature != "none" and features is not None:
-            with np.errstate(over="ignore"):  # the store refuses infinity, and knows where it comes from
+            with np.errstate(over="ignore"):  # the store refuses infinity and names its source
                 states = np.ascontiguousarray(features.transpose(1, 0, 2), np.float16)
         return FedTokens(states, scored)
 
@@ -81,7 +81,7 @@ class FeatureReader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadCandidate:
-    """A finished response with what was read of it."""
+    """A finished response with its features, statistics and scores."""
 
     candidate: Candidate
     """The response; its `score` is the mean self-certainty."""
@@ -126,7 +126,7 @@ class GrowingFeatures:
         return self._growing.stopped
 
     def add(self, token_ids: Sequence[int], statistics: TokenStatistics, fed: FedTokens, rows: slice) -> None:
-        """Take tokens: rows `rows` of `statistics`, and of `fed` as far as they were fed."""
+        """Add tokens: rows `rows` of `statistics`, and those of `fed` if they were fed."""
         assert statistics.entropy is not None
         assert statistics.self_certainty is not None
         self._growing.add_tokens(token_ids, statistics, rows)
@@ -148,7 +148,7 @@ class GrowingFeatures:
                     self._prefixes[name].append(running.score)
 
     def finish(self, reason: FinishReason, unscored_tokens: int, text: str | None = None) -> ReadCandidate:
-        """Freeze it; `text` where it is known better than from the tokens."""
+        """Make it a `ReadCandidate`; `text`, if given, replaces that of the tokens."""
         statistics = np.concatenate(self._statistics)  # [t, 3]
         states = np.empty((len(statistics), 0, 0), np.float16)  # [f, l, w]
         if self._reader.feature != "none":
@@ -169,7 +169,7 @@ class GrowingFeatures:
 def check_layers(layers: Sequence[int] | None, exported: tuple[int, ...]) -> tuple[int, ...]:
     """The hidden states to keep, ascending; None keeps all that the bundle gives out.
 
-    Raises `InvalidOptionError` for one that it does not give out, and where it gives out none.
+    Raises `InvalidOptionError` for a layer that it does not give out, and if it gives out none.
     """
     if not exported:
         raise InvalidOptionError(

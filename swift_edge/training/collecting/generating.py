@@ -1,7 +1,7 @@
-"""Responses to many problems from the engine that everybody shares.
+"""Writing of responses to many problems with the shared engine.
 
-Problems come out whole and in order, whatever was finished first, and every candidate is what `Selector.pick` writes
-for its prompt, seed and index.
+Problems are yielded whole and in order, whichever finishes first. Every candidate is the one that `Selector.pick`
+writes for its prompt, seed and index.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ from swift_edge.training.collecting.features import FeatureReader, GrowingFeatur
 from swift_edge.training.collecting.problems import Problem, naming
 
 HELD_PROBLEMS: Final = 64
-"""Problems begun and not given out: one with a long response does not hold up more than these."""
+"""Most problems begun and not yielded yet: one with a long response holds up no more than these."""
 HELD_BYTES: Final = 256 * 2**20
-"""No further problem is begun while finished candidates, which wait for others of theirs, hold more."""
+"""No further problem begins while finished candidates of unfinished problems take more than this."""
 LOOK_S: Final = 0.2
-"""Seconds after which progress is told although no step was made."""
+"""Seconds after which progress is reported although no step was made."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has been done so far; it counts on while candidates are written."""
+    """Counts of the work so far, updated while candidates are written."""
 
     watch: Stopwatch = field(default_factory=Stopwatch)
-    """Where the time went."""
+    """Seconds by kind of work."""
     tokens: int = 0
-    """Response tokens so far, of unfinished candidates too."""
+    """Response tokens so far, including those of unfinished candidates."""
     prompt_tokens: int = 0
     """Prompt tokens read."""
     rows: int = 0
     """Rows at work in the last step."""
     held: int = 0
-    """Problems begun and not given out yet."""
+    """Problems begun and not yielded yet."""
 
 
 def generate(
@@ -64,11 +64,10 @@ def generate(
 ) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
     """Write `options.n` candidates per problem, and yield each problem with all of them, in order.
 
-    About `rows` rows are kept busy; at most `held_problems` are begun and not given out, and none is begun while their
-    finished candidates hold more than `held_bytes`. `tally` counts on, and `on_step` is called in the caller's thread,
-    after steps.
-    Options, prompts and memory are checked before the first problem is asked for: `InvalidOptionError`, `DataError`
-    with the line of a prompt that cannot be answered, `MemoryLimitError`.
+    About `rows` rows are kept busy; at most `held_problems` are begun and not yielded yet, and none is begun while
+    their finished candidates hold more than `held_bytes`. `tally` is updated, and `on_step` is called in the caller's
+    thread after steps. Options, prompts and memory are checked before the first problem is written: raises
+    `InvalidOptionError`, `DataError` with the line of a prompt that cannot be answered, and `MemoryLimitError`.
     """
     if rows < 1:
         raise InvalidOptionError(f"rows is {rows}; expected at least 1")
@@ -103,7 +102,7 @@ class _Limits:
 
 
 class _Written(Consumer):
-    """A problem whose candidates wait, are written, or wait for each other; the consumer of its request."""
+    """A problem that is being written; the consumer of its request."""
 
     def __init__(self, writing: "_Writing", problem: Problem) -> None:
         self.problem = problem
@@ -114,7 +113,7 @@ class _Written(Consumer):
         self._growing: dict[int, GrowingFeatures] = {}
 
     def begun(self, candidates: Sequence[int]) -> None:
-        """Candidates have rows: from now on they take memory."""
+        """Candidates were given rows: make room for their features."""
         writing = self._writing
         for index in candidates:
             self._growing[index] = GrowingFeatures(
@@ -122,7 +121,7 @@ class _Written(Consumer):
             )
 
     def step(self, step: Step) -> Orders:
-        """Take a token of each candidate with what was computed for it, and end those that a stop string ends."""
+        """Add a token and its features to each candidate, and end those that a stop string ends."""
         started = perf_counter()
         fed = self._writing.reader.read(step)
         scored_s = perf_counter() - started
@@ -184,7 +183,7 @@ class _Writing:
             self.outbox.put(None)
 
     def run(self, on_step: Callable[[], None]) -> Iterator[tuple[Problem, tuple[ReadCandidate, ...]]]:
-        """Write until every candidate is there; what is under way is cancelled if the caller leaves early."""
+        """Write all candidates; requests that are under way are cancelled if the caller leaves early."""
         try:
             self._submit()
             while self._under_way:
@@ -201,7 +200,7 @@ class _Writing:
                 ticket.cancel()
 
     def _next_done(self) -> tuple[Problem, tuple[ReadCandidate, ...]]:
-        """The problem at the front, which is whole."""
+        """The problem at the front, which is done, with its candidates."""
         written, ticket = self._under_way.popleft()
         if written.error is not None:
             raise written.error
@@ -209,11 +208,11 @@ class _Writing:
         return written.problem, tuple(written.finished[index] for index in sorted(written.finished))
 
     def _submit(self) -> None:
-        """Begin further problems while rows may soon be free for them, and not too much is held."""
+        """Begin further problems while rows may soon be free and not too much memory is held."""
         limits = self._limits
         while self._to_come:
             missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._under_way)
-            # As many again as are written: a prompt is read ahead, so that rows need not wait for it.
+            # Half as many again as there are rows: the next prompts are read ahead, so that rows need not wait for them.
             if self._under_way and missing >= limits.rows + max(limits.rows // 2, self._generation.candidates):
                 return
             if len(self._under_way) >= limits.held_problems:
@@ -238,12 +237,12 @@ def _prompt_ids(opened: OpenedModel, problem: Problem, options: PickOptions, rea
 def _require_memory(
     opened: OpenedModel, options: PickOptions, reader: FeatureReader, rows: int, prompt_tokens: int, held_bytes: int
 ) -> None:
-    """Raise `MemoryLimitError`, with the numbers, if the rows and the features that they gather cannot fit."""
+    """Raise `MemoryLimitError`, with the numbers, if the rows and their features cannot fit."""
     session = opened.session
     new_tokens = min(options.max_new_tokens, session.context_length)
     kv, logits, hidden = session.request_bytes(rows, prompt_tokens, new_tokens, layers=len(reader.reads.all_layers))
     widths = {"hidden": len(reader.layers) * session.hidden_size, "logits": session.vocab_size, "none": 0}
-    # Gathered by all rows, put together for one of them, and waiting for others.
+    # Features of all rows, a second copy for the one that finishes, and those of candidates that wait.
     features = (rows + 1) * new_tokens * widths[reader.feature] * 2 + (held_bytes if reader.feature != "none" else 0)
     machine.require_memory(
         kv + logits + hidden + features + WORKING_BYTES,

@@ -35,7 +35,7 @@ class Problem:
 
 
 Grader: TypeAlias = Callable[[Problem, str], bool]
-"""Tells whether a response, its text, is right."""
+"""Says whether the text of a response is right."""
 
 AnyProblem = TypeVar("AnyProblem", bound=Problem)
 
@@ -80,7 +80,7 @@ class Grading:
     """Tells right responses from wrong ones, by a task or by a callable."""
 
     def __init__(self, task: str | None, grader: Grader | None = None) -> None:
-        """Take the name of a task or a callable, or neither where labels come from elsewhere; not both."""
+        """Take the name of a task, or a callable, or neither if labels come from elsewhere; not both."""
         if task is not None and grader is not None:
             raise InvalidOptionError(f"task is {task!r} and a grader is given; expected one of them")
         self.task: AnswerTask | None = None if task is None else answer_task(task)
@@ -92,7 +92,7 @@ class Grading:
         return self.task is not None or self._grader is not None
 
     def check(self, problem: Problem) -> None:
-        """Raise `DataError` for a reference that the task finds no answer in."""
+        """Raise `DataError` if the task finds no answer in the reference."""
         if self.task is None:
             return
         if problem.answer is None:
@@ -108,7 +108,7 @@ class Grading:
         return None if self.task is None else self.task.extract(text)
 
     def correct(self, problem: Problem, text: str) -> bool:
-        """Tell whether a response is right; raises `DataError` where a callable fails or gives no truth value."""
+        """Whether a response is right; raises `DataError` if a callable fails or does not return True or False."""
         if self._grader is None:
             assert self.task is not None
             assert problem.answer is not None
@@ -129,7 +129,7 @@ class Grading:
 
 
 def read_rows(path: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """Read JSONL: the SHA-256 of the file, and each row with its place, the file and line as messages name it.
+    """Read JSONL: the SHA-256 of the file, and each row with its place, file and line as text for messages.
 
     Raises `DataError` for a file that is absent or empty, and for a row that is not UTF-8, not JSON or not an object.
     """
@@ -186,7 +186,7 @@ def first_rows(rows: Sequence[AnyProblem], limit: int | None) -> tuple[AnyProble
 
 
 def naming(problem: Problem, error: SwiftEdgeError) -> DataError:
-    """The same complaint as a `DataError` that says which row it is about."""
+    """The same error as a `DataError` that names the row."""
     return DataError(f"{problem.place}: {error}")
 
 

@@ -1,6 +1,6 @@
-"""Given responses to many problems: each is read in chunks after its prompt, which is read once.
+"""Reading of given responses to many problems, in chunks after their prompts, which are read once.
 
-Yields what `generating` yields for responses that it writes, so that both are stored in the same way.
+Yields the same as `generating` does for responses that it writes, so that both are stored alike.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,20 +21,20 @@ from swift_edge.training.collecting.responses import AnsweredProblem
 
 @dataclass(slots=True)
 class Extent:
-    """How much there is to read."""
+    """Number of responses and tokens to read."""
 
     candidates: int = 0
     """Responses."""
     kept_tokens: int = 0
-    """Tokens of them whose features are kept, at most."""
+    """Most response tokens whose features are kept."""
 
 
 def check_completions(
     opened: OpenedModel, problems: Sequence[AnsweredProblem], reader: FeatureReader, *, raw: bool
 ) -> Extent:
-    """Encode every response once, and check that all of it fits.
+    """Encode every response once, and check that all of them fit.
 
-    Raises `DataError` with the line of a prompt or a response that does not, `MemoryLimitError` if memory is short.
+    Raises `DataError` with the line of a prompt or response that does not, `MemoryLimitError` if memory is short.
     """
     extent = Extent()
     longest_prompt = longest_answer = 0
@@ -59,7 +59,7 @@ def read_completions(
     tally: Tally,
     on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[AnsweredProblem, tuple[ReadCandidate, ...]]]:
-    """Yield each problem with its responses; `tally` counts on, and `on_step` is called, after each response."""
+    """Yield each problem with its responses; after each response `tally` is updated and `on_step` called."""
     for problem in problems:
         prompt_ids, answers = _encoded(opened, problem, reader, raw)
         consumer = _Completions(opened, reader, tally, len(answers))
@@ -91,14 +91,14 @@ class _Completions(Consumer):
         self._read: SimpleQueue[GrowingFeatures | BaseException] = SimpleQueue()
 
     def next_read(self) -> GrowingFeatures:
-        """Wait for the next response to be read; raises what reading it raised."""
+        """Wait for the next response to be read, or raise the error that ended the reading."""
         outcome = self._read.get()
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
     def step(self, step: Step) -> None:
-        """Take a chunk of a response; the first of the next one says that this one is whole."""
+        """Take a chunk of a response; when the next response begins, the one before is complete."""
         if step.candidates[0] != self._current:
             self._read.put(self._growing[self._current])
             self._current = step.candidates[0]
@@ -109,7 +109,7 @@ class _Completions(Consumer):
         self._tally.tokens += len(step.token_ids)
 
     def closed(self, error: BaseException | None) -> None:
-        """The last response is whole, or it failed."""
+        """The last response is complete, or reading failed."""
         self._read.put(self._growing[self._current] if error is None else error)
 
 

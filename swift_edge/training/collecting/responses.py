@@ -2,7 +2,7 @@
 
     {"prompt": "", "reference": "", "completions": [""], "correctness": [true], "steps": [[""]], "token_ids": [[0]]}
 
-`steps` are passed over: a response is what was written, and steps joined again need not be that.
+`steps` are ignored: steps joined again need not be the response as it was written.
 """
 
 import os
@@ -66,7 +66,7 @@ def _answered(number: int, place: str, row: Mapping[str, Any]) -> AnsweredProble
     correctness = token_ids = None
     if row.get("correctness") is not None:
         labels = _list(row, "correctness", place, len(completions))
-        # 1.0 equals 1, but whoever writes shares of passed tests means something else.
+        # 1.0 equals 1, but floats may be shares of passed tests.
         if not all(isinstance(label, (bool, int)) and label in (0, 1) for label in labels):
             raise DataError(f"{place}: correctness holds {labels!r:.60}; expected true or false, or 1 or 0, for each")
         correctness = tuple(bool(label) for label in labels)
