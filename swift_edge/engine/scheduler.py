@@ -76,10 +76,10 @@ class Scheduler:
                 entry = heappop(self._heap)
                 *_, version, line = entry
                 if version == line.version:
-                    taken.append(entry)
+                    entries.append(entry)
                     yield line.tickets
         finally:
-            for entry in taken:
+            for entry in entries:
                 *_, version, line = entry
                 if version == line.version:
                     heappush(self._heap, entry)

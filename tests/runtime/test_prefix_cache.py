@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 
 from swift_edge import Selection, Selector
 from swift_edge.arrays import Ids
-from swift_edge.engine import KVCache
-from swift_edge.engine import PrefixCache
-from swift_edge.engine import ModelSession
-from swift_edge.engine import StepOutput
+from swift_edge.engine import KVCache, ModelSession, PrefixCache, StepOutput
 from swift_edge.errors import InvalidOptionError
 from swift_edge.scoring import Head
 

@@ -212,7 +212,7 @@ class _Writing:
         limits = self._limits
         while self._to_come:
             missing = sum(self._generation.candidates - len(written.finished) for written, _ in self._under_way)
-            # Half as many again as there are rows: the next prompts are read ahead, so that rows need not wait for them.
+            # Half as many again as there are rows: the next prompts are read ahead, so that rows need not wait.
             if self._under_way and missing >= limits.rows + max(limits.rows // 2, self._generation.candidates):
                 return
             if len(self._under_way) >= limits.held_problems:
