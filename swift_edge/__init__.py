@@ -10,6 +10,7 @@ d hidden size, v vocabulary, h KV heads, k head dim, c KV capacity in tokens.
 """
 
 from swift_edge.errors import SwiftEdgeError
+from swift_edge.handle import Handle
 from swift_edge.options import PickOptions
 from swift_edge.results import (
     Answer,
@@ -37,6 +38,7 @@ __all__ = [
     "CandidateFinished",
     "Event",
     "FailedPick",
+    "Handle",
     "PickOptions",
     "Picked",
     "Selection",

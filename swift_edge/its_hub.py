@@ -14,13 +14,13 @@ import itertools
 import math
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final, TypeAlias, Unpack
 
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import InvalidOptionError, PromptError
-from swift_edge.options import PickOptions, SignalName, WritingInput, WritingOptions
+from swift_edge.handle import Handle
+from swift_edge.options import SignalName, WritingInput, WritingOptions
 from swift_edge.results import Selection
 from swift_edge.selector import Selector
 from swift_edge.system.extras import import_extra
@@ -66,8 +66,6 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         self._seeds = itertools.count(seed)
         self._kept: dict[tuple[Turns, str], float] = {}
         self._lock = threading.Lock()
-        # One at a time, as the cores are few. Calls that are canceled while they wait never run.
-        self._worker = ThreadPoolExecutor(1, "its_hub")
 
     async def agenerate(
         self,
@@ -121,15 +119,24 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         # Counted before anything waits: a call that is canceled meanwhile does not change what later ones draw.
         seeds = [next(self._seeds) for _ in picks]
         responses: list[dict[str, str]] = [{}] * len(conversations)
-        running = asyncio.get_running_loop()
-        for ((shared, n), places), seed in zip(picks.items(), seeds, strict=True):
-            drawn = replace(options, temperature=shared, n=n, seed=seed)
-            for prompt, selection in await running.run_in_executor(self._worker, self._pick, list(places), drawn):
+        await asyncio.to_thread(self._selector.open)
+        submitted: list[tuple[Turns, list[int], Handle]] = []
+        try:
+            for ((shared, n), places_of), seed in zip(picks.items(), seeds, strict=True):
+                drawn = replace(options, temperature=shared, n=n, seed=seed)
+                for prompt, places in places_of.items():
+                    handle = self._selector.submit(_prompt(prompt), watched=False, options=drawn)
+                    submitted.append((prompt, places, handle))
+            for prompt, places, handle in submitted:
+                selection = await handle
                 self._keep(prompt, selection)
                 if usage_accumulator is not None:
                     usage_accumulator.add(selection.usage.prompt_tokens, selection.usage.completion_tokens)
-                for place, candidate in zip(places[prompt], selection.candidates, strict=True):
+                for place, candidate in zip(places, selection.candidates, strict=True):
                     responses[place] = {"role": "assistant", "content": candidate.text}
+        finally:
+            for *_, handle in submitted:
+                handle.cancel()
         return responses if _is_batch(messages) else responses[0]
 
     async def agenerate_single(
@@ -167,12 +174,7 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
 
     async def ascore(self, messages: Any, orchestrator: Any = None) -> Any:  # noqa: ARG002  # nothing to ask for
         """Do what `score` does while the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self.score, messages)
-
-    def _pick(self, prompts: list[Turns], options: PickOptions) -> list[tuple[Turns, Selection]]:
-        """Draw for different prompts in one batch."""
-        selections = self._selector.pick_many(map(_prompt, prompts), options=options)
-        return [(prompts[selection.prompt_index], selection) for selection in selections]
+        return await asyncio.to_thread(self.score, messages)
 
     def _keep(self, prompt: Turns, selection: Selection) -> None:
         """Remember the scores, and forget the oldest."""
@@ -212,7 +214,7 @@ def _refuse(**options: Any) -> None:
 def _picks(
     prompts: list[Turns], temperatures: Sequence[float | None]
 ) -> dict[tuple[float | None, int], dict[Turns, list[int]]]:
-    """Sort the places of a batch by what one `pick_many` can do: by temperature and number of responses, by prompt."""
+    """Sort the places of a batch into picks: by temperature and number of responses, by prompt."""
     alike: dict[tuple[Turns, float | None], list[int]] = {}
     for place, key in enumerate(zip(prompts, temperatures, strict=True)):
         alike.setdefault(key, []).append(place)

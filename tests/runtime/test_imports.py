@@ -138,6 +138,7 @@ def test_public_names() -> None:
         "CandidateFinished",
         "Event",
         "FailedPick",
+        "Handle",
         "PickOptions",
         "Picked",
         "Selection",
