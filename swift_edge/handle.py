@@ -11,7 +11,7 @@ from typing import Any
 from swift_edge.arrays import Ids
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.request import Consumer, Request, Ticket
-from swift_edge.errors import InvalidOptionError
+from swift_edge.errors import EngineClosedError, InvalidOptionError
 from swift_edge.results import Event, Picked, Selection
 from swift_edge.selection.pick import Pick
 from swift_edge.selection.planning import PlannedPick
@@ -102,8 +102,9 @@ class Handle:
         Raises `TimeoutError`, and the request goes on; `RequestCancelledError` if it was cancelled, and what answering
         it raises.
         """
-        self._require_other_thread()
         outbox = self._outbox
+        if not outbox.is_done:
+            require_waiting(self._engine)
         try:
             with outbox.changed:
                 done = outbox.changed.wait_for(lambda: outbox.is_done, timeout)
@@ -120,8 +121,9 @@ class Handle:
 
     def __iter__(self) -> Iterator[Event]:
         """The events as they come, `Picked` at the end; leaving early cancels the request."""
-        self._require_other_thread()
         outbox = self._outbox
+        if not outbox.is_done:
+            require_waiting(self._engine)
         try:
             while True:
                 with outbox.changed:
@@ -183,6 +185,8 @@ class Handle:
 
     async def _change(self, *, only_end: bool = False) -> None:
         """Wait until there are events, or only until it is done."""
+        if not self._outbox.is_done:
+            require_waiting(self._engine)
         loop = asyncio.get_running_loop()
         changed = loop.create_future()
 
@@ -205,12 +209,16 @@ class Handle:
                 self._selection = self._finish()
             return self._selection
 
-    def _require_other_thread(self) -> None:
-        if self._engine.is_driver:
-            raise InvalidOptionError(
-                "a function that the engine calls while it writes, such as a task of your own, waits for the engine; "
-                "leave that to the thread that asked for the pick"
-            )
+
+def require_waiting(engine: Engine) -> None:
+    """Raise where waiting for an engine never ends: its driver would wait for itself, a fork for its parent."""
+    if engine.is_left_behind:
+        raise EngineClosedError
+    if engine.is_driver:
+        raise InvalidOptionError(
+            "a function that the engine calls while it writes, such as a task of your own, waits for the engine; "
+            "leave that to the thread that asked for the pick"
+        )
 
 
 def begin(

@@ -53,7 +53,14 @@ class Driver:
             self._changed.notify()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+            with self._changed:
+                if self._thread is thread:  # it left with work to do: the next one that wakes it starts another
+                    self._thread = None
         self._leaves = self._quits = False
+
+    def forget(self) -> None:
+        """Take note that this is a fork, which the thread is not part of."""
+        self._changed, self._thread = threading.Condition(), None
 
     def _run(self) -> None:
         try:
@@ -79,6 +86,9 @@ def _end_all() -> None:
 
 
 def _forget_all() -> None:
+    # The threads stayed behind, maybe with locks in their hands.
+    for driver in list(_drivers):
+        driver.forget()
     _drivers.clear()
 
 

@@ -112,7 +112,7 @@ class Engine:
         Raises `InvalidOptionError` for one that could never be served, `EngineClosedError` after `close`.
         """
         self._check(request)
-        if self._closed:
+        if self._closed or self.is_left_behind:
             raise EngineClosedError
         number = next(self._numbers)
         ticket = Ticket(request, consumer, number, self._obey, number if request.key is None else request.key)
@@ -143,8 +143,8 @@ class Engine:
     def close(self) -> None:
         """Fail what is under way, and wait for the driver to end. Nothing can be submitted afterwards."""
         self._closed = True
-        if os.getpid() != self._process:
-            return  # a fork: the driver stayed behind
+        if self.is_left_behind:
+            return
         self._driver.wake(only_if_running=self.is_idle)
         self._driver.join()
 
@@ -152,6 +152,11 @@ class Engine:
     def is_driver(self) -> bool:
         """Whether this is the thread that makes the turns, which must not wait for one."""
         return self._driver.is_current
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether this is a fork of the process that began it: neither the driver nor the rows came along."""
+        return os.getpid() != self._process
 
     def _has_mail(self) -> bool:
         return bool(self._inbox or self._obeys)
