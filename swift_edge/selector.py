@@ -16,7 +16,7 @@ from swift_edge.engine.model import Prompt
 from swift_edge.engine.reading import RESPONSE_CHUNK_TOKENS
 from swift_edge.engine.request import Reading
 from swift_edge.errors import InvalidOptionError, SwiftEdgeError
-from swift_edge.handle import Handle, Outbox, begin
+from swift_edge.handle import Handle, Outbox, begin, require_waiting
 from swift_edge.options import PickInput, PickOptions, SignalName
 from swift_edge.results import Event, FailedPick, Selection
 from swift_edge.scoring.head import Head
@@ -287,7 +287,7 @@ class _Many:
 
     def answered(self) -> Iterator[Any]:
         """Selections, and what failed, as they are done."""
-        error: Exception | None = None
+        error: BaseException | None = None
         waiting: _Arrived | None = None
         over = False
         self._prompts.ask()
@@ -303,25 +303,31 @@ class _Many:
                     if failed is not None and not self._raises:
                         yield failed
                     continue
+                require_waiting(self._planned.model.engine)
                 match self._mail.get():
                     case _Arrived() as arrived:
                         waiting = arrived if error is None else None
                     case _Ended(failure):
                         over, error = True, error or failure
                     case _Done(index):
-                        try:
-                            yield self._handles.pop(index).result()
-                        except SwiftEdgeError as failure:
-                            if not self._raises:
-                                yield FailedPick(index, failure)
-                            else:
-                                error, over, waiting = error or failure, True, None
+                        answer = self._answer(index)
+                        if self._raises and isinstance(answer, FailedPick):
+                            error, over, waiting = error or answer.error, True, None
+                        else:
+                            yield answer
         finally:
             self._prompts.leave()
             for handle in self._handles.values():
                 handle.cancel()
         if error is not None:
             raise error
+
+    def _answer(self, index: int) -> Selection | FailedPick:
+        """The result of a pick that is done; the caller's own functions run, and fail, for it alone."""
+        try:
+            return self._handles.pop(index).result()
+        except Exception as error:
+            return FailedPick(index, error)
 
     def _submit(self, prompt: Prompt) -> FailedPick | None:
         """Begin a pick; returns what was wrong with its prompt, if something was."""
@@ -350,7 +356,7 @@ class _Arrived:
 class _Ended:
     """There are no more prompts, for a reason that may be an error."""
 
-    error: Exception | None
+    error: BaseException | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,12 +376,14 @@ class _Prompts:
         self._asked = threading.Semaphore(0)
         self._left = False
         self._waits = not isinstance(prompts, (list, tuple))
-        if self._waits:
-            threading.Thread(target=self._run, name="swift-edge prompts", daemon=True).start()
+        self._thread: threading.Thread | None = None
 
     def ask(self) -> None:
         """Ask for the next prompt."""
         if self._waits:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="swift-edge prompts", daemon=True)
+                self._thread.start()
             self._asked.release()
         else:
             self._tell(self._next())
@@ -400,7 +408,7 @@ class _Prompts:
             return _Arrived(next(self._prompts))
         except StopIteration:
             return _Ended(None)
-        except Exception as error:
+        except BaseException as error:  # it belongs to the caller's thread, which waits
             return _Ended(error)
 
 
