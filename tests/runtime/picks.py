@@ -1,10 +1,10 @@
-"""What tests of shared picks have in common: a selection down to its last bit, and the engine behind a selector."""
+"""What tests of shared picks have in common: where bundles are, and a selection down to its last bit."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from swift_edge import Candidate, Selection, Selector
+from swift_edge import Candidate, Selection
 
 ROOT = Path(__file__).parents[2]
 STORIES = ROOT / "models" / "stories260k"
@@ -37,8 +37,3 @@ def bits_of_candidate(candidate: Candidate) -> dict[str, Any]:
 def exact(value: Any) -> Any:
     """A number as its hexadecimal digits, anything else as it is."""
     return value.hex() if isinstance(value, float) else value
-
-
-def engine_of(selector: Selector) -> Any:
-    """The engine of an open selector: its `steps`, its `live_rows`, and whether it `is_idle`."""
-    return selector._planner().model.engine

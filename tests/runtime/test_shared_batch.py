@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
-from picks import INT8_KEYS_AND_VALUES, PATIENCE_S, SMALL_STEPS, STORIES, bits, engine_of
+from picks import INT8_KEYS_AND_VALUES, PATIENCE_S, SMALL_STEPS, STORIES, bits
 
 from swift_edge import Selection, Selector
 from swift_edge.errors import RequestCancelledError
 
 THREADS = 3
+# Which request is where when another one comes is up to the threads: an example does not become smaller by trying.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 QUESTIONS = (
     "Mira has 12 turtles. Mira has 5 turtles more than Jonas. What number of turtles does Jonas have?",
     "One day Theo owns 29 carrots. Theo has 4 carrots more than Odette. What number of carrots does Odette have?",
@@ -127,7 +129,7 @@ def compare(shared: Selector, path: Any, head: Any, asked: list[Asked]) -> None:
         with Selector(path, head=head, threads=1) as fresh:
             alone = fresh.pick(each.prompt, **each.options)
         assert bits(picked) == bits(alone)
-    assert engine_of(shared).live_rows == 0
+    assert shared.engine.live_rows == 0
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +154,24 @@ def int8_keys_and_values() -> Iterator[Selector]:
 
 
 @pytest.mark.slow
-@settings(print_blob=True)
+@pytest.mark.slow
+@settings(phases=PHASES, print_blob=True)
 @given(st.lists(requests(QUESTIONS, calibrated=True, signals=(None, None, "self_certainty")), min_size=3, max_size=9))
 def test_requests_at_once_come_to_what_they_come_to_alone(small_steps: Selector, asked: list[Asked]) -> None:
     compare(small_steps, SMALL_STEPS, None, asked)
 
 
 @pytest.mark.slow
-@settings(print_blob=True)
+@pytest.mark.slow
+@settings(phases=PHASES, print_blob=True)
 @given(st.lists(requests(OPENINGS, calibrated=False, signals=(None, None, "self_certainty")), min_size=3, max_size=9))
 def test_so_they_do_in_float32(stories: Selector, stories_head: Any, asked: list[Asked]) -> None:
     compare(stories, STORIES, stories_head, asked)
 
 
 @pytest.mark.slow
-@settings(print_blob=True)
+@pytest.mark.slow
+@settings(phases=PHASES, print_blob=True)
 @given(
     st.lists(
         requests(OPENINGS[:3], calibrated=False, signals=("mean_logprob", "self_certainty"), most_tokens=80),
