@@ -4,29 +4,25 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from queue import SimpleQueue
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.engine.engine import MOST_ROWS, Engine
+from swift_edge.engine.engine import Engine
 from swift_edge.engine.model import Prompt
 from swift_edge.engine.reading import RESPONSE_CHUNK_TOKENS
 from swift_edge.engine.request import Reading
-from swift_edge.errors import InvalidOptionError, SwiftEdgeError
-from swift_edge.handle import Handle, Outbox, begin, require_waiting
+from swift_edge.errors import InvalidOptionError
+from swift_edge.handle import Handle, Outbox, begin
+from swift_edge.many_prompts import ManyPicks, in_order_of_prompts
 from swift_edge.options import PickInput, PickOptions, SignalName
 from swift_edge.results import Event, FailedPick, Selection
 from swift_edge.scoring.head import Head
 from swift_edge.scoring.reading import GivenTexts
 from swift_edge.selection.decision import Decision
 from swift_edge.selection.pick import select
-from swift_edge.selection.planning import PlannedPick, Planner
-
-WINDOW_ROWS: Final = 2 * MOST_ROWS
-"""Candidates under way in one `pick_many`: as many as decode, and as many that are read ahead."""
+from swift_edge.selection.planning import Planner
 
 _selectors: "weakref.WeakSet[Selector]" = weakref.WeakSet()
 
@@ -195,8 +191,8 @@ class Selector:
             raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
         if on_error not in ("raise", "yield"):
             raise InvalidOptionError(f"on_error is {on_error!r}; expected raise or yield")
-        answered = _Many(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
-        return _in_order(answered) if in_order else answered
+        answered = ManyPicks(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
+        return in_order_of_prompts(answered) if in_order else answered
 
     def score(
         self, prompt: Prompt, texts: Sequence[str], *, signal: SignalName | None = None, raw: bool = False
@@ -227,13 +223,13 @@ class Selector:
             tokens_per_run=RESPONSE_CHUNK_TOKENS,
         )
         outbox = Outbox()
-        given = GivenTexts(scorer, model.tokenizer, len(texts), outbox.done)
+        reader = GivenTexts(scorer, model.tokenizer, len(texts), outbox.done)
 
         def finish() -> Selection:
             context = model.session.context_length
             candidates = tuple(
                 growing.finish("given", max(0, len(prompt_ids) + len(response) - context), text)
-                for growing, response, text in zip(given.growing, responses, texts, strict=True)
+                for growing, response, text in zip(reader.growing, responses, texts, strict=True)
             )
             read = len(prompt_ids) + sum(map(len, responses))
             timings = handle.ticket.watch.timings(load_s, time.perf_counter() - started, read, 0)
@@ -241,7 +237,7 @@ class Selector:
             decision = Decision.by_score(scorer.head)
             return select(planner, scorer, decision, candidates, len(prompt_ids), timings)
 
-        handle = Handle(model.engine, Reading(prompt_ids, responses, reads), given, outbox, finish)
+        handle = Handle(model.engine, Reading(prompt_ids, responses, reads), reader, outbox, finish)
         return handle.result()
 
     def _start_over(self) -> None:
@@ -264,163 +260,12 @@ class Selector:
         was_open = self._opened is not None
         planner = self._planner()
         load_s = 0.0 if was_open else time.perf_counter() - started
-        was_settled, begun = planner.pace.is_settled, time.perf_counter()
+        was_settled, planning_started = planner.pace.is_settled, time.perf_counter()
         planned = planner.planned(options)
         if planner.pace.is_settled and not was_settled:
-            load_s += time.perf_counter() - begun
+            load_s += time.perf_counter() - planning_started
         prompt_ids = planner.model.prompt_ids(prompt, raw=options.raw, feeds_last=planned.scorer.reads.feeds_last)
         return begin(planned, prompt_ids, watched=watched, started=started, load_s=load_s)
-
-
-class _Many:
-    """The picks of one `pick_many`: a window of them is under way."""
-
-    def __init__(self, planned: PlannedPick, prompts: Iterable[Prompt], *, raises: bool) -> None:
-        self._planned = planned
-        self._raises = raises
-        self._key = object()
-        self._mail: SimpleQueue[_Arrived | _Ended | _Done] = SimpleQueue()
-        self._prompts = _Prompts(prompts, self._mail.put)
-        self._handles: dict[int, Handle] = {}
-        self._submitted = 0
-        self._most = max(2, WINDOW_ROWS // planned.plan.rows)
-
-    def answered(self) -> Iterator[Any]:
-        """Selections, and what failed, as they are done."""
-        error: BaseException | None = None
-        waiting: _Arrived | None = None
-        over = False
-        self._prompts.ask()
-        try:
-            while not over or self._handles or waiting is not None:
-                if waiting is not None and len(self._handles) < self._most:
-                    failed = self._submit(waiting.prompt)
-                    waiting = None
-                    if failed is None or not self._raises:
-                        self._prompts.ask()
-                    else:
-                        error, over = failed.error, True
-                    if failed is not None and not self._raises:
-                        yield failed
-                    continue
-                require_waiting(self._planned.model.engine)
-                match self._mail.get():
-                    case _Arrived() as arrived:
-                        waiting = arrived if error is None else None
-                    case _Ended(failure):
-                        over, error = True, error or failure
-                    case _Done(index):
-                        answer = self._answer(index)
-                        if self._raises and isinstance(answer, FailedPick):
-                            error, over, waiting = error or answer.error, True, None
-                        else:
-                            yield answer
-        finally:
-            self._prompts.leave()
-            for handle in self._handles.values():
-                handle.cancel()
-        if error is not None:
-            raise error
-
-    def _answer(self, index: int) -> Selection | FailedPick:
-        """The result of a pick that is done; the caller's own functions run, and fail, for it alone."""
-        try:
-            return self._handles.pop(index).result()
-        except Exception as error:
-            return FailedPick(index, error)
-
-    def _submit(self, prompt: Prompt) -> FailedPick | None:
-        """Begin a pick; returns what was wrong with its prompt, if something was."""
-        started, planned = time.perf_counter(), self._planned
-        index, self._submitted = self._submitted, self._submitted + 1
-        try:
-            prompt_ids = planned.model.prompt_ids(
-                prompt, raw=planned.options.raw, feeds_last=planned.scorer.reads.feeds_last
-            )
-            handle = begin(planned, prompt_ids, watched=False, started=started, prompt_index=index, key=self._key)
-        except SwiftEdgeError as failure:
-            return FailedPick(index, failure)
-        self._handles[index] = handle
-        handle.when_done(lambda: self._mail.put(_Done(index)))
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    """A prompt is there."""
-
-    prompt: Prompt
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """There are no more prompts, for a reason that may be an error."""
-
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """A pick is done."""
-
-    index: int
-
-
-class _Prompts:
-    """Prompts, one whenever it is asked for. Rows go on while an iterator is waited for, in a thread of its own."""
-
-    def __init__(self, prompts: Iterable[Prompt], tell: Callable[[_Arrived | _Ended], None]) -> None:
-        """Tell of each prompt, and of the end."""
-        self._prompts = iter(prompts)
-        self._tell = tell
-        self._asked = threading.Semaphore(0)
-        self._left = False
-        self._waits = not isinstance(prompts, (list, tuple))
-        self._thread: threading.Thread | None = None
-
-    def ask(self) -> None:
-        """Ask for the next prompt."""
-        if self._waits:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="swift-edge prompts", daemon=True)
-                self._thread.start()
-            self._asked.release()
-        else:
-            self._tell(self._next())
-
-    def leave(self) -> None:
-        """Want no more."""
-        self._left = True
-        self._asked.release()
-
-    def _run(self) -> None:
-        going_on = True
-        while going_on:
-            self._asked.acquire()
-            if self._left:
-                return
-            found = self._next()
-            going_on = isinstance(found, _Arrived)
-            self._tell(found)
-
-    def _next(self) -> _Arrived | _Ended:
-        try:
-            return _Arrived(next(self._prompts))
-        except StopIteration:
-            return _Ended(None)
-        except BaseException as error:  # it belongs to the caller's thread, which waits
-            return _Ended(error)
-
-
-def _in_order(answered: Iterator[Any]) -> Iterator[Any]:
-    """Keep back what is done before one of an earlier prompt."""
-    kept: dict[int, Any] = {}
-    due = 0
-    for answer in answered:
-        kept[answer.prompt_index] = answer
-        while due in kept:
-            yield kept.pop(due)
-            due += 1
 
 
 def _after_fork() -> None:

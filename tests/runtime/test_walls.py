@@ -17,6 +17,7 @@ FLOORS = (
     ("scoring",),
     ("selection",),
     ("handle",),
+    ("many_prompts",),
     ("selector",),
     ("training", "its_hub", "explain"),
     ("evaluation",),
