@@ -140,7 +140,7 @@ class Handle:
 
     def __await__(self) -> Generator[Any, None, Selection]:
         """The selection; cancelling the task that waits cancels the request."""
-        return self._awaited().__await__()
+        return (yield from self._awaited().__await__())
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """The events as they come, `Picked` at the end; leaving early cancels the request."""
