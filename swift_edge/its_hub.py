@@ -14,12 +14,12 @@ import itertools
 import math
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, Unpack
 
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import InvalidOptionError, PromptError
+from swift_edge.handle import Handle
 from swift_edge.options import PickOptions, SignalName, WritingInput, WritingOptions
 from swift_edge.results import Selection
 from swift_edge.selector import Selector
@@ -37,9 +37,9 @@ Turns: TypeAlias = tuple[tuple[str, str], ...]
 class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel):  # type: ignore[misc]
     """The language model and the outcome reward model of its_hub's algorithms, on top of one `Selector`.
 
-    Equal conversations of a batch are one pick, whose candidates share the reading of the prompt; different ones share
-    the rows of one batch. An algorithm hands batches over only with `BatchOrchestrator`: its_hub's default calls
-    once per response.
+    Calls that are under way at once share the rows of the selector's batch, and equal conversations of one call are one
+    pick, whose candidates share the reading of the prompt too. An algorithm hands several over in one call only with
+    `BatchOrchestrator`: its_hub's default calls once per response.
 
     >>> model = SelfScoringModel(Selector("models/small-steps"), max_new_tokens=96)
     >>> BestOfN(model, BatchOrchestrator()).infer(model, "One day Theo owns 29 carrots. ...", budget=8)
@@ -66,8 +66,6 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         self._seeds = itertools.count(seed)
         self._kept: dict[tuple[Turns, str], float] = {}
         self._lock = threading.Lock()
-        # One at a time, as the cores are few. Calls that are canceled while they wait never run.
-        self._worker = ThreadPoolExecutor(1, "its_hub")
 
     async def agenerate(
         self,
@@ -84,6 +82,8 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         usage_accumulator: Any = None,
     ) -> Any:
         """Write a response to a conversation, or to each of a list of conversations; returns messages as dicts.
+
+        Cancelling the task that waits cancels its picks.
 
         A conversation is a list of `its_hub.api.ChatMessage`, or a text. `temperature` may be one per conversation.
         `usage_accumulator` is told of every pick once: its prompt was read once, however many responses it has.
@@ -118,18 +118,27 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
             [_question(conversation) for conversation in conversations],
             [self._options.temperature if value is None else value for value in temperatures],
         )
-        # Counted before anything waits: a call that is canceled meanwhile does not change what later ones draw.
-        seeds = [next(self._seeds) for _ in picks]
+        # Counted before anything waits: a call that is cancelled meanwhile does not change what later ones draw.
+        drawn = [replace(options, temperature=shared, n=n, seed=next(self._seeds)) for shared, n in picks]
+        asked = [
+            _Asked(prompt, places, each)
+            for each, alike in zip(drawn, picks.values(), strict=True)
+            for prompt, places in alike.items()
+        ]
         responses: list[dict[str, str]] = [{}] * len(conversations)
-        running = asyncio.get_running_loop()
-        for ((shared, n), places), seed in zip(picks.items(), seeds, strict=True):
-            drawn = replace(options, temperature=shared, n=n, seed=seed)
-            for prompt, selection in await running.run_in_executor(self._worker, self._pick, list(places), drawn):
-                self._keep(prompt, selection)
+        # In a thread, as opening the bundle and reading long prompts take their time.
+        handles = await asyncio.to_thread(self._submit, asked)
+        try:
+            for each, handle in zip(asked, handles, strict=True):
+                selection = await handle
+                self._keep(each.prompt, selection)
                 if usage_accumulator is not None:
                     usage_accumulator.add(selection.usage.prompt_tokens, selection.usage.completion_tokens)
-                for place, candidate in zip(places[prompt], selection.candidates, strict=True):
+                for place, candidate in zip(each.places, selection.candidates, strict=True):
                     responses[place] = {"role": "assistant", "content": candidate.text}
+        finally:
+            for handle in handles:
+                handle.cancel()
         return responses if _is_batch(messages) else responses[0]
 
     async def agenerate_single(
@@ -167,12 +176,19 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
 
     async def ascore(self, messages: Any, orchestrator: Any = None) -> Any:  # noqa: ARG002  # nothing to ask for
         """Do what `score` does while the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self.score, messages)
+        return await asyncio.to_thread(self.score, messages)
 
-    def _pick(self, prompts: list[Turns], options: PickOptions) -> list[tuple[Turns, Selection]]:
-        """Draw for different prompts in one batch."""
-        selections = self._selector.pick_many(map(_prompt, prompts), options=options)
-        return [(prompts[selection.prompt_index], selection) for selection in selections]
+    def _submit(self, asked: Sequence["_Asked"]) -> list[Handle]:
+        """Begin all picks of a call; where one is refused, or nobody waits any more, they are cancelled."""
+        handles: list[Handle] = []
+        try:
+            for each in asked:
+                handles.append(self._selector.submit(_prompt(each.prompt), watched=False, options=each.options))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def _keep(self, prompt: Turns, selection: Selection) -> None:
         """Remember the scores, and forget the oldest."""
@@ -182,6 +198,18 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
                 self._kept[key] = max(candidate.score, self._kept.pop(key, -math.inf))
             for key in list(self._kept)[:-KEPT_SCORES]:
                 del self._kept[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A pick of a call."""
+
+    prompt: Turns
+    """What is to be answered."""
+    places: list[int]
+    """Where the responses belong, one for each candidate."""
+    options: PickOptions
+    """How they are drawn."""
 
 
 class BatchOrchestrator(hub.AbstractOrchestrator):  # type: ignore[misc]
@@ -212,7 +240,7 @@ def _refuse(**options: Any) -> None:
 def _picks(
     prompts: list[Turns], temperatures: Sequence[float | None]
 ) -> dict[tuple[float | None, int], dict[Turns, list[int]]]:
-    """Sort the places of a batch by what one `pick_many` can do: by temperature and number of responses, by prompt."""
+    """Sort the places of a batch by what draws with one seed, temperature and number of responses, then by prompt."""
     alike: dict[tuple[Turns, float | None], list[int]] = {}
     for place, key in enumerate(zip(prompts, temperatures, strict=True)):
         alike.setdefault(key, []).append(place)

@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from its_hub.core.orchestrator import LMOrchestrator
 from swift_edge import Selection, Selector, its_hub
 from swift_edge.answers import answer_task
 from swift_edge.errors import InvalidOptionError, PromptError
+from swift_edge.handle import Handle
 from swift_edge.its_hub import BatchOrchestrator, SelfScoringModel
 
 ROOT = Path(__file__).parents[2]
@@ -41,15 +42,18 @@ except ImportError as error:
 class Watched(Selector):
     """A selector that remembers what it was asked for."""
 
-    picks: list[tuple[int, int, int]]
-    """Prompts, candidates per prompt and seed of every call."""
+    picks: list[tuple[int, int]]
+    """Candidates and seed of every pick that was submitted."""
+    tickets: list[Any]
+    """Those picks under way."""
     scored: list[int]
     """Texts of every call."""
 
-    def pick_many(self, prompts: Any, **options: Any) -> Iterator[Selection]:
-        prompts = list(prompts)
-        self.picks.append((len(prompts), options["options"].n, options["options"].seed))
-        return super().pick_many(prompts, **options)
+    def submit(self, prompt: Any, **options: Any) -> Handle:
+        self.picks.append((options["options"].n, options["options"].seed))
+        handle = super().submit(prompt, **options)
+        self.tickets.append(handle.ticket)
+        return handle
 
     def score(self, prompt: Any, texts: Any, **options: Any) -> Selection:
         self.scored.append(len(texts))
@@ -64,7 +68,7 @@ def opened() -> Watched:
 @pytest.fixture
 def selector(opened: Watched) -> Watched:
     """Opened once, with nothing asked for yet."""
-    opened.picks, opened.scored = [], []
+    opened.picks, opened.tickets, opened.scored = [], [], []
     return opened
 
 
@@ -88,7 +92,7 @@ def written(selection: Selection) -> list[str]:
 def test_best_of_n_picks_the_greatest_score_of_one_pick(selector: Watched) -> None:
     model = SelfScoringModel(selector, max_new_tokens=96, seed=3)
     found = BestOfN(model, BatchOrchestrator()).infer(model, CARROTS, budget=8, return_response_only=False)
-    assert selector.picks == [(1, 8, 3)]
+    assert selector.picks == [(8, 3)]
     assert selector.scored == []
     expected = selector.pick(CARROTS, n=8, max_new_tokens=96, seed=3, strategy="best")
     assert texts(found.responses) == written(expected)
@@ -116,7 +120,7 @@ def test_self_consistency_picks_an_answer_that_most_candidates_give(selector: Wa
     found = SelfConsistency(answer, orchestrator=BatchOrchestrator()).infer(
         model, CARROTS, budget=8, return_response_only=False
     )
-    assert selector.picks == [(1, 8, 0)]
+    assert selector.picks == [(8, 0)]
     expected = written(selector.pick(CARROTS, n=8, max_new_tokens=96))
     assert texts(found.responses) == expected
     counts = Counter(map(answer, expected))
@@ -128,7 +132,7 @@ def test_self_consistency_picks_an_answer_that_most_candidates_give(selector: Wa
 def test_the_default_orchestrator_gets_the_same_from_a_pick_per_response(selector: Watched) -> None:
     model = SelfScoringModel(selector, max_new_tokens=24, seed=5)
     found = BestOfN(model).infer(model, CARROTS, budget=4, return_response_only=False)
-    assert selector.picks == [(1, 1, seed) for seed in (5, 6, 7, 8)]
+    assert sorted(selector.picks) == [(1, seed) for seed in (5, 6, 7, 8)]
     assert selector.scored == []
     drawn = [selector.pick(CARROTS, n=1, max_new_tokens=24, seed=seed).best for seed in (5, 6, 7, 8)]
     # Its threads decide which response comes first.
@@ -150,7 +154,7 @@ def test_calls_differ_and_the_seed_fixes_them_all(selector: Watched) -> None:
     for _ in range(2):
         model = SelfScoringModel(selector, max_new_tokens=16, temperature=2.0, seed=9)
         runs.append([texts(asyncio.run(model.agenerate([user(CARROTS)] * 3))) for _ in range(2)])
-    assert [seed for _, _, seed in selector.picks] == [9, 10, 9, 10]
+    assert [seed for _, seed in selector.picks] == [9, 10, 9, 10]
     assert runs[0] == runs[1]
     assert runs[0][0] != runs[0][1]
 
@@ -159,7 +163,7 @@ def test_different_prompts_share_a_batch_and_equal_ones_a_pick(selector: Watched
     model = SelfScoringModel(selector, max_new_tokens=12, seed=2)
     batch = [user(text) for text in (CARROTS, TURTLES, TURTLES, CARROTS, "Why?")]
     found = texts(asyncio.run(model.agenerate(batch)))
-    assert selector.picks == [(2, 2, 2), (1, 1, 3)]
+    assert selector.picks == [(2, 2), (2, 2), (1, 3)]
     carrots, turtles = (
         written(selector.pick(text, n=2, max_new_tokens=12, seed=2, strategy="best")) for text in (CARROTS, TURTLES)
     )
@@ -178,7 +182,7 @@ def test_calls_at_once_have_the_seeds_that_they_have_in_turn(selector: Watched) 
         await asyncio.gather(model.agenerate(first), model.agenerate([user(TURTLES)] * 3))
 
     asyncio.run(both())
-    assert sorted(selector.picks) == [(1, 1, 1), (1, 2, 0), (1, 3, 2)]
+    assert sorted(selector.picks) == [(1, 1), (2, 0), (3, 2)]
 
 
 def test_each_conversation_may_have_its_own_temperature(selector: Watched) -> None:
@@ -260,12 +264,21 @@ def test_a_text_that_was_written_twice_has_the_greater_score(
 ) -> None:
     scores = iter((1.0, 2.0, 4.0, 3.0))
 
-    def alike(self: Selector, *arguments: Any, **options: Any) -> Iterator[Selection]:
-        for selection in Selector.pick_many(self, *arguments, **options):
-            same = (dataclasses.replace(each, text="same", score=next(scores)) for each in selection.candidates)
-            yield dataclasses.replace(selection, candidates=tuple(same))
+    class Alike:
+        def __init__(self, handle: Handle) -> None:
+            self.handle = handle
 
-    monkeypatch.setattr(Watched, "pick_many", alike)
+        def __await__(self) -> Generator[Any, None, Selection]:
+            selection = yield from self.handle.__await__()
+            same = (dataclasses.replace(each, text="same", score=next(scores)) for each in selection.candidates)
+            return dataclasses.replace(selection, candidates=tuple(same))
+
+        def cancel(self) -> None:
+            self.handle.cancel()
+
+    monkeypatch.setattr(
+        Watched, "submit", lambda self, *prompt, **options: Alike(Selector.submit(self, *prompt, **options))
+    )
     model = SelfScoringModel(selector, max_new_tokens=4)
     for greatest in (2.0, 4.0):
         asyncio.run(model.agenerate([user(CARROTS)] * 2))
@@ -290,15 +303,60 @@ def test_a_bundle_without_a_template_takes_a_question_as_a_text() -> None:
     assert found["content"] == selector.pick("Once upon a time", n=3, max_new_tokens=8).best.text
 
 
-def test_calls_that_are_canceled_while_they_wait_are_not_made(selector: Watched) -> None:
+def test_calls_that_are_cancelled_are_not_written_to_their_end(selector: Watched) -> None:
     model = SelfScoringModel(selector, max_new_tokens=24)
     # To the vote they are all the same: after four of them it has seen enough.
     algorithm = BetaSelfConsistency(0.95, lambda text: text[:0], orchestrator=BatchOrchestrator())
     found = algorithm.infer(model, CARROTS, budget=40, return_response_only=False)
-    assert 4 <= len(found.responses) <= len(selector.picks) < 30
+    assert 4 <= len(found.responses) < 30
+    assert any(ticket.cancelled for ticket in selector.tickets)
     # What is drawn later does not depend on how many that were.
     asyncio.run(model.agenerate(user(CARROTS)))
-    assert selector.picks[-1] == (1, 1, 40)
+    assert selector.picks[-1] == (1, 40)
+    # The engine obeyed before it took in that one.
+    assert {ticket.state for ticket in selector.tickets} == {"closed"}
+    assert selector.engine.live_rows == 0
+
+
+def test_calls_at_once_share_the_batch(selector: Watched) -> None:
+    model = SelfScoringModel(selector, max_new_tokens=24, seed=5)
+
+    async def at_once() -> list[Any]:
+        return await asyncio.gather(*[model.agenerate(user(CARROTS)) for _ in range(8)])
+
+    selector.open()
+    begun = selector.engine.steps
+    found = texts(asyncio.run(at_once()))
+    together, begun = selector.engine.steps - begun, selector.engine.steps
+    one_by_one = [selector.pick(CARROTS, n=1, max_new_tokens=24, seed=seed).best.text for seed in range(5, 13)]
+    assert found == one_by_one
+    assert together < (selector.engine.steps - begun) / 2
+
+
+def test_a_task_that_is_cancelled_cancels_its_picks(selector: Watched) -> None:
+    model = SelfScoringModel(selector, max_new_tokens=400, temperature=3.0)
+
+    async def gives_up() -> None:
+        task = asyncio.create_task(model.agenerate([user(CARROTS), user(CARROTS), user(TURTLES)]))
+        while len(selector.tickets) < 2 or not selector.engine.live_rows:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # The engine obeys before it takes in what comes later.
+        await model.agenerate(user(CARROTS), max_tokens=1)
+
+    asyncio.run(gives_up())
+    assert [ticket.cancelled for ticket in selector.tickets] == [True, True, False]
+    assert {ticket.state for ticket in selector.tickets} == {"closed"}
+    assert selector.engine.live_rows == 0
+
+
+def test_one_that_is_refused_cancels_those_of_its_call(selector: Watched) -> None:
+    model = SelfScoringModel(selector, max_new_tokens=400, temperature=3.0)
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        asyncio.run(model.agenerate([user(CARROTS), user(" ")]))
+    assert [ticket.cancelled for ticket in selector.tickets] == [True]
 
 
 @pytest.mark.parametrize(
