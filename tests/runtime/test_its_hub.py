@@ -333,12 +333,20 @@ def test_calls_at_once_share_the_batch(selector: Watched) -> None:
     assert together < (selector.engine.steps - begun) / 2
 
 
-def test_a_task_that_is_cancelled_cancels_its_picks(selector: Watched) -> None:
+def test_a_task_that_is_cancelled_cancels_its_picks(selector: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    awaited: list[Any] = []
+    original = Handle.__await__
+
+    def noted(handle: Handle) -> Generator[Any, None, Selection]:
+        awaited.append(handle.ticket)
+        return original(handle)
+
+    monkeypatch.setattr(Handle, "__await__", noted)
     model = SelfScoringModel(selector, max_new_tokens=400, temperature=3.0)
 
     async def gives_up() -> None:
         task = asyncio.create_task(model.agenerate([user(CARROTS), user(CARROTS), user(TURTLES)]))
-        while len(selector.tickets) < 2 or not selector.engine.live_rows:
+        while not (awaited and selector.engine.live_rows):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
