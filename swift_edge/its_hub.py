@@ -14,13 +14,13 @@ import itertools
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, Unpack
 
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import InvalidOptionError, PromptError
 from swift_edge.handle import Handle
-from swift_edge.options import SignalName, WritingInput, WritingOptions
+from swift_edge.options import PickOptions, SignalName, WritingInput, WritingOptions
 from swift_edge.results import Selection
 from swift_edge.selector import Selector
 from swift_edge.system.extras import import_extra
@@ -37,9 +37,9 @@ Turns: TypeAlias = tuple[tuple[str, str], ...]
 class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel):  # type: ignore[misc]
     """The language model and the outcome reward model of its_hub's algorithms, on top of one `Selector`.
 
-    Equal conversations of a batch are one pick, whose candidates share the reading of the prompt; different ones share
-    the rows of one batch. An algorithm hands batches over only with `BatchOrchestrator`: its_hub's default calls
-    once per response.
+    Calls that are under way at once share the rows of the selector's batch, and equal conversations of one call are one
+    pick, whose candidates share the reading of the prompt too. An algorithm hands several over in one call only with
+    `BatchOrchestrator`: its_hub's default calls once per response.
 
     >>> model = SelfScoringModel(Selector("models/small-steps"), max_new_tokens=96)
     >>> BestOfN(model, BatchOrchestrator()).infer(model, "One day Theo owns 29 carrots. ...", budget=8)
@@ -83,6 +83,8 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
     ) -> Any:
         """Write a response to a conversation, or to each of a list of conversations; returns messages as dicts.
 
+        Cancelling the task that waits cancels its picks.
+
         A conversation is a list of `its_hub.api.ChatMessage`, or a text. `temperature` may be one per conversation.
         `usage_accumulator` is told of every pick once: its prompt was read once, however many responses it has.
 
@@ -116,26 +118,26 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
             [_question(conversation) for conversation in conversations],
             [self._options.temperature if value is None else value for value in temperatures],
         )
-        # Counted before anything waits: a call that is canceled meanwhile does not change what later ones draw.
-        seeds = [next(self._seeds) for _ in picks]
+        # Counted before anything waits: a call that is cancelled meanwhile does not change what later ones draw.
+        drawn = [replace(options, temperature=shared, n=n, seed=next(self._seeds)) for shared, n in picks]
+        asked = [
+            _Asked(prompt, places, each)
+            for each, alike in zip(drawn, picks.values(), strict=True)
+            for prompt, places in alike.items()
+        ]
         responses: list[dict[str, str]] = [{}] * len(conversations)
-        await asyncio.to_thread(self._selector.open)
-        submitted: list[tuple[Turns, list[int], Handle]] = []
+        # In a thread, as opening the bundle and reading long prompts take their time.
+        handles = await asyncio.to_thread(self._submit, asked)
         try:
-            for ((shared, n), places_of), seed in zip(picks.items(), seeds, strict=True):
-                drawn = replace(options, temperature=shared, n=n, seed=seed)
-                for prompt, places in places_of.items():
-                    handle = self._selector.submit(_prompt(prompt), watched=False, options=drawn)
-                    submitted.append((prompt, places, handle))
-            for prompt, places, handle in submitted:
+            for each, handle in zip(asked, handles, strict=True):
                 selection = await handle
-                self._keep(prompt, selection)
+                self._keep(each.prompt, selection)
                 if usage_accumulator is not None:
                     usage_accumulator.add(selection.usage.prompt_tokens, selection.usage.completion_tokens)
-                for place, candidate in zip(places, selection.candidates, strict=True):
+                for place, candidate in zip(each.places, selection.candidates, strict=True):
                     responses[place] = {"role": "assistant", "content": candidate.text}
         finally:
-            for *_, handle in submitted:
+            for handle in handles:
                 handle.cancel()
         return responses if _is_batch(messages) else responses[0]
 
@@ -176,6 +178,18 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         """Do what `score` does while the event loop goes on."""
         return await asyncio.to_thread(self.score, messages)
 
+    def _submit(self, asked: Sequence["_Asked"]) -> list[Handle]:
+        """Begin all picks of a call; where one is refused, or nobody waits any more, they are cancelled."""
+        handles: list[Handle] = []
+        try:
+            for each in asked:
+                handles.append(self._selector.submit(_prompt(each.prompt), watched=False, options=each.options))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
+
     def _keep(self, prompt: Turns, selection: Selection) -> None:
         """Remember the scores, and forget the oldest."""
         with self._lock:
@@ -184,6 +198,18 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
                 self._kept[key] = max(candidate.score, self._kept.pop(key, -math.inf))
             for key in list(self._kept)[:-KEPT_SCORES]:
                 del self._kept[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A pick of a call."""
+
+    prompt: Turns
+    """What is to be answered."""
+    places: list[int]
+    """Where the responses belong, one for each candidate."""
+    options: PickOptions
+    """How they are drawn."""
 
 
 class BatchOrchestrator(hub.AbstractOrchestrator):  # type: ignore[misc]
@@ -214,7 +240,7 @@ def _refuse(**options: Any) -> None:
 def _picks(
     prompts: list[Turns], temperatures: Sequence[float | None]
 ) -> dict[tuple[float | None, int], dict[Turns, list[int]]]:
-    """Sort the places of a batch into picks: by temperature and number of responses, by prompt."""
+    """Sort the places of a batch by what draws with one seed, temperature and number of responses, then by prompt."""
     alike: dict[tuple[Turns, float | None], list[int]] = {}
     for place, key in enumerate(zip(prompts, temperatures, strict=True)):
         alike.setdefault(key, []).append(place)

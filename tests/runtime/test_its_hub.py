@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,17 @@ class Watched(Selector):
     """A selector that remembers what it was asked for."""
 
     picks: list[tuple[int, int]]
-    """Candidates and seed of every pick."""
+    """Candidates and seed of every pick that was submitted."""
+    tickets: list[Any]
+    """Those picks under way."""
     scored: list[int]
     """Texts of every call."""
 
     def submit(self, prompt: Any, **options: Any) -> Handle:
         self.picks.append((options["options"].n, options["options"].seed))
-        return super().submit(prompt, **options)
+        handle = super().submit(prompt, **options)
+        self.tickets.append(handle.ticket)
+        return handle
 
     def score(self, prompt: Any, texts: Any, **options: Any) -> Selection:
         self.scored.append(len(texts))
@@ -62,7 +67,7 @@ def opened() -> Watched:
 @pytest.fixture
 def selector(opened: Watched) -> Watched:
     """Opened once, with nothing asked for yet."""
-    opened.picks, opened.scored = [], []
+    opened.picks, opened.tickets, opened.scored = [], [], []
     return opened
 
 
@@ -126,7 +131,7 @@ def test_self_consistency_picks_an_answer_that_most_candidates_give(selector: Wa
 def test_the_default_orchestrator_gets_the_same_from_a_pick_per_response(selector: Watched) -> None:
     model = SelfScoringModel(selector, max_new_tokens=24, seed=5)
     found = BestOfN(model).infer(model, CARROTS, budget=4, return_response_only=False)
-    assert selector.picks == [(1, seed) for seed in (5, 6, 7, 8)]
+    assert sorted(selector.picks) == [(1, seed) for seed in (5, 6, 7, 8)]
     assert selector.scored == []
     drawn = [selector.pick(CARROTS, n=1, max_new_tokens=24, seed=seed).best for seed in (5, 6, 7, 8)]
     # Its threads decide which response comes first.
@@ -258,14 +263,21 @@ def test_a_text_that_was_written_twice_has_the_greater_score(
 ) -> None:
     scores = iter((1.0, 2.0, 4.0, 3.0))
 
-    make = Handle._result
+    class Alike:
+        def __init__(self, handle: Handle) -> None:
+            self.handle = handle
 
-    def alike(self: Handle) -> Selection:
-        selection = make(self)
-        same = (dataclasses.replace(each, text="same", score=next(scores)) for each in selection.candidates)
-        return dataclasses.replace(selection, candidates=tuple(same))
+        def __await__(self) -> Generator[Any, None, Selection]:
+            selection = yield from self.handle.__await__()
+            same = (dataclasses.replace(each, text="same", score=next(scores)) for each in selection.candidates)
+            return dataclasses.replace(selection, candidates=tuple(same))
 
-    monkeypatch.setattr(Handle, "_result", alike)
+        def cancel(self) -> None:
+            self.handle.cancel()
+
+    monkeypatch.setattr(
+        Watched, "submit", lambda self, *prompt, **options: Alike(Selector.submit(self, *prompt, **options))
+    )
     model = SelfScoringModel(selector, max_new_tokens=4)
     for greatest in (2.0, 4.0):
         asyncio.run(model.agenerate([user(CARROTS)] * 2))
@@ -290,15 +302,68 @@ def test_a_bundle_without_a_template_takes_a_question_as_a_text() -> None:
     assert found["content"] == selector.pick("Once upon a time", n=3, max_new_tokens=8).best.text
 
 
-def test_calls_that_are_canceled_are_not_written_to_their_ends(selector: Watched) -> None:
+def test_calls_that_are_cancelled_are_not_written_to_their_end(selector: Watched) -> None:
     model = SelfScoringModel(selector, max_new_tokens=24)
     # To the vote they are all the same: after four of them it has seen enough.
     algorithm = BetaSelfConsistency(0.95, lambda text: text[:0], orchestrator=BatchOrchestrator())
     found = algorithm.infer(model, CARROTS, budget=40, return_response_only=False)
-    assert 4 <= len(found.responses) < len(selector.picks) == 40
+    assert 4 <= len(found.responses) < 30
+    assert any(ticket.cancelled for ticket in selector.tickets)
     # What is drawn later does not depend on how many that were.
     asyncio.run(model.agenerate(user(CARROTS)))
     assert selector.picks[-1] == (1, 40)
+    # The engine obeyed before it took in that one.
+    assert {ticket.state for ticket in selector.tickets} == {"closed"}
+    assert selector.engine.live_rows == 0
+
+
+def test_calls_at_once_share_the_batch(selector: Watched) -> None:
+    model = SelfScoringModel(selector, max_new_tokens=24, seed=5)
+
+    async def at_once() -> list[Any]:
+        return await asyncio.gather(*[model.agenerate(user(CARROTS)) for _ in range(8)])
+
+    selector.open()
+    begun = selector.engine.steps
+    found = texts(asyncio.run(at_once()))
+    together, begun = selector.engine.steps - begun, selector.engine.steps
+    one_by_one = [selector.pick(CARROTS, n=1, max_new_tokens=24, seed=seed).best.text for seed in range(5, 13)]
+    assert found == one_by_one
+    assert together < (selector.engine.steps - begun) / 2
+
+
+def test_a_task_that_is_cancelled_cancels_its_picks(selector: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    awaited: list[Any] = []
+    original = Handle.__await__
+
+    def noted(handle: Handle) -> Generator[Any, None, Selection]:
+        awaited.append(handle.ticket)
+        return original(handle)
+
+    monkeypatch.setattr(Handle, "__await__", noted)
+    model = SelfScoringModel(selector, max_new_tokens=400, temperature=3.0)
+
+    async def gives_up() -> None:
+        task = asyncio.create_task(model.agenerate([user(CARROTS), user(CARROTS), user(TURTLES)]))
+        while not (awaited and selector.engine.live_rows):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # The engine obeys before it takes in what comes later.
+        await model.agenerate(user(CARROTS), max_tokens=1)
+
+    asyncio.run(gives_up())
+    assert [ticket.cancelled for ticket in selector.tickets] == [True, True, False]
+    assert {ticket.state for ticket in selector.tickets} == {"closed"}
+    assert selector.engine.live_rows == 0
+
+
+def test_one_that_is_refused_cancels_those_of_its_call(selector: Watched) -> None:
+    model = SelfScoringModel(selector, max_new_tokens=400, temperature=3.0)
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        asyncio.run(model.agenerate([user(CARROTS), user(" ")]))
+    assert [ticket.cancelled for ticket in selector.tickets] == [True]
 
 
 @pytest.mark.parametrize(
