@@ -306,12 +306,13 @@ def test_calls_that_are_cancelled_are_not_written_to_their_end(selector: Watched
     model = SelfScoringModel(selector, max_new_tokens=24)
     # To the vote they are all the same: after four of them it has seen enough.
     algorithm = BetaSelfConsistency(0.95, lambda text: text[:0], orchestrator=BatchOrchestrator())
-    found = algorithm.infer(model, CARROTS, budget=40, return_response_only=False)
-    assert 4 <= len(found.responses) < 30
+    found = algorithm.infer(model, CARROTS, budget=80, return_response_only=False)
+    # All that have rows may come at once.
+    assert 4 <= len(found.responses) <= 64
     assert any(ticket.cancelled for ticket in selector.tickets)
     # What is drawn later does not depend on how many that were.
     asyncio.run(model.agenerate(user(CARROTS)))
-    assert selector.picks[-1] == (1, 40)
+    assert selector.picks[-1] == (1, 80)
     # The engine obeyed before it took in that one.
     assert {ticket.state for ticket in selector.tickets} == {"closed"}
     assert selector.engine.live_rows == 0
