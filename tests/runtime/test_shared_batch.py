@@ -164,14 +164,12 @@ def test_requests_at_once_come_to_what_they_come_to_alone(small_steps: Selector,
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @settings(phases=PHASES, print_blob=True)
 @given(st.lists(requests(OPENINGS, calibrated=False, signals=(None, None, "self_certainty")), min_size=3, max_size=9))
 def test_so_they_do_in_float32(stories: Selector, stories_head: Any, asked: list[Asked]) -> None:
     compare(stories, STORIES, stories_head, asked)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 @settings(phases=PHASES, print_blob=True)
 @given(
