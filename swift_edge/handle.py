@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from swift_edge.arrays import Ids
+from swift_edge.checks import expect, is_number
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.request import Consumer, Request, Ticket
 from swift_edge.errors import EngineClosedError, InvalidOptionError
@@ -103,11 +105,13 @@ class Handle:
         it raises.
         """
         outbox = self._outbox
+        endless = timeout is None or timeout == math.inf
+        expect(endless or is_number(timeout), "timeout", timeout, "seconds, or None to wait as long as it takes")
         if not outbox.is_done:
             require_waiting(self._engine)
         try:
             with outbox.changed:
-                done = outbox.changed.wait_for(lambda: outbox.is_done, timeout)
+                done = outbox.changed.wait_for(lambda: outbox.is_done, None if endless else timeout)
         except BaseException:
             self.cancel()
             raise
@@ -122,10 +126,10 @@ class Handle:
     def __iter__(self) -> Iterator[Event]:
         """The events as they come, `Picked` at the end; leaving early cancels the request."""
         outbox = self._outbox
-        if not outbox.is_done:
-            require_waiting(self._engine)
         try:
             while True:
+                if not outbox.is_done:
+                    require_waiting(self._engine)
                 with outbox.changed:
                     outbox.changed.wait_for(lambda: outbox.is_done or outbox.events)
                     events = list(outbox.events)

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -187,8 +187,8 @@ class Selector:
         when those before it have been answered, with `"yield"` it is given as a `FailedPick` and the others go on.
         """
         asked = PickOptions.of(options, changes)
-        if isinstance(prompts, str):
-            raise InvalidOptionError("prompts is one text; expected a list of prompts, or call pick")
+        if isinstance(prompts, (str, bytes, Mapping)):
+            raise InvalidOptionError("prompts is one text or message; expected a list of prompts, or call pick")
         if on_error not in ("raise", "yield"):
             raise InvalidOptionError(f"on_error is {on_error!r}; expected raise or yield")
         answered = ManyPicks(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()

@@ -9,6 +9,8 @@ from typing import Final
 
 _drivers: "weakref.WeakSet[Driver]" = weakref.WeakSet()
 
+_left_behind: "list[Driver]" = []
+
 IDLE_S: Final = 1.0
 """Seconds without work after which the thread ends."""
 
@@ -89,6 +91,8 @@ def _forget_all() -> None:
     # The threads stayed behind, maybe with locks in their hands.
     for driver in list(_drivers):
         driver.forget()
+        # onnxruntime's threads stayed behind, too: a session that is let go here would wait for them for ever.
+        _left_behind.append(driver)
     _drivers.clear()
 
 

@@ -504,3 +504,41 @@ def test_a_process_ends_with_requests_under_way() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_fork_starts_over_and_its_parent_goes_on() -> None:
     assert script(FORKED).split() == ["child", "parent"]
+
+
+def test_a_fork_that_lets_go_of_its_parents_model_does_not_wait_for_its_threads() -> None:
+    """It waited for ever, in the garbage collector."""
+    if not hasattr(os, "fork"):
+        pytest.skip("there is no fork")
+    program = f"""
+import gc, os
+from swift_edge import Selector
+from swift_edge.errors import EngineClosedError
+selector = Selector({str(STORIES)!r}, threads=2)
+selector.pick("a", n=1, max_new_tokens=2)
+events = iter(selector.submit("The sun", n=2, max_new_tokens=400))
+next(events)
+child = os.fork()
+if child == 0:
+    try:
+        list(events)
+    except EngineClosedError:
+        del events
+        gc.collect()
+        os._exit(7)
+    os._exit(1)
+events.close()
+selector.close()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=120, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("timeout", ["soon", float("nan")])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused_and_the_request_goes_on(timeout: Any) -> None:
+    with Selector(STORIES, threads=1) as selector:
+        handle = selector.submit("Once", n=1, max_new_tokens=2)
+        with pytest.raises(InvalidOptionError, match="timeout is"):
+            handle.result(timeout)
+        assert handle.result(float("inf")).usage.completion_tokens == 2
