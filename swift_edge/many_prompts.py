@@ -81,9 +81,7 @@ class ManyPicks:
         started, planned = time.perf_counter(), self._planned
         index, self._submitted = self._submitted, self._submitted + 1
         try:
-            prompt_ids = planned.model.prompt_ids(
-                prompt, raw=planned.options.raw, feeds_last=planned.scorer.reads.feeds_last
-            )
+            prompt_ids = planned.prompt_ids(prompt)
             handle = begin(planned, prompt_ids, watched=False, started=started, prompt_index=index, key=self._key)
         except SwiftEdgeError as failure:
             return FailedPick(index, failure)

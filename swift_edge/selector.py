@@ -264,7 +264,7 @@ class Selector:
         planned = planner.planned(options)
         if planner.pace.is_settled and not was_settled:
             load_s += time.perf_counter() - planning_started
-        prompt_ids = planner.model.prompt_ids(prompt, raw=options.raw, feeds_last=planned.scorer.reads.feeds_last)
+        prompt_ids = planned.prompt_ids(prompt)
         return begin(planned, prompt_ids, watched=watched, started=started, load_s=load_s)
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swift_edge.engine.model import OpenedModel
+from swift_edge.arrays import Ids
+from swift_edge.engine.model import OpenedModel, Prompt
 from swift_edge.errors import InvalidOptionError
 from swift_edge.options import PickOptions, SamplingOptions, SignalName, options_of
 from swift_edge.scoring.head import Head, check_head, load_head
@@ -116,3 +117,7 @@ class PlannedPick:
     def model(self) -> OpenedModel:
         """The model."""
         return self.planner.model
+
+    def prompt_ids(self, prompt: Prompt) -> Ids:
+        """Token ids `[p]` of a prompt that leaves room for what the options ask for."""
+        return self.model.prompt_ids(prompt, raw=self.options.raw, feeds_last=self.scorer.reads.feeds_last)
