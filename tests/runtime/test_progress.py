@@ -27,8 +27,11 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then(
         *("--data", sums, "--out", tmp_path / "store", "--rows", "1"),
     )
     lines = [line for line in outcome.err.splitlines() if " of 20 problems" in line]
-    assert lines[0].startswith("0 of 20 problems, ")
-    assert any("% right" in line and line.endswith(" left") for line in lines[1:])
+    # Which problems are done when a line is due is up to the threads: the batch goes on while this one writes.
+    counts = [int(line.split()[0]) for line in lines]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] <= 20
+    assert any("% right" in line and line.endswith(" left") for line in lines)
     assert "\r" not in outcome.err
 
 
