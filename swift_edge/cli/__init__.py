@@ -67,8 +67,9 @@ def edge() -> Iterator[None]:
         say(f"error: {error}")
         status = EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED
     except click.UsageError as error:
-        with telling():
-            error.show()
+        if sys.stderr is not None:  # click would take stdout for it
+            with telling():
+                error.show()
         status = error.exit_code
     except ImportError as error:
         # A library that is interrupted while it loads may turn the interruption into a failure to load.
