@@ -12,6 +12,7 @@ from dataclasses import replace as replace_fields
 from pathlib import Path
 
 from swift_edge.bundle import foreign
+from swift_edge.bundle.external_data import check_external_data
 from swift_edge.bundle.manifest import (
     HEAD_NAME,
     MANIFEST_NAME,
@@ -24,6 +25,7 @@ from swift_edge.bundle.manifest import (
     file_inside,
     read_text,
 )
+from swift_edge.bundle.verified import changed_file
 from swift_edge.errors import (
     MIB,
     BundleError,
@@ -55,6 +57,8 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
         bundle = _open_bundle(folder)
     if hashes:
         check_hashes(bundle, bundle.manifest.fixed_files)
+        with _refusals(folder):
+            check_external_data(bundle)
     return bundle
 
 
@@ -66,6 +70,13 @@ def check_hashes(bundle: Bundle, names: Iterable[str]) -> None:
             digest = _sha256(bundle.path / name)
             if digest != expected:
                 raise DamagedFileError(bundle.path / name, "SHA-256", digest[:12] + "...", expected[:12] + "...")
+
+
+def check_template(bundle: Bundle) -> None:
+    """Raise `BundleError` if the chat template is no longer the one that was read when the folder was."""
+    path = bundle.path / TEMPLATE_NAME
+    if TEMPLATE_NAME in bundle.manifest.files and read_text(path) != bundle.chat_template:
+        raise changed_file(path, "while the bundle was opened")
 
 
 @contextlib.contextmanager
