@@ -100,7 +100,7 @@ def pick(
     try:
         show(selection, selector.providers, as_json)
     finally:  # one of the two may have no room
-        explain(page, question, selection, selector)
+        explain(page, force, question, selection, selector)
     if selection.abstained:
         context.exit(EXIT_ABSTAINED)
 
@@ -136,7 +136,7 @@ def score(
     try:
         show(selection, selector.providers, as_json)
     finally:  # one of the two may have no room
-        explain(page, question, selection, selector)
+        explain(page, force, question, selection, selector)
 
 
 def check_page(page: Path | None, force: bool) -> None:
@@ -147,9 +147,10 @@ def check_page(page: Path | None, force: bool) -> None:
         require_page_path(page, force=force)
 
 
-def explain(page: Path | None, question: str, selection: "Selection", selector: "Selector") -> None:
+def explain(page: Path | None, force: bool, question: str, selection: "Selection", selector: "Selector") -> None:
     """Write the page that shows what the pick was made from, if one was asked for."""
     if page is not None:
+        check_page(page, force)  # somebody else may have written one meanwhile
         from swift_edge.bundle.tokenizer import Tokenizer
         from swift_edge.explain import explain_page, write_page
 

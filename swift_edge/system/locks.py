@@ -73,6 +73,7 @@ class Lock:
         the file cannot be made.
         """
         self._path = path
+        self._pid = os.getpid()
         self._descriptor = _taken(path, place)
         self._closing = weakref.finalize(self, os.close, self._descriptor)
 
@@ -80,14 +81,15 @@ class Lock:
         """Let go, and remove the file; can be called again."""
         if not self._closing.alive:
             return
+        mine = os.getpid() == self._pid  # a child that was forked leaves the lock alone
         with contextlib.suppress(OSError):
-            if sys.platform != "win32":
+            if mine and sys.platform != "win32":
                 # First: whoever waits for the lock sees that its file is gone, and makes another.
                 self._path.unlink()
                 # A child that was forked meanwhile has the descriptor, too.
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         self._closing()
-        if sys.platform == "win32":
+        if mine and sys.platform == "win32":
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
