@@ -29,6 +29,8 @@ else:
 LOCK_NAME: Final = ".lock"
 """Name of the lock of a folder, inside it."""
 
+_SAFELY: Final = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
+"""In a folder from elsewhere the name may be that of a link, or of a pipe that nobody writes to."""
 _LOCKED_BYTE: Final = 2**30
 """Windows locks bytes, which nobody else can read then: one that the file does not have."""
 _HELD: Final = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
@@ -115,7 +117,7 @@ def lock_beside(place: Path) -> Path:
 def require_free(path: Path, place: Path) -> None:
     """Raise `PlaceInUseError` if somebody holds the lock of a place now; nothing is locked."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | _SAFELY)
     except OSError:
         return
     try:
@@ -139,7 +141,7 @@ def _taken(path: Path, place: Path) -> int:
     deadline = time.monotonic() + _PATIENCE_S  # a look at the lock takes it for a moment
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _SAFELY, 0o666)
         except PermissionError:
             # Left over by another user: it cannot be written, but replaced, unless that one is at work.
             if not path.exists():
@@ -200,8 +202,11 @@ def _in_use(path: Path, place: Path) -> PlaceInUseError:
 def _read(path: Path) -> _Owner | None:
     """Who the lock file names; None where it does not say."""
     try:
-        values = json.loads(path.read_bytes()[:4096])
-        owner = _Owner(**values)
+        descriptor = os.open(path, os.O_RDONLY | _SAFELY)
+        try:
+            owner = _Owner(**json.loads(os.read(descriptor, 4096)))
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     texts = all(isinstance(text, str) for text in (owner.host, owner.since, owner.started))

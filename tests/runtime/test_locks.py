@@ -41,13 +41,18 @@ sys.stdin.readline()
 """
 
 
-def start(*arguments: object) -> "subprocess.Popen[bytes]":
-    """Start this interpreter in a process of its own."""
+@contextmanager
+def started(*arguments: object) -> Iterator["subprocess.Popen[bytes]"]:
+    """This interpreter in a process of its own, which is killed at the end, wherever it is."""
     places = [str(Path(swift_edge.__file__).parents[1]), str(Path(__file__).parent)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-W", "error", *map(str, arguments)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, **pipes)
+    with subprocess.Popen(command, env=environment, **pipes) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def wait_for(condition: Callable[[], bool], running: "subprocess.Popen[bytes]") -> None:
@@ -59,11 +64,10 @@ def wait_for(condition: Callable[[], bool], running: "subprocess.Popen[bytes]") 
 @contextmanager
 def another_writer(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """Another process that has written the first problem of a store and goes on."""
-    with start("-c", HOLDER, folder) as running:
+    with started("-c", HOLDER, folder) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"ready\n"
         yield running
-        running.kill()
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def test_a_second_collect_is_told_who_is_at_work_and_the_first_loses_nothing(
 ) -> None:
     store = tmp_path / "store"
     options = ("-m", ADDITION, "--task", "number", "-n", "4", "--max-new-tokens", "4", "--threads", "1", "--data", sums)
-    with start("-m", "swift_edge", "collect", *options, "--out", store) as first:
+    with started("-m", "swift_edge", "collect", *options, "--out", store) as first:
         wait_for(lambda: bool(list(store.glob("*.partial"))), first)
         first.send_signal(signal.SIGSTOP)
         refused = run("collect", *options, "--out", store, *force)
@@ -228,7 +232,7 @@ def test_two_exports_to_one_place_exclude_each_other(tmp_path: Path) -> None:
 def test_two_fits_to_one_place_exclude_each_other(run: Run, make_store: MakeStore, tmp_path: Path) -> None:
     store, out = make_store(problems=40).path, tmp_path / "head.npz"
     options = (store, "--out", out, "--weight-decay", "0.03", "--max-iterations", "12")
-    with start("-m", "swift_edge", "fit", *options) as first:
+    with started("-m", "swift_edge", "fit", *options) as first:
         wait_for((tmp_path / ".head.npz.lock").exists, first)
         first.send_signal(signal.SIGSTOP)
         for force in ((), ("--force",)):

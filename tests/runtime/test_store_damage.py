@@ -168,6 +168,22 @@ def test_a_full_disk_is_said_and_what_is_complete_is_gone_on_with(
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize(
+    "name", [".lock", "timings.json", "shard-00000.jsonl.partial", "shard-00000.tokens.npy.partial"]
+)
+def test_nothing_is_written_through_a_link_in_a_store(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("dear", encoding="utf-8")
+    write(tmp_path / "store", until=1, shard_bytes=10**6)
+    (tmp_path / "store" / name).unlink(missing_ok=True)
+    (tmp_path / "store" / name).symlink_to(mine)
+    for force in (False, True):
+        with pytest.raises(StoreError, match=f"{name} (is a link|cannot be written)"):
+            StoreWriter(tmp_path / "store", INFO, force=force)
+    assert mine.read_text(encoding="utf-8") == "dear"
+
+
 CUT_SHORT = """
 import os, sys
 from swift_edge.errors import StoreError

@@ -196,8 +196,13 @@ class StoreWriter:
 
     def _goes_on(self, force: bool) -> bool:
         """Whether there is a store of these settings to go on with; refuses one of others."""
+        files = sorted(self.path.iterdir())
+        for file in files:
+            # What is written to it would end up elsewhere.
+            if file.is_symlink():
+                raise StoreError(f"{file} is a link; expected a store that holds its files itself: copy it there")
         # What begins with a dot was left by an interruption, or by a file manager.
-        names = [file.name for file in self.path.iterdir() if not file.name.startswith(".")]
+        names = [file.name for file in files if not file.name.startswith(".")]
         if STORE_NAME in names:
             if not force:
                 self._require_same(read_info(self.path))
