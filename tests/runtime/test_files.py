@@ -39,7 +39,7 @@ def python(program: str, *arguments: object) -> int:
 
 def reading(pipe: Path) -> tuple[threading.Thread, list[bytes]]:
     found: list[bytes] = []
-    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()), daemon=True)
     reader.start()
     return reader, found
 
@@ -49,7 +49,7 @@ def test_a_page_goes_into_a_pipe_that_stays_one(run: Run, tmp_path: Path) -> Non
     os.mkfifo(pipe)
     reader, found = reading(pipe)
     assert run(*PICK, "--explain", pipe).status == 0
-    reader.join()
+    reader.join(10)
     assert found[0].startswith(b"<!DOCTYPE html>")
     assert found[0].endswith(b"</html>\n")
     assert stat.S_ISFIFO(pipe.stat().st_mode)
@@ -61,7 +61,7 @@ def test_a_head_goes_into_a_pipe_that_stays_one(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader, found = reading(pipe)
     save_head(pipe, HEAD)
-    reader.join()
+    reader.join(10)
     (tmp_path / "head.npz").write_bytes(found[0])
     assert load_head(tmp_path / "head.npz").layers == (0, 1)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
