@@ -31,6 +31,7 @@
     ├── BusyEngineError              (RuntimeError) steps that were to be timed alone, and were not
     ├── QueueTimeoutError            (TimeoutError) a request that got no row in its time
     ├── DiskSpaceError               (OSError)      more disk wanted than there is
+    ├── PlaceInUseError              (BlockingIOError) somebody else is writing to the same place
     ├── MissingExtraError            (ImportError)  a package of an optional extra is absent
     └── ExportError                  (RuntimeError) a model that could not be made into a bundle
         ├── UnsupportedModelError
@@ -305,6 +306,19 @@ class DiskSpaceError(SwiftEdgeError, OSError):
             path,
             needed,
             available,
+        )
+
+
+class PlaceInUseError(SwiftEdgeError, BlockingIOError):
+    """Another process, or another thread of this one, is writing to the same place."""
+
+    def __init__(self, place: Path, holder: str) -> None:
+        """Name the place and who holds it (`process 7 on host since 2026-01-31 09:00:00`)."""
+        super().__init__(
+            f"{place} is being written by {holder}; expected nobody else there: wait until that has ended, end it, or "
+            "name another place with --out",
+            place,
+            holder,
         )
 
 

@@ -14,10 +14,10 @@ from typing import Final
 
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.model import Prompt
-from swift_edge.errors import InvalidOptionError
+from swift_edge.errors import InvalidOptionError, OutputExistsError
 from swift_edge.results import Candidate, Selection
 from swift_edge.scoring.head import RunningScore
-from swift_edge.system.files import write_whole
+from swift_edge.system.files import kind_at, write_whole
 
 STEPS: Final = 4
 """Shades of reward on either side of zero."""
@@ -98,15 +98,22 @@ def tokens_of(candidate: Candidate, tokenizer: Tokenizer) -> list[Token]:
     return tokens
 
 
-def require_page_path(path: Path) -> None:
-    """Raise `InvalidOptionError` where no page can be written to: known before anything is computed."""
-    if path.is_dir() or not path.parent.is_dir():
-        description = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+def require_page_path(path: Path, *, force: bool = False) -> None:
+    """Find out before anything is computed whether a page can be written: a device or a pipe takes it, too.
+
+    Raises `InvalidOptionError` for a place that takes none, and `OutputExistsError` for a file unless `force` is set.
+    """
+    there = kind_at(path)
+    if there == "other" or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "is neither a file nor a pipe"
+        description = what if there == "other" else f"lies in {path.parent}, which is no folder"
         raise InvalidOptionError(f"the page {path} {description}; expected a file to write in a folder that exists")
+    if there == "file" and not force:
+        raise OutputExistsError(f"the page {path} exists already; name another file, or replace it with --force")
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write a page whole, or leave what was there."""
+    """Write a page whole, or leave what was there; into a device or a pipe, as it comes."""
     write_whole(path, page.encode())
 
 

@@ -117,6 +117,9 @@ def export_bundle(
     loaded_head = load_head(head) if head is not None else None
     started = time.perf_counter()
     with staging_folder(out, replace=replace) as staging:
+        if head is not None:  # what is checked is what is published, whatever becomes of the file meanwhile
+            shutil.copyfile(head, staging / HEAD_NAME)
+            loaded_head = load_head(staging / HEAD_NAME)
         with stage("read config and tokenizer", report):
             checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
@@ -148,8 +151,6 @@ def export_bundle(
             stored = Precision(precision, packed.block_size, packed.accuracy_level)
             manifest = dataclasses.replace(manifest, precision=stored)
         save_tokenizer(checkpoint, staging)
-        if head is not None:
-            shutil.copyfile(head, staging / HEAD_NAME)
         figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
         if kv_cache == "int8":
             # The graph has shown that it computes what the model does; from here on it is a matter of rounding.

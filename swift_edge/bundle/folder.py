@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import replace as replace_fields
 from pathlib import Path
 
 from swift_edge.bundle import foreign
+from swift_edge.bundle.external_data import check_external_data
 from swift_edge.bundle.manifest import (
     HEAD_NAME,
     MANIFEST_NAME,
@@ -23,6 +25,7 @@ from swift_edge.bundle.manifest import (
     file_inside,
     read_text,
 )
+from swift_edge.bundle.verified import changed_file
 from swift_edge.errors import (
     MIB,
     BundleError,
@@ -34,6 +37,13 @@ from swift_edge.errors import (
     SwiftEdgeError,
     UnknownFolderError,
 )
+from swift_edge.system.files import exchange, write_whole
+from swift_edge.system.locks import Lock, lock_beside
+
+PARTIAL = ".partial"
+"""At the end of the name of a bundle that is being written."""
+OLD = ".old"
+"""At the end of the name of a folder that holds the bundle which is replaced."""
 
 
 def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
@@ -47,6 +57,8 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
         bundle = _open_bundle(folder)
     if hashes:
         check_hashes(bundle, bundle.manifest.fixed_files)
+        with _refusals(folder):
+            check_external_data(bundle)
     return bundle
 
 
@@ -58,6 +70,13 @@ def check_hashes(bundle: Bundle, names: Iterable[str]) -> None:
             digest = _sha256(bundle.path / name)
             if digest != expected:
                 raise DamagedFileError(bundle.path / name, "SHA-256", digest[:12] + "...", expected[:12] + "...")
+
+
+def check_template(bundle: Bundle) -> None:
+    """Raise `BundleError` if the chat template is no longer the one that was read when the folder was."""
+    path = bundle.path / TEMPLATE_NAME
+    if TEMPLATE_NAME in bundle.manifest.files and read_text(path) != bundle.chat_template:
+        raise changed_file(path, "while the bundle was opened")
 
 
 @contextlib.contextmanager
@@ -77,6 +96,11 @@ def _refusals(folder: Path) -> Iterator[None]:
 def _open_bundle(folder: Path) -> Bundle:
     if not folder.is_dir():
         description = "is a file" if folder.exists() else "does not exist"
+        if not folder.exists() and (old := _moved_away(folder)) is not None:
+            raise UnknownFolderError(
+                f"{folder} does not exist, but {old} holds the bundle that an export was about to replace when it was "
+                f"killed; expected it at {folder}: move it there, or run that export again"
+            )
         raise UnknownFolderError(
             f"{folder} {description}; expected a bundle folder, as swift-edge export MODEL --out DIR makes"
         )
@@ -128,15 +152,7 @@ def write_bundle(folder: Path, manifest: Manifest) -> Manifest:
         if file.is_file() and name != MANIFEST_NAME:
             files[name] = FileRecord(sha256=_sha256(file_inside(folder, name)), size=file.stat().st_size)
     manifest = replace_fields(manifest, files=files)
-    partial = folder / (MANIFEST_NAME + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(manifest.to_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, folder / MANIFEST_NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(folder / MANIFEST_NAME, manifest.to_json().encode())
     return manifest
 
 
@@ -145,27 +161,38 @@ def staging_folder(out: str | os.PathLike[str], *, replace: bool = False) -> Ite
     """Give a new folder beside `out`; on success it becomes `out` in one step, on any exception it goes.
 
     `out` must not exist or be empty (`OutputExistsError`); with `replace` it may be a bundle of swift-edge, which
-    stays as it is until the new one is complete. A disk that fills up on the way is a `DiskSpaceError`.
+    stays as it is until the new one is complete. A disk that fills up on the way is a `DiskSpaceError`; another process
+    that writes to `out` is a `PlaceInUseError`. What earlier ones left beside `out` when they were killed goes, but an
+    old bundle that was on its way out comes back.
     """
     target = Path(out).resolve()  # a link to a folder: its target is replaced, not the link
     _check_replaceable(target, replace)
     made: list[Path] = []
     staging: Path | None = None
+    lock: Lock | None = None
     try:
         try:
             _make_parents(target.parent, made)
-            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
+            lock = Lock(lock_beside(target), target)
+            _clear_abandoned(target)
+            _check_replaceable(target, replace)
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=PARTIAL, dir=target.parent))
         except OSError as error:
+            if isinstance(error, SwiftEdgeError):
+                raise
             raise BundleError(
                 f"no folder can be made in {target.parent} ({error.strerror}); expected a place to write to: "
                 "name another one with --out"
             ) from error
         yield staging
         publish(staging, target, replace=replace)
+        lock.release()
     except BaseException as error:
         full = _disk_full(error, target.parent)
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            lock.release()
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -186,8 +213,12 @@ def publish(staging: Path, out: Path, *, replace: bool = False) -> None:
     if not out.is_dir():
         os.replace(staging, out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".old", dir=out.parent))
+    if exchange(staging, out):  # in one step: there is no moment without a bundle at `out`
+        shutil.rmtree(staging, ignore_errors=True)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=OLD, dir=out.parent))
     try:
+        # Killed here, the next export of this bundle puts the old one back, and opening it says where that is.
         os.replace(out, old / "bundle")
         try:
             os.replace(staging, out)
@@ -196,6 +227,34 @@ def publish(staging: Path, out: Path, *, replace: bool = False) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_abandoned(out: Path) -> None:
+    """Remove what processes left beside `out` that were killed, and bring back the old bundle if they had moved it."""
+    if not os.path.lexists(out) and (old := _moved_away(out)) is not None:
+        os.replace(old, out)
+    for ending in (PARTIAL, OLD):
+        for folder in _made_beside(out, ending):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _moved_away(out: Path) -> Path | None:
+    """The bundle that was at `out` when a process was killed that was about to replace it."""
+    kept = [folder / "bundle" for folder in _made_beside(out, OLD) if (folder / "bundle" / MANIFEST_NAME).is_file()]
+    return max(kept, key=lambda bundle: bundle.parent.stat().st_mtime_ns, default=None)
+
+
+def _made_beside(out: Path, ending: str) -> list[Path]:
+    """Folders that were made to replace `out`, as `mkdtemp` names them."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}-[a-z0-9_]{{8}}{re.escape(ending)}")
+    try:
+        return [
+            Path(entry)
+            for entry in os.scandir(out.parent)
+            if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+    except OSError:
+        return []
 
 
 def _sha256(path: Path) -> str:

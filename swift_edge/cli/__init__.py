@@ -2,18 +2,18 @@
 
 The answer goes to stdout, the report and every complaint to stderr. Exit status 0: done; 1: a `SwiftEdgeError` or a
 refusal of the operating system, told in one line; 2: the command was called wrongly, the value of an option too; 3: a
-pick is less likely to be right than was asked for, and nothing is picked; 130: interrupted, or asked to end (SIGTERM);
-141: the reader of the output went away. This is the only place where errors become lines and exit statuses.
+pick is less likely to be right than was asked for, and nothing is picked; 130: interrupted, or asked to end (SIGTERM,
+SIGHUP); 141: the reader of the output went away. This is the only place where errors become lines and exit statuses.
 
 Neither onnxruntime nor the tokenizers nor the exporter is imported before a command needs it.
 """
 
 import contextlib
 import errno
-import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -24,6 +24,7 @@ from swift_edge.cli.evaluating import evaluate
 from swift_edge.cli.exporting import convert_head, export
 from swift_edge.cli.fitting import fit, recalibrate
 from swift_edge.cli.inspecting import inspect
+from swift_edge.cli.output import discard, prepare_output, require_output, say, telling
 from swift_edge.cli.selecting import pick, score
 from swift_edge.cli.training import collect
 from swift_edge.errors import InvalidOptionError, SwiftEdgeError
@@ -37,38 +38,52 @@ EXIT_BROKEN_PIPE = 141
 class CommandLine(click.Group):
     """The group of commands, and the edge at which exceptions become one line and an exit status."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the arguments; `--help` and `--version` are written here."""
+        with edge():
+            require_output()
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, context: click.Context) -> Any:
         """Run the command that was asked for; any failure that is not a bug leaves as an exit status."""
-        try:
+        with edge():
             return super().invoke(context)
-        except BrokenPipeError:
-            discard_output()
-            context.exit(EXIT_BROKEN_PIPE)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            context.exit(EXIT_INTERRUPTED)
-        except SwiftEdgeError as error:
-            click.echo(f"error: {error}", err=True)
-            context.exit(EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED)
-        except ImportError as error:
-            # A library that is interrupted while it loads may turn the interruption into a failure to load.
-            if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
-                raise
-            click.echo("interrupted", err=True)
-            context.exit(EXIT_INTERRUPTED)
-        except OSError as error:
-            click.echo(f"error: {system_refusal(error)}", err=True)
-            discard_output()
-            context.exit(EXIT_FAILED)
 
 
-def discard_output() -> None:
-    """Send into nothing what is still buffered: it could not be written, and would be tried again at exit."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or not a file at all
-            os.dup2(nothing, stream.fileno())
-    os.close(nothing)
+@contextlib.contextmanager
+def edge() -> Iterator[None]:
+    """Tell failures in one line, and leave with their exit status."""
+    try:
+        yield
+    except BrokenPipeError:
+        discard(sys.stdout, sys.stderr)
+        status = EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        say("interrupted")
+        status = EXIT_INTERRUPTED
+    except SwiftEdgeError as error:
+        say(f"error: {error}")
+        status = EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED
+    except click.UsageError as error:
+        if sys.stderr is not None:  # click would take stdout for it
+            with telling():
+                error.show()
+        status = error.exit_code
+    except ImportError as error:
+        # A library that is interrupted while it loads may turn the interruption into a failure to load.
+        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise
+        say("interrupted")
+        status = EXIT_INTERRUPTED
+    except OSError as error:
+        say(f"error: {system_refusal(error)}")
+        discard(sys.stdout, sys.stderr)
+        status = EXIT_FAILED
+    else:
+        return
+    raise click.exceptions.Exit(status)
 
 
 def system_refusal(error: OSError) -> str:
@@ -91,12 +106,12 @@ for command in (pick, score, collect, fit, recalibrate, evaluate, bench, inspect
 
 def main() -> None:
     """Run the command that the arguments of the process name, and leave with its exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets its escape; an answer is never lost to an old locale.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        # A scheduler that ends a job is an interruption as Ctrl-C is: without this nothing is cleaned up, nothing kept.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    prepare_output()
+    for name in ("SIGTERM", "SIGHUP"):
+        # A scheduler that ends a job, or a terminal that is closed, is an interruption as Ctrl-C is: without this
+        # nothing is cleaned up, nothing kept. What is ignored, as under nohup, stays so.
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     # A prompt may contain * and ?: on Windows click would take them for file names.
     commands.main(prog_name="swift-edge", windows_expand_args=False)

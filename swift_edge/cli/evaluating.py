@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swift_edge.cli.options import declared, running_options, writing_options
+from swift_edge.cli.output import say
 from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.options import CollectOptions
 
@@ -154,7 +155,7 @@ def evaluate(
         except KeyboardInterrupt:
             line.say(f"what is complete stays in {out}; the same command goes on with it")
             raise
-    click.echo(f"written to {out}: results.json, results.md, and drawings as .png and .svg", err=True)
+    say(f"written to {out}: results.json, results.md, and drawings as .png and .svg")
     click.echo(json.dumps(results) if as_json else markdown(results), nl=as_json)
 
 

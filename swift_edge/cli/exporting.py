@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
-from swift_edge.errors import MissingExtraError, OutputExistsError
+from swift_edge.cli.output import say
+from swift_edge.cli.places import hold_place
+from swift_edge.errors import MissingExtraError
 
 EXTRAS = {"dynamo": "export", "optimum": "optimum"}
 
@@ -26,11 +28,6 @@ def requirements_of(extra: str, what: str) -> Iterator[None]:
         if package in ("", "swift_edge"):
             raise
         raise MissingExtraError(what, package, extra) from error
-
-
-def report(line: str) -> None:
-    """Show one finished line of progress."""
-    click.echo(line, err=True)
 
 
 @click.command(short_help="Make a bundle from a model.")
@@ -101,7 +98,7 @@ def export(
             trust_remote_code=trust_remote_code,
             block_size=block_size,
             replace=force,
-            report=report,
+            report=say,
         )
     click.echo(out)
 
@@ -141,12 +138,11 @@ def convert_head(
     from swift_edge.bundle.folder import open_bundle
 
     out = out if out is not None else file.with_suffix(".npz")
-    if out.exists() and not force:
-        raise OutputExistsError(f"{out} exists already; choose another --out, or replace it with --force")
+    hold_place(out, force)
     manifest = None if bundle is None else open_bundle(bundle, hashes=False).manifest
     with requirements_of("export", "convert-head"):
         converter: Any = importlib.import_module("swift_edge_export.convert_head")
         head = converter.convert_head(file, out, manifest, layers=layers, feature=feature, final_norm=final_norm)
     read = "logits" if head.feature == "logits" else f"hidden states {', '.join(map(str, head.layers))}"
-    report(f"reads {read}; gate {'on' if head.gate else 'off'}; {head.weight.shape[1]} inputs; for {head.base_model}")
+    say(f"reads {read}; gate {'on' if head.gate else 'off'}; {head.weight.shape[1]} inputs; for {head.base_model}")
     click.echo(out)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from swift_edge.checks import parse_layers
-from swift_edge.cli.exporting import report
-from swift_edge.errors import HeadFileError, InvalidOptionError, OutputExistsError
+from swift_edge.cli.output import say
+from swift_edge.cli.places import hold_place
+from swift_edge.errors import InvalidOptionError
 
 if TYPE_CHECKING:
     from swift_edge.scoring.head import Head
@@ -57,14 +58,6 @@ def layers_of(text: str, info: "StoreInfo") -> tuple[int, ...] | None:
     if info.feature != "hidden":
         raise InvalidOptionError(f"layers is {text!r}, but the store holds {info.feature}; leave it out")
     return parse_layers(text, info.layers)
-
-
-def require_place(out: Path, force: bool) -> None:
-    """Find out before the work whether its result can be written: raises `OutputExistsError` or `HeadFileError`."""
-    if out.exists() and not (force and out.is_file()):
-        raise OutputExistsError(f"{out} exists already; choose another --out, or replace a file with --force")
-    if not out.parent.is_dir():
-        raise HeadFileError(f"there is no folder {out.parent} for {out.name}; make it first, or choose another --out")
 
 
 def show(out: Path, head: "Head", as_json: bool) -> None:
@@ -146,7 +139,7 @@ def fit(
     Several stores of one model and the same settings are read as one. Interrupted, it writes the best head until then.
     Needs SciPy: pip install "swift-edge[train]".
     """
-    require_place(out, force)
+    hold_place(out, force)
 
     from swift_edge.scoring.head import save_head
     from swift_edge.training.fitting.fit import FitInterrupted, fit_head
@@ -176,13 +169,13 @@ def fit(
         **{name: value for name, value in chosen.items() if value is not None},  # type: ignore[arg-type]  # and these
     )
     try:
-        head = fit_head(opened, options, report=report)
+        head = fit_head(opened, options, report=say)
     except FitInterrupted as interruption:
         save_head(out, interruption.head)
-        report(f"the best head until then is in {out}")
+        say(f"the best head until then is in {out}")
         raise
     except KeyboardInterrupt:
-        report(f"no head is finished, so nothing is written to {out}")
+        say(f"no head is finished, so nothing is written to {out}")
         raise
     save_head(out, head)
     show(out, head, as_json)
@@ -201,12 +194,12 @@ def recalibrate(head: Path, store: Path, out: Path, seed: int, memory_bytes: int
 
     200 to 500 problems are enough; they must not be those that the head was trained on.
     """
-    require_place(out, force)
+    hold_place(out, force)
 
     from swift_edge.scoring.head import load_head, save_head
     from swift_edge.training.fitting.recalibrate import recalibrate as calibrated
     from swift_edge.training.store.writer import Store
 
-    fitted = calibrated(load_head(head), Store.open(store), seed=seed, memory_bytes=memory_bytes, report=report)
+    fitted = calibrated(load_head(head), Store.open(store), seed=seed, memory_bytes=memory_bytes, report=say)
     save_head(out, fitted)
     show(out, fitted, as_json)

@@ -6,7 +6,7 @@ import sys
 import time
 from types import TracebackType
 
-import click
+from swift_edge.cli.output import say
 
 REFRESH_S = 0.1
 """Seconds between two states of a line that moves."""
@@ -44,21 +44,21 @@ class ProgressLine:
             return
         self._next = time.monotonic() + self._interval
         if not self._moves:
-            click.echo(text, err=True)
+            say(text)
             return
         # Blanks instead of an escape sequence: any terminal knows them. The last column stays free, or the line wraps.
         text = text[: shutil.get_terminal_size().columns - 1]
-        click.echo("\r" + text.ljust(self._width), err=True, nl=False)
+        say("\r" + text.ljust(self._width), nl=False)
         self._width = len(text)
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
         self._clear()
-        click.echo(text, err=True)
+        say(text)
 
     def _clear(self) -> None:
         if self._width:
-            click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
+            say("\r" + " " * self._width + "\r", nl=False)
             self._width = 0
 
 

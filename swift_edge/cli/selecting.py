@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swift_edge.cli.options import Command, declared, running_options, with_options, writing_options
+from swift_edge.cli.output import say
 from swift_edge.cli.progress import PickProgress, ProgressLine
 from swift_edge.cli.report import report
 from swift_edge.cli.text import prompt_from, text_from
@@ -43,6 +44,7 @@ explain_option = click.option(
     metavar="FILE.html",
     help="Write a page that shows every token with its reward and gate.",
 )
+force_option = click.option("--force", is_flag=True, help="Replace a page that is already there.")
 
 
 @click.command(short_help="Write N answers and print the best one.")
@@ -57,6 +59,7 @@ explain_option = click.option(
 @declared("task")
 @declared("min_confidence")
 @explain_option
+@force_option
 @model_options
 @click.pass_context
 def pick(
@@ -64,6 +67,7 @@ def pick(
     /,
     prompt: str,
     page: Path | None,
+    force: bool,
     model: str,
     head: str | None,
     providers: tuple[str, ...],
@@ -74,7 +78,7 @@ def pick(
     """Write N answers to PROMPT in one batch and print the best one. PROMPT - reads stdin."""
     options = PickOptions.of(None, keywords)
     question = prompt_from(prompt)
-    check_page(page)
+    check_page(page, force)
 
     from swift_edge.results import CandidateDropped, CandidateFinished, Picked, TokenSampled
     from swift_edge.selector import Selector
@@ -93,8 +97,10 @@ def pick(
                     progress.ended(event.candidate.index)
                 case Picked():
                     selection = event.selection
-    show(selection, selector.providers, as_json)
-    explain(page, question, selection, selector)
+    try:
+        show(selection, selector.providers, as_json)
+    finally:  # one of the two may have no room
+        explain(page, force, question, selection, selector)
     if selection.abstained:
         context.exit(EXIT_ABSTAINED)
 
@@ -103,11 +109,13 @@ def pick(
 @click.argument("prompt")
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @explain_option
+@force_option
 @model_options
 def score(
     prompt: str,
     texts: tuple[str, ...],
     page: Path | None,
+    force: bool,
     model: str,
     head: str | None,
     signal: SignalName | None,
@@ -119,27 +127,30 @@ def score(
     """Rank given answers to PROMPT and print the best one. PROMPT - reads stdin."""
     question = prompt_from(prompt)
     answers = [text_from(text, f"text {number}") for number, text in enumerate(texts, start=1)]
-    check_page(page)
+    check_page(page, force)
 
     from swift_edge.selector import Selector
 
     selector = Selector(model, head=head, providers=providers or None, threads=threads)
     selection = selector.score(question, answers, signal=signal, raw=raw)
-    show(selection, selector.providers, as_json)
-    explain(page, question, selection, selector)
+    try:
+        show(selection, selector.providers, as_json)
+    finally:  # one of the two may have no room
+        explain(page, force, question, selection, selector)
 
 
-def check_page(page: Path | None) -> None:
+def check_page(page: Path | None, force: bool) -> None:
     """Refuse a page that cannot be written, before anything is computed."""
     if page is not None:
         from swift_edge.explain import require_page_path
 
-        require_page_path(page)
+        require_page_path(page, force=force)
 
 
-def explain(page: Path | None, question: str, selection: "Selection", selector: "Selector") -> None:
+def explain(page: Path | None, force: bool, question: str, selection: "Selection", selector: "Selector") -> None:
     """Write the page that shows what the pick was made from, if one was asked for."""
     if page is not None:
+        check_page(page, force)  # somebody else may have written one meanwhile
         from swift_edge.bundle.tokenizer import Tokenizer
         from swift_edge.explain import explain_page, write_page
 
@@ -149,7 +160,7 @@ def explain(page: Path | None, question: str, selection: "Selection", selector: 
 def show(selection: "Selection", providers: tuple[str, ...], as_json: bool) -> None:
     """Print the answer, or everything in one line, to stdout, and the report to stderr."""
     for line in report(selection, providers):
-        click.echo(line, err=True)
+        say(line)
     if as_json:
         click.echo(json.dumps(selection.to_dict() | {"providers": list(providers)}))
     elif not selection.abstained:

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from swift_edge.cli.options import declared, running_options, writing_options
+from swift_edge.cli.output import say
 from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.options import CollectOptions, options_of
 
@@ -114,11 +115,10 @@ def collect(
             line.say(f"what is complete stays in {out}; the same command goes on with it")
             raise
     speed = f", {collected.new_tokens / collected.total_s:.0f} tok/s" if collected.new_tokens else ""
-    click.echo(
+    say(
         f"{collected.problems} problems, {collected.candidates} candidates, {collected.share_correct:.1%} right, "
         f"{collected.mixed} problems with right and wrong ones, {collected.tokens} tokens, "
-        f"{collected.nbytes / 1e6:.1f} MB; this time {duration_text(collected.total_s)}{speed}",
-        err=True,
+        f"{collected.nbytes / 1e6:.1f} MB; this time {duration_text(collected.total_s)}{speed}"
     )
     click.echo(json.dumps(collected.to_dict()) if as_json else collected.path)
 

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from swift_edge.bundle.external_data import external_files
 from swift_edge.bundle.manifest import Bundle
+from swift_edge.bundle.verified import MappedFiles
 from swift_edge.engine.device.memory import memory_failure, rows_device
 from swift_edge.engine.device.rows import DeviceMemory
 from swift_edge.engine.host import HOST
@@ -32,6 +34,8 @@ class DecoderGraph:
 
     model_path: Path
     """The file it was opened from."""
+    files: MappedFiles
+    """Those that it may read weights from as long as it is open."""
     inference_session: Any
     """The `onnxruntime.InferenceSession` that runs it."""
     providers: tuple[str, ...]
@@ -79,7 +83,10 @@ class DecoderGraph:
         manifest = bundle.manifest
         architecture = manifest.architecture
         layers = manifest.hidden_states.indices
+        data = [bundle.model_path.parent / name for name in external_files(bundle.model_path)]
+        files = MappedFiles(bundle, [path for path in data if path.is_file()])
         session = open_graph(bundle, providers, threads)
+        files.check_opened()
         got = tuple(session.get_providers())
         inputs = {value.name: value.type for value in session.get_inputs()}
         outputs = {value.name: value.type for value in session.get_outputs()}
@@ -92,6 +99,7 @@ class DecoderGraph:
         device = rows_device(kv_device, got) if in_place else None
         return cls(
             model_path=bundle.model_path,
+            files=files,
             inference_session=session,
             providers=got,
             layers=layers,
@@ -118,7 +126,11 @@ class DecoderGraph:
 
     @contextlib.contextmanager
     def failures(self) -> Iterator[None]:
-        """Turn what onnxruntime raises while the graph runs into a `DeviceMemoryError`, or else a `BundleError`."""
+        """Turn what onnxruntime raises while the graph runs into a `DeviceMemoryError`, or else a `BundleError`.
+
+        The latter also where its weights were written to: cut short, they would end the process.
+        """
+        self.files.require_unchanged()
         try:
             yield
         except Exception as error:  # onnxruntime's own kinds have no base class that it exports

@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from swift_edge.arrays import Ids
-from swift_edge.bundle.folder import check_hashes, open_bundle
+from swift_edge.bundle.external_data import check_external_data
+from swift_edge.bundle.folder import check_hashes, check_template, open_bundle
 from swift_edge.bundle.manifest import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Bundle
 from swift_edge.bundle.tokenizer import Message, Tokenizer
 from swift_edge.bundle.verified import VerifiedFiles
@@ -101,12 +102,14 @@ def _open_parts(
 
     The graph and the tokenizer are hashed before they are read. The rest, the weights, is only numbers: they are
     hashed while onnxruntime packs them and the tokenizer is read. Files that an earlier start found right and that have
-    not changed since are not hashed again.
+    not changed since are not hashed again. At the end all have to be the files that they were at the beginning.
     """
     files = VerifiedFiles(bundle)
     unchecked = () if files.known() else bundle.manifest.fixed_files
     read_whole = (MODEL_NAME, TOKENIZER_NAME, TEMPLATE_NAME)
     check_hashes(bundle, [name for name in unchecked if name in read_whole])
+    check_external_data(bundle)
+    check_template(bundle)
     tokenizer = Tokenizer(bundle)
     with ThreadPoolExecutor(2) as beside:
         session = beside.submit(ModelSession, bundle, providers, threads)
@@ -114,5 +117,6 @@ def _open_parts(
         wait([session], LEAD_S)
         tokenizer.load()
         hashing.result()  # first: damage explains more than the failure that it leads to
+    files.require_unchanged()
     complaint = files.remember() if unchecked else None
     return session.result(), tokenizer, complaint

@@ -244,6 +244,7 @@ def _shard_scores(
     gates, weighted, counted = np.zeros(tokens), np.zeros(tokens), np.zeros(tokens)
     for begin in range(0, tokens, tokens_at_once):
         block = slice(begin, begin + tokens_at_once)
+        shard.require_whole()
         states = shard.states[block][:, places].transpose(1, 0, 2)  # [l, m, w]
         columns = dict(zip(STATISTICS, shard.statistics[block].T.astype(np.float64), strict=True))
         gate, reward = head.evaluate(states, TokenStatistics(**columns))

@@ -18,7 +18,7 @@ from typing import Any, Final
 from swift_edge.answers import answer_task
 from swift_edge.arrays import Doubles
 from swift_edge.engine.model import OpenedModel
-from swift_edge.errors import InvalidOptionError, StoreError
+from swift_edge.errors import InvalidOptionError, OutputExistsError, StoreError
 from swift_edge.evaluation.ablations import Ablations
 from swift_edge.evaluation.bootstrap import RESAMPLES
 from swift_edge.evaluation.economy import economy
@@ -97,6 +97,7 @@ def evaluate(
         SwiftEdgeError: a leaf that says what was found; what was written before stays.
     """
     check_drawing()
+    _require_own(Path(out), force)
     problems = read_problems(data).first(limit)
     opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     files = _head_files(opened, heads or {})
@@ -258,6 +259,16 @@ def _write(results: Mapping[str, Any], out: Path) -> None:
     draw_accuracy(results, out)
     draw_calibration(results, out)
     draw_economy(results, out)
+
+
+def _require_own(out: Path, force: bool) -> None:
+    """Raise `OutputExistsError` for results that are not those of a test in this folder: they would be replaced."""
+    taken = [name for name in ("results.json", "results.md") if (out / name).exists()]
+    if taken and not force and not (out / CANDIDATES / STORE_NAME).is_file():
+        raise OutputExistsError(
+            f"{out} holds {taken[0]!r} and no test that it belongs to; name another folder with --out, or replace it "
+            "with --force"
+        )
 
 
 def _has_features(folder: Path) -> bool:

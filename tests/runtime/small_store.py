@@ -82,8 +82,8 @@ def finish(writer: StoreWriter) -> None:
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """Every file of a store."""
-    return {file.name: file.read_bytes() for file in path.iterdir()}
+    """Every file of a store, without the lock of a writer."""
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != ".lock"}
 
 
 def change_lines(path: Path, change: Any) -> None:

@@ -21,6 +21,7 @@ from swift_edge.scoring import Head, save_head
 
 ROOT = Path(__file__).parents[2]
 STORIES = str(ROOT / "models" / "stories260k")
+INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 QUICK = ("-m", STORIES, "-n", "3", "--max-new-tokens", "8", "--threads", "1")
 
 
@@ -390,6 +391,61 @@ def test_a_full_disk_under_stdout_is_one_line() -> None:
     assert err.count(b"\n") == 1
 
 
+EVERY_KIND = (
+    ("pick", "Once", *QUICK),
+    ("pick", "Once", *QUICK, "--json"),
+    ("score", "Once", " a", " b", "-m", STORIES, "--threads", "1"),
+    ("inspect", STORIES),
+    ("--version",),
+    ("--help",),
+    ("fit", "--help"),
+)
+
+
+def shell(redirection: str, *arguments: str) -> "subprocess.Popen[bytes]":
+    """Start the program with its outputs as a shell redirects them."""
+    program = ("sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-W", "error", "-m", "swift_edge")
+    return process(*arguments, command=program)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("redirection", [">&-", "1</dev/null", ">/dev/full"])
+@pytest.mark.parametrize("arguments", EVERY_KIND, ids=lambda arguments: " ".join(arguments[::6]))
+def test_an_answer_that_cannot_be_written_is_an_error_in_one_line(arguments: tuple[str, ...], redirection: str) -> None:
+    with shell(redirection, *arguments) as running:
+        _, err = running.communicate()
+    (line,) = [line for line in err.decode().splitlines() if line.startswith("error: ")]
+    assert running.returncode == 1
+    assert ("No space left on device" if "full" in redirection else "stdout takes no answer") in line
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
+    assert err.count(b"\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2</dev/null"])
+def test_an_answer_is_not_lost_where_stderr_takes_nothing(redirection: str) -> None:
+    with shell(redirection, *EVERY_KIND[0]) as running, shell("", *EVERY_KIND[0]) as told:
+        assert running.communicate()[0] == told.communicate()[0] != b""
+    assert running.returncode == 0
+    for arguments, status in ((("pick",), 2), (("inspect", "absent"), 1), (("pick", "x", *QUICK, "-n", "0"), 2)):
+        with shell(redirection, *arguments) as running:
+            assert running.communicate()[0] == b""
+        assert running.returncode == status
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_page_is_not_lost_with_the_answer(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    with process(*EVERY_KIND[0], "--explain", str(page), stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+        assert running.wait() == 141
+    assert page.read_text(encoding="utf-8").endswith("</html>\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("utf-8", b"caf\xc3\xa9 \xe2\x98\x95"), ("latin-1", b"caf\xe9 \\u2615")]
@@ -443,7 +499,7 @@ class TestTerminal:
         assert lines[-2].strip() == lines[-1] == ""
         assert "alive" not in report
 
-    @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("interrupt", INTERRUPTIONS)
     def test_interrupt_leaves_one_line_and_status_130(self, interrupt: int) -> None:
         status, out, shown = self.watch(interrupt)
         assert (status, out) == (130, b"")

@@ -18,6 +18,7 @@ from swift_edge.scoring import Head, load_head, save_head
 from swift_edge.training import FitInterrupted, FitOptions, Store, fit_head
 
 MakeStore = Callable[..., Store]
+INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 ENDLESS = FitOptions(weight_decay=0.03, max_iterations=1000, patience=1000)
 
 
@@ -168,7 +169,7 @@ class TestProcess:
         return running.returncode, printed.decode(), [*lines, *rest.decode().splitlines()]
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", INTERRUPTIONS)
     def test_the_best_head_is_written_and_the_status_is_130(self, big: Store, tmp_path: Path, number: int) -> None:
         out = tmp_path / "head.npz"
         status, printed, lines = self.interrupted_fit(big, out, number, b"iteration 10:")
@@ -181,6 +182,22 @@ class TestProcess:
         assert iteration >= 10
         assert told.startswith(f"interrupted after iteration {iteration} with weight decay 0.03; ")
         assert_same_weights(head, fit_head(big, replace(ENDLESS, max_iterations=iteration)))
+
+    @pytest.mark.slow
+    def test_the_best_head_is_written_where_nobody_listens_any_more(self, big: Store, tmp_path: Path) -> None:
+        """As when a terminal is closed: the signal comes, and nothing can be told."""
+        out = tmp_path / "head.npz"
+        read, write = os.pipe()
+        command = [sys.executable, "-m", "swift_edge", "fit", str(big.path), "--out", str(out), *self.OPTIONS]
+        environment = os.environ | {"PYTHONPATH": str(Path(swift_edge.__file__).parents[1])}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=write) as running:
+            os.close(write)
+            with os.fdopen(read) as lines:
+                assert any(line.startswith("iteration 10:") for line in lines)
+            running.send_signal(signal.SIGHUP)
+            running.wait()
+        assert running.returncode == 130
+        assert load_head(out).summary["interrupted"]["iteration"] >= 10
 
     def test_where_nothing_is_found_nothing_is_written_and_the_file_before_stays(
         self, big: Store, tmp_path: Path

@@ -3,6 +3,10 @@
 import builtins
 import errno
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 from small_store import INFO, SMALL, add_all, change_lines, content, rows_of, write
 
+import swift_edge
 from swift_edge.errors import DiskSpaceError, StoreError
 from swift_edge.training import CandidateRows, Store, StoreWriter
 
@@ -161,6 +166,47 @@ def test_a_full_disk_is_said_and_what_is_complete_is_gone_on_with(
     monkeypatch.undo()
     write(tmp_path / "parts")
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize(
+    "name", [".lock", "timings.json", "shard-00000.jsonl.partial", "shard-00000.tokens.npy.partial"]
+)
+def test_nothing_is_written_through_a_link_in_a_store(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("dear", encoding="utf-8")
+    write(tmp_path / "store", until=1, shard_bytes=10**6)
+    (tmp_path / "store" / name).unlink(missing_ok=True)
+    (tmp_path / "store" / name).symlink_to(mine)
+    for force in (False, True):
+        with pytest.raises(StoreError, match=f"{name} (is a link|cannot be written)"):
+            StoreWriter(tmp_path / "store", INFO, force=force)
+    assert mine.read_text(encoding="utf-8") == "dear"
+
+
+CUT_SHORT = """
+import os, sys
+from swift_edge.errors import StoreError
+from swift_edge.training import FitOptions, Store, fit_head
+store = Store.open(sys.argv[1])
+os.truncate(os.path.join(sys.argv[1], sys.argv[2]), 4096)
+try:
+    fit_head(store, FitOptions(weight_decay=0.03, max_iterations=2))
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="open files cannot be changed there")
+@pytest.mark.parametrize("name", ["states", "statistics", "tokens"])
+def test_a_store_that_is_cut_short_while_it_is_open_is_one_line(make_store: Callable[..., Store], name: str) -> None:
+    folder = make_store(problems=200, n=8).path
+    environment = os.environ | {"PYTHONPATH": str(Path(swift_edge.__file__).parents[1])}
+    command = [sys.executable, "-c", CUT_SHORT, str(folder), f"shard-00000.{name}.npy"]
+    finished = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert finished.returncode == 0, finished.stderr  # by a signal, where the system ends whoever reads on
+    assert f"shard-00000.{name}.npy was cut short while it was open: 4096 bytes are left" in finished.stdout
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
     for store in stores:
         data = store.info.data_sha256 or str(Path(store.path).resolve())
         for shard in store.shards:
+            shard.require_whole()
             ends = np.isin(shard.token_ids, () if includes_eos else store.info.eos_ids)
             for place, candidate in enumerate(shard.candidates):
                 begin, end = int(shard.starts[place]), int(shard.starts[place + 1])

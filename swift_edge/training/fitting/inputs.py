@@ -135,6 +135,7 @@ class TokenRows:
         while at < rows.stop:
             end = min(int(self._run_starts[run + 1]), rows.stop)
             shard, first = self.place_of(at)
+            self._shards[shard].require_whole()
             source = slice(first, first + end - at)
             into = slice(at - rows.start, end - rows.start)
             part = self._shards[shard].states[source]  # [m, l, w]

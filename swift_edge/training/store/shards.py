@@ -1,6 +1,7 @@
 """Part of a store: its arrays and lines as files, mapped when they are read, grown problem by problem when written."""
 
 import contextlib
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class Shard:
     """Place of each token in its response, from 0."""
     starts: NDArray[np.int64]  # [c + 1]
     """Candidate i of c owns the rows starts[i] to starts[i + 1]."""
+
+    def require_whole(self) -> None:
+        """Raise `StoreError` for a file that was cut short since it was mapped: a look at it would end the process."""
+        for array in (self.states, self.statistics, self.token_ids, self.positions):
+            _require_whole(array)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,6 +232,18 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
         )
     mapped: NDArray[Any] = array.view(np.ndarray)
     return mapped
+
+
+def _require_whole(array: NDArray[Any]) -> None:
+    base: Any = array
+    name = "a file of the store"
+    while isinstance(base, np.ndarray):
+        name = getattr(base, "filename", None) or name
+        base = base.base
+    if isinstance(base, mmap.mmap) and base.size() < len(base):
+        raise StoreError(
+            f"{name} was cut short while it was open: {base.size()} bytes are left; expected {len(base)}: {_AGAIN}"
+        )
 
 
 def check_rows(rows: CandidateRows, info: StoreInfo) -> None:

@@ -8,7 +8,8 @@
     shard-00000.jsonl             a line per candidate, by problem and index; written last: without it, no shard
 
 A shard grows in files that end in `.partial`, problem by problem; complete, they are renamed. Whoever goes on with an
-interrupted store goes on after its last whole problem, so that interruptions leave no trace in the bytes.
+interrupted store goes on after its last whole problem, so that interruptions leave no trace in the bytes. One writer at
+a time: it holds the lock `.lock`. Readers need none, as they only look at complete shards.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from typing import Final
 
 from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
 from swift_edge.system.files import write_whole
+from swift_edge.system.locks import LOCK_NAME, Lock, require_free
 from swift_edge.training.store.format import (
     STORE_NAME,
     TIMINGS_NAME,
@@ -57,8 +59,21 @@ class Store:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Store":
-        """Open a store, finished or not; raises `StoreError`, which names the file, for anything that is not sound."""
+        """Open a store, finished or not; one that is being written opens with the shards that are complete.
+
+        Raises `StoreError`, which names the file, for anything that is not sound, and `PlaceInUseError` where that is
+        so because another process starts the store over.
+        """
         folder = Path(path)
+        try:
+            return cls.read(folder)
+        except StoreError:
+            require_free(folder / LOCK_NAME, folder)
+            raise
+
+    @classmethod
+    def read(cls, folder: Path) -> "Store":
+        """Open a store of which it is known that nobody else writes it."""
         info = read_info(folder)
         shards: list[Shard] = []
         problem = 0
@@ -92,7 +107,8 @@ class StoreWriter:
         """Make the folder, or take up the store in it; `force` starts it over, whatever its settings were.
 
         Nothing is written, and nothing of an old store goes, before the first problem is added. Raises `StoreError` for
-        a folder with other files, or with a store of other settings: it names the first that differs.
+        a folder with other files, or with a store of other settings: it names the first that differs; and
+        `PlaceInUseError` where somebody else is writing it.
         """
         self.path = Path(path)
         self.info = info
@@ -104,16 +120,17 @@ class StoreWriter:
         self.nbytes = 0
         self._shard_bytes = shard_bytes
         self._failed = False  # in the middle of a write: only opening the files again tells what they hold
+        self._closed = False
         self._shard = GrowingShard(self.path, 0, info)
-        with _refusals(self.path):
-            self.holds_store = self._goes_on(force)  # whether the store in the folder is this one
-            if self.holds_store:
-                store = Store.open(self.path)
-                self._count(store.candidates)
-                self._shard = GrowingShard.reopen(self.path, len(store.shards), info, self.done)
-                self.nbytes = sum(file.stat().st_size for file in self.path.glob("shard-*"))
-                self._count(self._shard.resumed)
-                self._close_shard_if_full()
+        self._lock = _locked(self.path)
+        try:
+            with _refusals(self.path):
+                self.holds_store = self._goes_on(force)  # whether the store in the folder is this one
+                if self.holds_store:
+                    self._take_up()
+        except BaseException:
+            self._release()
+            raise
 
     def __enter__(self) -> "StoreWriter":
         """Nothing more to prepare."""
@@ -141,8 +158,9 @@ class StoreWriter:
             )
         for rows in candidates:
             check_rows(rows, self.info)
-        if self._failed:
-            raise StoreError(f"writing to {self.path} has failed before; open the store again to go on with it")
+        if self._failed or self._closed:
+            happened = "has failed before" if self._failed else "has ended"
+            raise StoreError(f"writing to {self.path} {happened}; open the store again to go on with it")
         self._failed = True
         with _refusals(self.path):
             if not self.holds_store:
@@ -154,16 +172,37 @@ class StoreWriter:
 
     def close(self) -> None:
         """Close the files, and with the last problem the last shard; can be called again."""
-        with _refusals(self.path):
-            if self.complete and self._shard.rows_written:
-                self._shard.publish()
-            self._shard.release()
+        try:
+            with _refusals(self.path):
+                if self.complete and self._shard.rows_written:
+                    self._shard.publish()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        self._shard.release()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _take_up(self) -> None:
+        """Go on where the store in the folder ends."""
+        store = Store.read(self.path)
+        self._count(store.candidates)
+        self._shard = GrowingShard.reopen(self.path, len(store.shards), self.info, self.done)
+        self.nbytes = sum(file.stat().st_size for file in self.path.glob("shard-*"))
+        self._count(self._shard.resumed)
+        self._close_shard_if_full()
 
     def _goes_on(self, force: bool) -> bool:
-        """Whether there is a store of these settings to go on with; makes the folder, and refuses one of others."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Whether there is a store of these settings to go on with; refuses one of others."""
+        files = sorted(self.path.iterdir())
+        for file in files:
+            # What is written to it would end up elsewhere.
+            if file.is_symlink():
+                raise StoreError(f"{file} is a link; expected a store that holds its files itself: copy it there")
         # What begins with a dot was left by an interruption, or by a file manager.
-        names = [file.name for file in self.path.iterdir() if not file.name.startswith(".")]
+        names = [file.name for file in files if not file.name.startswith(".")]
         if STORE_NAME in names:
             if not force:
                 self._require_same(read_info(self.path))
@@ -206,6 +245,18 @@ class StoreWriter:
         if self._shard.nbytes > self._shard_bytes:
             self._shard.publish()
             self._shard = GrowingShard(self.path, self._shard.number + 1, self.info)
+
+
+def _locked(folder: Path) -> Lock | None:
+    """Make the folder and lock it; None where this user cannot write to it, so that a complete store can be read."""
+    with _refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return Lock(folder / LOCK_NAME, folder)
+        except OSError as error:
+            if isinstance(error, SwiftEdgeError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return None
 
 
 def _shown(value: object) -> str:

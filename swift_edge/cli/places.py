@@ -1,0 +1,44 @@
+"""The place of a file that a command will write: looked at before the work, and held while it lasts."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from swift_edge.errors import HeadFileError, OutputExistsError, PlaceInUseError
+from swift_edge.system.files import kind_at
+from swift_edge.system.locks import held, lock_beside
+
+
+def hold_place(out: Path, force: bool) -> None:
+    """Hold the place that a head is to be written to until the command ends, and find out whether it can be.
+
+    A device or a pipe takes a head, too. Raises `OutputExistsError`, `HeadFileError` and `PlaceInUseError`.
+    """
+    _require(out, force)
+    if kind_at(out) != "stream":
+        click.get_current_context().with_resource(_held(out))
+        _require(out, force)  # whoever held it before may have written it
+
+
+@contextlib.contextmanager
+def _held(out: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as holding:
+        try:
+            holding.enter_context(held(lock_beside(Path(os.path.realpath(out))), out))
+        except PlaceInUseError:
+            raise
+        except OSError as error:
+            raise HeadFileError(f"no file can be made beside {out} ({error.strerror}); choose another --out") from error
+        yield
+
+
+def _require(out: Path, force: bool) -> None:
+    there = kind_at(out)
+    if there == "other" or (there == "file" and not force):
+        raise OutputExistsError(f"{out} exists already; choose another --out, or replace a file with --force")
+    folder = Path(os.path.realpath(out)).parent
+    if not folder.is_dir():
+        raise HeadFileError(f"there is no folder {folder} for {out.name}; make it first, or choose another --out")
