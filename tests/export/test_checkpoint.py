@@ -23,7 +23,8 @@ from swift_edge.bundle.manifest import Bundle, Graph, HiddenStates, Manifest, Pr
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.errors import ExportError, SwiftEdgeError, TokenizerError, UnsupportedModelError
 from swift_edge.options import SamplingOptions
-from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
+from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
+from swift_edge_export.loading import fingerprint, load_model
 
 TEMPLATE = (
     "{% for message in messages %}{{ bos_token }}{{ message['role'][0] }}:{{ message['content'] }}{{ eos_token }}"
@@ -185,7 +186,7 @@ def test_an_added_token_beyond_the_vocabulary_is_a_note_unless_it_is_needed(fold
 def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert "expected" in refusal(folder, TokenizerError)
+    assert "copy tokenizer.json and tokenizer_config.json of the model" in refusal(folder, TokenizerError)
 
 
 def test_cutting_and_filling_left_from_training_do_not_travel(folder: Path, tmp_path: Path) -> None:
