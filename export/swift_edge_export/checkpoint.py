@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from swift_edge.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Architecture, Tokens
-from swift_edge.checks import is_number, is_whole
+from swift_edge.checks import is_whole
 from swift_edge.errors import (
     ExportError,
     SwiftEdgeError,
@@ -45,9 +45,8 @@ from swift_edge_export.tracing.attention_config import buffer_head_dim, check_co
 FALLBACK_TEMPERATURE = 1.0
 FALLBACK_TOP_P = 0.9
 _FILTERS = ("temperature", "top_p", "top_k", "min_p")
-MOST_LAYERS = 1000
-"""No model comes near it; a module is made for each layer before anything else is known of a checkpoint."""
-_LAYER_COUNT = re.compile(r"^(num|n)_(\w+_)?layers?$")
+# More than any model has; both are walked through before anything else is known of a checkpoint.
+_COUNTS = {re.compile(r"^(num|n)_(\w+_)?layers?$"): 1000, re.compile(r"^num_labels$"): 10**5}
 # Files that some tokenizers are made from in place of their own.
 _OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "tiktoken.model")
 _OWN_TOKENIZER = (
@@ -200,14 +199,16 @@ def _check_folder(source: str, revision: str | None) -> None:
 
 
 def _check_stated_sizes(source: str, stated: Mapping[str, Any]) -> None:
-    """Refuse absurd numbers of layers: transformers makes a list entry, and then a module, for each of them."""
+    """Refuse absurd numbers of what transformers makes a list entry, and then a module, for."""
     for name, value in stated.items():
         if isinstance(value, dict):
             _check_stated_sizes(source, value)
-        elif _LAYER_COUNT.search(name) and is_number(value) and value > MOST_LAYERS:
-            raise UnsupportedModelError(
-                f"the config of {source} has {shown(value)} as {name}; expected at most {MOST_LAYERS} layers"
-            )
+            continue
+        for pattern, most in _COUNTS.items():
+            if pattern.search(name) and isinstance(value, int | float) and value > most:
+                raise UnsupportedModelError(
+                    f"the config of {source} has {shown(value)} as {name}; expected at most {most}"
+                )
 
 
 def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, list[str]]:
@@ -267,7 +268,9 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
         if not getattr(tokenizer, "is_fast", False):
             raise TokenizerError(f"{source} has only a slow tokenizer; expected one with a tokenizer.json")
         _settle_bos(tokenizer, _stated(source, options["revision"], "tokenizer_config.json").get("add_bos_token"))
-        if not any(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in _PROBES):
+        backend = tokenizer.backend_tokenizer
+        words = backend.get_vocab_size(with_added_tokens=False) > 1  # one is the unknown token
+        if not words or not any(backend.encode(text, add_special_tokens=False).ids for text in _PROBES):
             raise TokenizerError(f"the tokenizer of {source} gives no token for any letter or digit; {_OWN_TOKENIZER}")
     except SwiftEdgeError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from swift_edge_export.checkpoint import Checkpoint, unreadable
 from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights
 from swift_edge_export.weight_files import WeightFiles, refuse_other_weights, same_values, weight_files
 
+# Codes of 4 bits lie in bytes by two, or in whole numbers of 32 bits by eight.
+_MOST_PARAMETERS_PER_NUMBER = 8
+
 
 def load_model(checkpoint: Checkpoint, note: Callable[[str], None] = lambda _: None) -> PreTrainedModel:
     """Load the weights in fp32, for tracing and as the reference; `note` is told of weights that are left out.
@@ -25,6 +29,7 @@ def load_model(checkpoint: Checkpoint, note: Callable[[str], None] = lambda _: N
     """
     files = next(weight_files(checkpoint))
     refuse_other_weights(checkpoint)
+    require_enough(checkpoint, files)
     model, report = _from_pretrained(checkpoint, checkpoint.config)
     require_complete(checkpoint.source, report)
     for line in refuse_unused_weights(checkpoint.source, files, report["unexpected_keys"], model):
@@ -48,6 +53,16 @@ def shortened(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     return config
+
+
+def require_enough(checkpoint: Checkpoint, files: WeightFiles) -> None:
+    """Raise ExportError where a config makes a model much larger than its files: transformers would fill the memory."""
+    stored = sum(math.prod(tensor.shape) for tensor in files.tensors.values())
+    if checkpoint.parameters > _MOST_PARAMETERS_PER_NUMBER * stored:
+        raise ExportError(
+            f"{checkpoint.source} holds {stored} numbers, its config makes a model of {checkpoint.parameters}; "
+            "use the config that belongs to the weights"
+        )
 
 
 def require_complete(source: str, report: dict[str, Any]) -> None:

@@ -32,9 +32,10 @@ from swift_edge.bundle.manifest import (
     Manifest,
     Precision,
 )
+from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.checks import parse_layers
 from swift_edge.engine.providers import kv_cache_obstacle
-from swift_edge.errors import ExportError, InvalidOptionError, ParityError
+from swift_edge.errors import ExportError, InvalidOptionError, ParityError, SwiftEdgeError, TokenizerError
 from swift_edge.scoring.head import check_head, load_head
 from swift_edge_export import parity
 from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
@@ -122,6 +123,9 @@ def export_bundle(
         with stage("read config and tokenizer", report):
             checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
+        save_tokenizer(checkpoint, staging)
+        first = _manifest(checkpoint, shape, "", exporter, precision)
+        _require_prompt(_staged(staging, first, checkpoint), checkpoint.source)
         streamed = require_room(checkpoint, staging, precision, exporter, report)
 
         def begin_manifest(identity: str) -> Manifest:
@@ -149,7 +153,6 @@ def export_bundle(
         if packed is not None:
             stored = Precision(precision, packed.block_size, packed.accuracy_level)
             manifest = dataclasses.replace(manifest, precision=stored)
-        save_tokenizer(checkpoint, staging)
         if head is not None:
             shutil.copyfile(head, staging / HEAD_NAME)
         figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
@@ -302,6 +305,22 @@ def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
         hidden_layers=parse_layers(layers, range(architecture.num_layers + 1)),
         context_length=architecture.context_length,
     )
+
+
+def _require_prompt(bundle: Bundle, source: str) -> None:
+    """Raise TokenizerError where the runtime can make no prompt: the bundle would be complete, and every pick fail."""
+    tokenizer = Tokenizer(bundle)
+    user = {"role": "user", "content": "1"}
+    # Some templates insist on a system message.
+    prompts: list[Any] = [[user], [{"role": "system", "content": "1"}, user]] if bundle.chat_template else ["1"]
+    errors = []
+    for prompt in prompts:
+        try:
+            tokenizer.encode_prompt(prompt)
+            return
+        except SwiftEdgeError as error:
+            errors.append(str(error).replace(str(bundle.path), source))
+    raise TokenizerError(f"no prompt can be made with the tokenizer and the chat template of {source}: {errors[0]}")
 
 
 def _halve(model: PreTrainedModel) -> None:

@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from swift_edge.errors import ExportError, ParityError
 from swift_edge.system import machine
 from swift_edge_export.checkpoint import Checkpoint, unreadable
-from swift_edge_export.loading import require_complete, require_equal_ties, shortened
+from swift_edge_export.loading import require_complete, require_enough, require_equal_ties, shortened
 from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights
 from swift_edge_export.weight_files import StoredTensor, WeightFiles, same_values, weight_files
 
@@ -54,6 +54,7 @@ class StreamedModel:
         Raises ExportError where the files lack a weight, hold another than the model wants, or one that nothing uses.
         """
         self.files = _safetensors(checkpoint)
+        require_enough(checkpoint, self.files)
         self.notes: list[str] = []
         self._checkpoint, self._dtype = checkpoint, dtype
         self._config = checkpoint.config if layers is None else shortened(checkpoint.config, layers)
