@@ -106,6 +106,8 @@ def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_co
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModelError(f"{source} is an encoder-decoder ({config.model_type}); expected a causal LM")
         text = config.get_text_config()
+        for each in (config, text):
+            _refuse_quantised(source, getattr(each, "quantization_config", None))
         architecture, notes = _architecture(source, text)
         check_config(text)
     tokenizer, beyond = _tokenizer(source, options, architecture.vocab_size)
@@ -196,6 +198,17 @@ def _check_folder(source: str, revision: str | None) -> None:
             f"{source} {description}; expected a transformers checkpoint: a folder with config.json, "
             "weights and tokenizer, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
         )
+
+
+def _refuse_quantised(source: str, stated: Any) -> None:
+    """Refuse a config of quantised weights: with some, transformers quantises plain weights too while it loads them."""
+    if stated is None:
+        return
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    raise UnsupportedModelError(
+        f"the config of {source} has a quantization_config ({method or 'without a method'}); expected weights in "
+        "floating point: export the model that it was made from, or take that entry out where the weights are plain"
+    )
 
 
 def _check_stated_sizes(source: str, stated: Mapping[str, Any]) -> None:

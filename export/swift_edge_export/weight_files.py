@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,8 @@ def _loaded(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # written by a torch before 1.6
         content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}; expected tensors by name")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
 
 
@@ -189,6 +192,9 @@ def _refusals(source: str, path: Path) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:
+        # torch advises to load a pickle with the code that is in it; nobody should.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "no pickle of tensors alone" if unsafe else one_line(error)
         raise ExportError(
-            f"{path.name} of {source} does not read ({one_line(error)}); download or save the checkpoint again"
+            f"{path.name} of {source} does not read ({reason}); download or save the checkpoint again"
         ) from error

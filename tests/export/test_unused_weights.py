@@ -282,3 +282,18 @@ def test_a_pickled_checkpoint_with_a_weight_too_many_is_refused(folder: Path) ->
 def test_one_weight_under_two_names_is_refused_where_the_values_differ(folder: Path, way: str) -> None:
     change_weights(folder, lambda tensors: tensors.update({"norm.weight": torch.full((64,), 3.0)}))
     assert "holds norm.weight and model.norm.weight, names of one weight, with different values" in refusal(folder)
+
+
+def test_a_pickle_that_would_run_code_is_refused_without_the_advice_to_run_it(folder: Path, way: str) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Path("x")}, folder / "pytorch_model.bin")
+    message = refusal(folder)
+    assert "pytorch_model.bin" in message
+    assert "no pickle of tensors alone" in message
+    assert "weights_only" not in message
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "modelopt", "nonsense", None])
+def test_a_config_of_quantised_weights_is_refused(folder: Path, way: str, method: str | None) -> None:
+    set_config(folder, quantization_config={"quant_method": method, "load_in_4bit": True})
+    assert "has a quantization_config" in refusal(folder)
