@@ -156,6 +156,10 @@ def unreadable(source: str, error: Exception) -> ExportError:
         )
     if "Unrecognized configuration class" in reason:
         return UnsupportedModelError(f"{source} is of a kind that transformers has no causal LM for; expected one")
+    if "per-layer attribute" in reason:  # said of a config whose layers differ, with advice for programmers
+        return UnsupportedModelError(
+            f"{source} has layers of different sizes, such as heads of several widths; expected layers that are alike"
+        )
     if not Path(source).exists():
         return ExportError(
             f"{source} is no folder here and could not be read from the hub ({type(error).__name__}: {reason[:200]}); "

@@ -79,8 +79,8 @@ def refuse_unused_weights(
             refused.append(name)
     if refused:
         raise ExportError(
-            f"{source} holds {len(refused)} {'weight' if len(refused) == 1 else 'weights'} that {type(model).__name__} "
-            f"does not use, as its config makes it: {_some(refused)}; {_way_out(refused)}"
+            f"{source} holds {_count(refused)} that {type(model).__name__} does not use, as its config makes it: "
+            f"{_some(refused)}; {_way_out(refused)}"
         )
     _refuse_two_names(source, files, model.base_model_prefix)
     used = files.tensors.keys() - {name for name in files.tensors if _COMPUTED.search(name)}
@@ -94,9 +94,9 @@ def refuse_unused_weights(
             )
     notes = []
     if towers:
-        notes.append(f"{len(towers)} weights for pictures or sound left out: {_some(towers)}")
+        notes.append(f"{_count(towers)} for pictures or sound left out: {_some(towers)}")
     if drafting:
-        notes.append(f"{len(drafting)} weights that only draft later tokens left out: {_some(drafting)}")
+        notes.append(f"{_count(drafting)} for drafts of later tokens left out: {_some(drafting)}")
     return notes
 
 
@@ -138,6 +138,10 @@ def _is_drafting_layer(name: str, unused: Collection[str], config: PretrainedCon
     layer, prefix = int(match[2]), name[: match.end()]
     first = text.num_hidden_layers
     return first <= layer < first + count and prefix + _DRAFTING_INPUT in unused
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 weight" if len(names) == 1 else f"{len(names)} weights"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -511,6 +511,14 @@ def test_whatever_a_config_raises_is_one_line(
     assert str(folder) in refusal(folder)
 
 
+@pytest.mark.skipif(not hasattr(transformers, "Gemma4TextConfig"), reason="the family is not there")
+def test_a_model_whose_layers_differ_in_size_is_refused_as_such(folder: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    transformers.Gemma4TextConfig(**sizes, head_dim=16, global_head_dim=32, layer_types=kinds).save_pretrained(folder)
+    assert "has layers of different sizes" in refusal(folder, UnsupportedModelError)
+
+
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 @pytest.mark.parametrize("text", ["[]", "5", "null", "{", "[" * 100_000, "9" * 5000, '{"a": ' + "9" * 5000 + "}"])
 def test_a_json_file_that_holds_no_object_is_refused(folder: Path, name: str, text: str) -> None:

@@ -162,7 +162,7 @@ HARMLESS: dict[str, tuple[str, Tensors, str]] = {
     "a head that drafts": (
         "llama",
         {"mtp.layers.0.mlp.up_proj.weight": torch.ones(64, 64)},
-        "1 weights that only draft later tokens left out",
+        "1 weight for drafts of later tokens left out",
     ),
 }
 
@@ -184,7 +184,7 @@ def test_a_layer_that_drafts_is_let_through_only_where_the_config_counts_it(fold
     assert "holds 2 weights" in refusal(folder)
     set_config(folder, num_nextn_predict_layers=1)
     _, notes = taken(folder, way)
-    assert [line.partition(":")[0] for line in notes] == ["2 weights that only draft later tokens left out"]
+    assert [line.partition(":")[0] for line in notes] == ["2 weights for drafts of later tokens left out"]
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
