@@ -5,10 +5,12 @@ Everything that can be refused cheaply is read before the weights are.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,34 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from swift_edge.bundle.manifest import TEMPLATE_NAME, TOKENIZER_NAME, Architecture, Tokens
-from swift_edge.errors import ExportError, TokenizerError, UnsupportedModelError
-from swift_edge.options import SamplingOptions
+from swift_edge.checks import is_whole
+from swift_edge.errors import (
+    ExportError,
+    SwiftEdgeError,
+    TokenizerError,
+    UnsupportedModelError,
+    one_line,
+    size_text,
+)
+from swift_edge.options import SamplingOptions, options_of
+from swift_edge.records import shown
 from swift_edge_export.tracing.attention_config import buffer_head_dim, check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
 FALLBACK_TEMPERATURE = 1.0
 FALLBACK_TOP_P = 0.9
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+_FILTERS = ("temperature", "top_p", "top_k", "min_p")
+# More than any model has; both are walked through before anything else is known of a checkpoint.
+_COUNTS = {re.compile(r"^(num|n)_(\w+_)?layers?$"): 1000, re.compile(r"^num_labels$"): 10**5}
+# Files that some tokenizers are made from in place of their own.
+_OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "tiktoken.model")
+_OWN_TOKENIZER = (
+    "copy tokenizer.json and tokenizer_config.json of the model that these weights were made from into the folder"
+)
+_PROBES = ("a", "1", "the", ".")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+MOST_JSON_BYTES = 64 * 1024**2
+"""Size of a config; larger ones are no configs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +69,9 @@ class Checkpoint:
     revision: str | None
     """commit on the hub, where it is known"""
     config: PretrainedConfig
-    """the whole config"""
+    """what the model is made from: the whole config, or that of its text part where the model is that part"""
+    family: type[PreTrainedModel]
+    """the class of the model"""
     architecture: Architecture
     """sizes of the graph's tensors"""
     tokens: Tokens
@@ -74,90 +98,42 @@ def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_co
         UnsupportedModelError: the model is no decoder, or keeps more than one kind of attention head.
         TokenizerError: no fast tokenizer, or one whose ids exceed the vocabulary.
     """
-    folder = Path(source)
-    if folder.exists() and not (folder / "config.json").is_file():
-        names = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
-        description = f"holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "is a file"
-        raise ExportError(
-            f"{source} {description}; expected a transformers checkpoint: a folder with config.json, "
-            "weights and tokenizer, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
-        )
+    _check_folder(source, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    with _config_refusals(source):
+        _check_stated_sizes(source, _stated(source, revision, "config.json"))
         config = AutoConfig.from_pretrained(source, **options)
-    except Exception as error:
-        raise _unreadable(source, error) from error
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{source} is an encoder-decoder ({config.model_type}); expected a causal LM")
-    text = config.get_text_config()
-    architecture, notes = _architecture(source, text)
-    check_config(text)
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(f"{source} is an encoder-decoder ({config.model_type}); expected a causal LM")
+        text = config.get_text_config()
+        for each in (config, text):
+            _refuse_quantised(source, getattr(each, "quantization_config", None))
+        architecture, notes = _architecture(source, text)
+        check_config(text)
     tokenizer, beyond = _tokenizer(source, options, architecture.vocab_size)
     if beyond:
         notes.append(f"{beyond} of the tokenizer's added tokens have ids beyond the vocabulary; no text may hold them")
     generation = _stated(source, revision, "generation_config.json")
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    name = folder.resolve().name if folder.exists() else source
+    template = _default_template(source, tokenizer.chat_template, notes)
+    tokens = _token_ids(source, generation, text, tokenizer, architecture.vocab_size, notes)
+    sampling = _sampling(generation, notes)
+    with _config_refusals(source):
+        skeleton = _skeleton(config, trust_remote_code)
     return Checkpoint(
         source=source,
-        name=name,
+        name=Path(source).resolve().name if Path(source).exists() else source,
         revision=getattr(config, "_commit_hash", None) or revision,
-        config=config,
+        config=skeleton.config,
+        family=type(skeleton),
         architecture=architecture,
-        tokens=_token_ids(generation, text, tokenizer),
-        sampling=_sampling(generation),
+        tokens=tokens,
+        sampling=sampling,
         tokenizer=tokenizer,
         chat_template=template,
-        parameters=_count_parameters(source, config, trust_remote_code),
+        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         notes=notes,
         trust_remote_code=trust_remote_code,
     )
-
-
-def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Load the weights in fp32, for tracing and as the reference; raises ExportError where they do not load."""
-    revision = checkpoint.revision if not Path(checkpoint.source).exists() else None
-    loader: Any = AutoModelForCausalLM
-    try:
-        model, report = loader.from_pretrained(
-            checkpoint.source,
-            revision=revision,
-            trust_remote_code=checkpoint.trust_remote_code,
-            dtype=torch.float32,
-            # The plainest attention is the reference: a faster one may pass over an argument, as 4.57's does over
-            # Gemma 2's soft cap.
-            attn_implementation="eager",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
-    except Exception as error:
-        raise _unreadable(checkpoint.source, error) from error
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would go on with random weights
-        raise ExportError(
-            f"{checkpoint.source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
-            "download or save the checkpoint again"
-        )
-    for name, *shapes in sorted(report["mismatched_keys"]):
-        stored, expected = (list(shape) for shape in shapes)
-        raise ExportError(
-            f"{checkpoint.source} has {name} of shape {stored}, its config makes it {expected}; "
-            "use the config that belongs to the weights"
-        )
-    loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    return loaded
-
-
-def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over names, shapes and fp32 values of all weights by name: the same at every precision of the export."""
-    digest = hashlib.sha256()
-    for name, parameter in weights:
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().float().contiguous().numpy().data)
-        del parameter  # before the next one is made
-    return digest.hexdigest()
 
 
 def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -171,7 +147,8 @@ def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / TEMPLATE_NAME).write_text(checkpoint.chat_template, encoding="utf-8")
 
 
-def _unreadable(source: str, error: Exception) -> ExportError:
+def unreadable(source: str, error: Exception) -> ExportError:
+    """What transformers raised about a checkpoint, as one line with a way out."""
     reason = " ".join(str(error).split())
     if "trust_remote_code" in reason:
         return ExportError(
@@ -179,12 +156,76 @@ def _unreadable(source: str, error: Exception) -> ExportError:
         )
     if "Unrecognized configuration class" in reason:
         return UnsupportedModelError(f"{source} is of a kind that transformers has no causal LM for; expected one")
+    if "per-layer attribute" in reason:  # said of a config whose layers differ, with advice for programmers
+        return UnsupportedModelError(
+            f"{source} has layers of different sizes, such as heads of several widths; expected layers that are alike"
+        )
     if not Path(source).exists():
         return ExportError(
             f"{source} is no folder here and could not be read from the hub ({type(error).__name__}: {reason[:200]}); "
             "check the name, the connection, or log in for a gated model"
         )
-    return ExportError(f"{source} does not load with transformers {transformers.__version__}: {reason[:300]}")
+    return ExportError(
+        f"{source} does not load with transformers {transformers.__version__} ({type(error).__name__}: "
+        f"{reason[:300]}); check its config and its files"
+    )
+
+
+@contextlib.contextmanager
+def _config_refusals(source: str) -> Iterator[None]:
+    """Turn whatever a config raises into an ExportError: its attributes are code, and may raise anything."""
+    try:
+        yield
+    except SwiftEdgeError:
+        raise
+    except Exception as error:
+        raise unreadable(source, error) from error
+
+
+def _check_folder(source: str, revision: str | None) -> None:
+    """Refuse a folder that is no whole checkpoint, or that holds an adapter, which would be left out."""
+    folder = Path(source)
+    adapter = next((name for name in _ADAPTER_FILES if (folder / name).exists()), None)
+    if adapter is None and not folder.exists():
+        with contextlib.suppress(OSError):  # a hub that does not answer is told of when the config is asked for
+            found = cached_file(source, _ADAPTER_FILES[0], revision=revision)
+            adapter = None if found is None else _ADAPTER_FILES[0]
+    if adapter is not None:
+        raise ExportError(
+            f"{source} holds an adapter ({adapter}), which an export would leave out; merge it into its model first "
+            "(merge_and_unload of peft), and save that to a folder of its own, or remove it"
+        )
+    if folder.exists() and not (folder / "config.json").is_file():
+        names = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
+        description = f"holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "is a file"
+        raise ExportError(
+            f"{source} {description}; expected a transformers checkpoint: a folder with config.json, "
+            "weights and tokenizer, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+
+
+def _refuse_quantised(source: str, stated: Any) -> None:
+    """Refuse a config of quantised weights: with some, transformers quantises plain weights too while it loads them."""
+    if stated is None:
+        return
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    raise UnsupportedModelError(
+        f"the config of {source} has a quantization_config ({method or 'without a method'}); expected weights in "
+        "floating point: export the model that it was made from, or take that entry out where the weights are plain"
+    )
+
+
+def _check_stated_sizes(source: str, stated: Mapping[str, Any]) -> None:
+    """Refuse absurd numbers of what transformers makes a list entry, and then a module, for."""
+    for name, value in stated.items():
+        if isinstance(value, dict):
+            _check_stated_sizes(source, value)
+            continue
+        for pattern, most in _COUNTS.items():
+            if pattern.search(name) and isinstance(value, int | float) and value > most:
+                raise UnsupportedModelError(
+                    f"the config of {source} has {shown(value)} as {name}; expected at most {most}"
+                )
 
 
 def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, list[str]]:
@@ -193,18 +234,28 @@ def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, 
             f"{source} ({config.model_type}) has a config without max_position_embeddings; expected a causal LM "
             "with rotary or learned positions, up to a limit that it states"
         )
+
+    def size(name: str, value: Any) -> int:
+        if not is_whole(value, 1):
+            raise UnsupportedModelError(
+                f"the config of {source} has {shown(value)} as {name}; expected an integer of at least 1"
+            )
+        return int(value)
+
     try:
-        heads = config.num_attention_heads
+        heads = size("num_attention_heads", config.num_attention_heads)
+        hidden_size = size("hidden_size", config.hidden_size)
+        size("max_position_embeddings", config.max_position_embeddings)
         context_length, note = exact_context_length(config)
         architecture = Architecture(
             model_type=config.model_type,
-            num_layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
+            num_layers=size("num_hidden_layers", config.num_hidden_layers),
+            hidden_size=hidden_size,
             num_attention_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=buffer_head_dim(getattr(config, "head_dim", None) or config.hidden_size // heads),
-            vocab_size=config.vocab_size,
-            context_length=context_length,
+            num_key_value_heads=size("num_key_value_heads", _stated_or(config, "num_key_value_heads", heads)),
+            head_dim=buffer_head_dim(size("head_dim", _stated_or(config, "head_dim", hidden_size // heads))),
+            vocab_size=size("vocab_size", config.vocab_size),
+            context_length=size("context length", context_length),
         )
     except AttributeError as error:
         raise UnsupportedModelError(
@@ -212,6 +263,11 @@ def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, 
             "expected one of a decoder-only transformer"
         ) from error
     return architecture, [note] if note else []
+
+
+def _stated_or(config: PretrainedConfig, name: str, value: int) -> Any:
+    stated = getattr(config, name, None)
+    return value if stated is None else stated
 
 
 def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[Any, int]:
@@ -224,14 +280,25 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
         # vocabulary alone, which is another tokenizer where the family's checkpoint was given one of its own.
         kind = AutoTokenizer if file is None else PreTrainedTokenizerFast
         tokenizer = kind.from_pretrained(source, **options)
-    except Exception as error:
+        if file is None:
+            _require_vocabulary(source, options["revision"], tokenizer)
+        if not getattr(tokenizer, "is_fast", False):
+            raise TokenizerError(f"{source} has only a slow tokenizer; expected one with a tokenizer.json")
+        _settle_bos(tokenizer, _stated(source, options["revision"], "tokenizer_config.json").get("add_bos_token"))
+        backend = tokenizer.backend_tokenizer
+        words = backend.get_vocab_size(with_added_tokens=False) > 1  # one is the unknown token
+        if not words or not any(backend.encode(text, add_special_tokens=False).ids for text in _PROBES):
+            raise TokenizerError(f"the tokenizer of {source} gives no token for any letter or digit; {_OWN_TOKENIZER}")
+    except SwiftEdgeError:
+        raise
+    except BaseException as error:
+        # What a Rust library panics with is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise TokenizerError(
-            f"{source} has no tokenizer that loads ({' '.join(str(error).split())[:200]}); "
-            "expected tokenizer.json beside the weights"
+            f"{source} has no tokenizer that loads ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+            f"{_OWN_TOKENIZER}"
         ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise TokenizerError(f"{source} has only a slow tokenizer; expected one with a tokenizer.json")
-    _settle_bos(tokenizer, _stated(source, options["revision"], "tokenizer_config.json").get("add_bos_token"))
     added = {token for token in tokenizer.added_tokens_decoder if token >= vocab_size}
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     beyond = {token for token in tokenizer.get_vocab().values() if token >= vocab_size}
@@ -241,6 +308,23 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
             "use the tokenizer that belongs to the model"
         )
     return tokenizer, len(added)
+
+
+def _require_vocabulary(source: str, revision: str | None, tokenizer: Any) -> None:
+    """Refuse a tokenizer that was made without the files of its vocabulary: transformers then makes an empty one."""
+    names = [name for what, name in type(tokenizer).vocab_files_names.items() if what in ("vocab_file", "merges_file")]
+    wanted = [names] if names else []
+    for options in [*wanted, *([name] for name in _OTHER_VOCABULARIES)]:
+        files = [
+            cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+            for name in options
+        ]
+        if None not in files:
+            return
+    raise TokenizerError(
+        f"{source} has no tokenizer: neither {TOKENIZER_NAME} nor {' and '.join(names) or 'a vocabulary'}; "
+        f"{_OWN_TOKENIZER}"
+    )
 
 
 def _settle_bos(tokenizer: Any, add_bos: bool | None) -> None:
@@ -266,42 +350,106 @@ def _stated(source: str, revision: str | None, name: str) -> dict[str, Any]:
         file = cached_file(source, name, revision=revision)
     except OSError:
         return {}
+    path = Path(str(file))
+    if path.stat().st_size > MOST_JSON_BYTES:
+        raise ExportError(
+            f"{name} of {source} has {size_text(path.stat().st_size)}; expected at most {size_text(MOST_JSON_BYTES)}"
+        )
     try:
-        stated = json.loads(Path(str(file)).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{name} of {source} is not JSON ({error}); repair or remove it") from error
-    return stated if isinstance(stated, dict) else {}
+        stated = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{name} of {source} is not JSON ({one_line(error)}); repair or remove it") from error
+    if not isinstance(stated, dict):
+        raise ExportError(f"{name} of {source} holds {shown(stated)}; expected a JSON object: repair or remove it")
+    return stated
 
 
-def _token_ids(generation: Mapping[str, Any], config: PretrainedConfig, tokenizer: Any) -> Tokens:
+def _default_template(source: str, template: Any, notes: list[str]) -> str | None:
+    """The template that picks will use: the one without a name, the one named default, or the only one."""
+    if isinstance(template, dict) and "default" in template:
+        template = template["default"]
+    elif isinstance(template, dict):
+        if len(template) != 1:
+            raise TokenizerError(
+                f"the tokenizer of {source} has the chat templates {', '.join(sorted(map(str, template)))} and none "
+                "named default; name the one to use so in tokenizer_config.json, or put it into chat_template.jinja"
+            )
+        ((name, template),) = template.items()
+        notes.append(f"the chat template named {name} is used: it is the only one, and none is named default")
+    if template is not None and not isinstance(template, str):
+        raise TokenizerError(
+            f"the tokenizer of {source} has {shown(template)} as its chat template; expected a text: put the template "
+            "into chat_template.jinja"
+        )
+    return template or None
+
+
+def _token_ids(
+    source: str,
+    generation: Mapping[str, Any],
+    config: PretrainedConfig,
+    tokenizer: Any,
+    vocab_size: int,
+    notes: list[str],
+) -> Tokens:
+    named = [
+        ("eos_token_id of generation_config.json", generation.get("eos_token_id")),
+        ("eos_token_id of config.json", getattr(config, "eos_token_id", None)),
+    ]
+    own = [("EOS of the tokenizer", tokenizer.eos_token_id)]
     eos: list[int] = []
-    named = [generation.get("eos_token_id"), getattr(config, "eos_token_id", None)]
     # The first one counts most: what a chat template calls eos_token, or what ends a text where there is no template.
-    for ids in [tokenizer.eos_token_id, *named] if tokenizer.chat_template else [*named, tokenizer.eos_token_id]:
-        eos += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for name, stated in own + named if tokenizer.chat_template else named + own:
+        for token in stated if isinstance(stated, list) else [] if stated is None else [stated]:
+            if not is_whole(token, -math.inf):
+                raise ExportError(
+                    f"{name} of {source} is {shown(stated)}; expected ids of tokens from 0 to {vocab_size - 1}: "
+                    "repair or remove it"
+                )
+            eos += _known([token], name, vocab_size, notes)
+    if not eos:
+        notes.append("no token ends a text: candidates end at max_new_tokens, at a stop string or with the context")
     # BOS is the tokenizer's alone: configs name one for models that never see it, and templates would write it.
-    return Tokens(eos_ids=tuple(dict.fromkeys(eos)), bos_id=tokenizer.bos_token_id, pad_id=tokenizer.pad_token_id)
-
-
-def _sampling(generation: Mapping[str, Any]) -> SamplingOptions:
-    # Zero stands for "off" in all of these; one filter alone is a recommendation not to use the others.
-    temperature, top_p, top_k, min_p = (generation.get(name) or None for name in _SAMPLING)
-    silent = temperature is top_p is top_k is min_p is None
-    return SamplingOptions(
-        temperature=float(temperature or FALLBACK_TEMPERATURE),
-        top_p=float(top_p or (FALLBACK_TOP_P if silent else 1.0)),
-        top_k=top_k if top_k is not None and top_k > 0 else None,
-        min_p=min_p,
-        repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
+    padding = [] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id]
+    padding = _known(padding, "padding of the tokenizer", vocab_size, notes)
+    return Tokens(
+        eos_ids=tuple(dict.fromkeys(eos)), bos_id=tokenizer.bos_token_id, pad_id=padding[0] if padding else None
     )
 
 
-def _count_parameters(source: str, config: PretrainedConfig, trust_remote_code: bool) -> int:
-    """Weights of the model, counted on a skeleton without memory."""
+def _known(ids: list[int], name: str, vocab_size: int, notes: list[str]) -> list[int]:
+    """Those ids that the model has a logit for, with a note on others; -1 is what some configs write for none."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            notes.append(f"{name} is {shown(token)}, the vocabulary has 0 to {vocab_size - 1}; left out")
+    return [token for token in ids if 0 <= token < vocab_size]
+
+
+def _sampling(generation: Mapping[str, Any], notes: list[str]) -> SamplingOptions:
+    declared = options_of(SamplingOptions)
+    stated: dict[str, Any] = {}
+    for name, option in declared.items():
+        # Zero stands for "off" in all of these; one filter alone is a recommendation not to use the others.
+        value: Any = generation.get(name) or None
+        if name == "top_k" and is_whole(value, -math.inf) and value < 0:
+            value = None
+        if value is not None and not option.accepts(value):
+            notes.append(f"{name} of generation_config.json is {shown(value)}; expected {option.expected}: left out")
+            value = None
+        stated[name] = value
+    silent = all(stated[name] is None for name in _FILTERS)
+    return SamplingOptions(
+        temperature=float(stated["temperature"] or FALLBACK_TEMPERATURE),
+        top_p=float(stated["top_p"] or (FALLBACK_TOP_P if silent else 1.0)),
+        top_k=stated["top_k"],
+        min_p=stated["min_p"],
+        repetition_penalty=float(stated["repetition_penalty"] or 1.0),
+    )
+
+
+def _skeleton(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The model without memory for its weights."""
     maker: Any = AutoModelForCausalLM
-    try:
-        with torch.device("meta"):
-            skeleton = maker.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise _unreadable(source, error) from error
-    return sum(parameter.numel() for parameter in skeleton.parameters())
+    with torch.device("meta"):
+        skeleton: PreTrainedModel = maker.from_config(config, trust_remote_code=trust_remote_code)
+    return skeleton

@@ -23,6 +23,8 @@ _LOADED_FACTOR = {"fp32": 2.6, "fp16": 2.2, "int8": 1.5, "int4": 1.5}
 # An opened graph of packed weights takes this many times its file: onnxruntime lays the codes out anew, and reads them
 # from the mapped file. Measured on 3.2 B parameters: 2.2 GB for 1.8 GB.
 _OPENED_FACTOR = 1.3
+# The tables of cosines and sines are computed, halved, traced and written.
+_ANGLE_COPIES = 5
 # On top of the weights of the largest step: activations, logits, what the allocators keep.
 _SPARE = 1.1
 
@@ -55,7 +57,8 @@ def require_room(
 
 def memory_loaded(checkpoint: Checkpoint, precision: str) -> int:
     """Bytes at the peak of an export that loads all weights."""
-    return int(_LOADED_FACTOR[precision] * checkpoint.parameters * 4) + TORCH_BYTES
+    weights = int(_LOADED_FACTOR[precision] * checkpoint.parameters * 4)
+    return weights + _ANGLE_COPIES * _angle_bytes(checkpoint) + TORCH_BYTES
 
 
 def memory_streamed(checkpoint: Checkpoint, precision: str) -> int:
@@ -70,7 +73,7 @@ def memory_streamed(checkpoint: Checkpoint, precision: str) -> int:
         whole = _opened_bytes(checkpoint, checkpoint.architecture.num_layers)
     else:
         whole = int(_OPENED_FACTOR * _WEIGHT_BYTES[precision] * checkpoint.parameters)
-    return int(_SPARE * max(few, whole)) + TORCH_BYTES
+    return int(_SPARE * max(few, whole)) + _ANGLE_COPIES * _angle_bytes(checkpoint) + TORCH_BYTES
 
 
 def disk_streamed(checkpoint: Checkpoint, precision: str) -> int:
@@ -81,7 +84,7 @@ def disk_streamed(checkpoint: Checkpoint, precision: str) -> int:
 
 def disk_loaded(checkpoint: Checkpoint, precision: str) -> int:
     """Bytes of the bundle."""
-    return int(checkpoint.parameters * _WEIGHT_BYTES[precision]) + 64 * 1024**2
+    return int(checkpoint.parameters * _WEIGHT_BYTES[precision]) + _angle_bytes(checkpoint) + 64 * 1024**2
 
 
 def _opened_bytes(checkpoint: Checkpoint, count: int) -> int:
@@ -91,6 +94,11 @@ def _opened_bytes(checkpoint: Checkpoint, count: int) -> int:
     weights are laid out anew one by one.
     """
     return 4 * (2 * _table(checkpoint) + _layers(checkpoint, count))
+
+
+def _angle_bytes(checkpoint: Checkpoint) -> int:
+    """Cosines and sines of all positions, which the graph holds."""
+    return checkpoint.architecture.context_length * checkpoint.architecture.head_dim * 4
 
 
 def _first_layers(checkpoint: Checkpoint) -> int:

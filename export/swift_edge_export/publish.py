@@ -32,20 +32,23 @@ from swift_edge.bundle.manifest import (
     Manifest,
     Precision,
 )
+from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.checks import parse_layers
 from swift_edge.engine.providers import kv_cache_obstacle
-from swift_edge.errors import ExportError, InvalidOptionError, ParityError
+from swift_edge.errors import ExportError, InvalidOptionError, ParityError, SwiftEdgeError, TokenizerError
 from swift_edge.scoring.head import check_head, load_head
 from swift_edge_export import parity
-from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
+from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
+from swift_edge_export.loading import fingerprint, finite, load_first_layers, load_model
 from swift_edge_export.packing import kv_quantize, quantize
 from swift_edge_export.preflight import require_room
 from swift_edge_export.progress import stage
 from swift_edge_export.rewriting.cleanup import clean
-from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
+from swift_edge_export.streaming import StreamedModel, layers_of_every_kind, other_contents
 from swift_edge_export.tracing.dynamo import PARAMETERS, trace
 from swift_edge_export.tracing.graph import GraphShape, dynamic_axes
 from swift_edge_export.tracing.self_check import rotary_can_be_lowered
+from swift_edge_export.weight_files import refuse_other_weights
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EXPORTERS = ("dynamo", "optimum")
@@ -123,6 +126,9 @@ def export_bundle(
         with stage("read config and tokenizer", report):
             checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
+        save_tokenizer(checkpoint, staging)
+        first = _manifest(checkpoint, shape, "", exporter, precision)
+        _require_prompt(_staged(staging, first, checkpoint), checkpoint.source)
         streamed = require_room(checkpoint, staging, precision, exporter, report)
 
         def begin_manifest(identity: str) -> Manifest:
@@ -150,7 +156,6 @@ def export_bundle(
         if packed is not None:
             stored = Precision(precision, packed.block_size, packed.accuracy_level)
             manifest = dataclasses.replace(manifest, precision=stored)
-        save_tokenizer(checkpoint, staging)
         figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
         if kv_cache == "int8":
             # The graph has shown that it computes what the model does; from here on it is a matter of rounding.
@@ -186,8 +191,8 @@ def _from_memory(
 ) -> _Traced:
     """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
     with stage("load weights", report):
-        model = load_model(checkpoint)
-        identity = fingerprint(sorted(model.named_parameters()))
+        model = load_model(checkpoint, lambda line: report(f"  {line}"))
+        identity = fingerprint(finite(checkpoint.source, sorted(model.named_parameters())))
     manifest = begin_manifest(identity)
     with stage("run torch for reference", report):
         reference = parity.record_reference(model, checkpoint.architecture.context_length)
@@ -209,21 +214,24 @@ def _from_files(
 ) -> _Traced:
     """Trace a model of placeholders, and let the graph read the weights from their files one by one.
 
-    That the graph computes what the model does is shown exactly on the first layers; on the whole model it can only be
-    shown at the precision that fits into memory.
+    That the graph computes what the model does is shown exactly on the first layers, as transformers loads them; on the
+    whole model it can only be shown at the precision that fits into memory.
     """
-    whole = StreamedModel(checkpoint)
     with stage("read weights", report) as note:
-        identity = fingerprint(whole.weights(note))
+        refuse_other_weights(checkpoint)
+        whole = StreamedModel(checkpoint)
+        for line in whole.notes:
+            report(f"  {line}")
+        identity = fingerprint(finite(checkpoint.source, whole.weights(note)))
     manifest = begin_manifest(identity)
     count = min(layers_of_every_kind(checkpoint.config), shape.num_layers)
     few = StreamedModel(checkpoint, layers=count)
     few_shape = dataclasses.replace(shape, num_layers=count, hidden_layers=tuple(range(count + 1)))
     with few.reading() as model:
         rotary = _check_lowering(model, few_shape, report)
-        with stage(f"run {count} layers in torch", report):
-            # One pass over the weights: writing rows of its own, token by token, would take one for each.
-            reference = parity.record_reference(model, shape.context_length, own_samples=False)
+    with stage(f"run {count} layers in torch", report):
+        reference = _first_layers_as_loaded(checkpoint, few, count)
+        whole.require_contents(shape.num_layers - 1)
     with stage(f"trace {count} layers", report):
         graph = _trace(few.model, few_shape, "dynamo", report, rotary)
         few.attach(graph, PARAMETERS)
@@ -245,6 +253,15 @@ def _from_files(
         graph = _trace(whole.model, shape, "dynamo", report, rotary)
         whole.attach(graph, PARAMETERS)
     return manifest, reference, graph
+
+
+def _first_layers_as_loaded(checkpoint: Checkpoint, few: StreamedModel, count: int) -> list[parity.ReferenceRow]:
+    """What the first layers compute as transformers loads them; ParityError unless `few` has the same weights."""
+    loaded = load_first_layers(checkpoint, count)
+    for (name, weight), (streamed, content) in zip(sorted(loaded.named_parameters()), few.weights(), strict=True):
+        if name != streamed or not torch.equal(weight, content):
+            raise ParityError(other_contents(checkpoint.source, name))
+    return parity.record_reference(loaded, checkpoint.architecture.context_length, own_samples=False)
 
 
 def _check_lowering(model: PreTrainedModel, shape: GraphShape, report: Callable[[str], None]) -> bool:
@@ -289,6 +306,22 @@ def _graph_shape(checkpoint: Checkpoint, layers: str) -> GraphShape:
         hidden_layers=parse_layers(layers, range(architecture.num_layers + 1)),
         context_length=architecture.context_length,
     )
+
+
+def _require_prompt(bundle: Bundle, source: str) -> None:
+    """Raise TokenizerError where the runtime can make no prompt: the bundle would be complete, and every pick fail."""
+    tokenizer = Tokenizer(bundle)
+    user = {"role": "user", "content": "1"}
+    # Some templates insist on a system message.
+    prompts: list[Any] = [[user], [{"role": "system", "content": "1"}, user]] if bundle.chat_template else ["1"]
+    errors = []
+    for prompt in prompts:
+        try:
+            tokenizer.encode_prompt(prompt)
+            return
+        except SwiftEdgeError as error:
+            errors.append(str(error).replace(str(bundle.path), source))
+    raise TokenizerError(f"no prompt can be made with the tokenizer and the chat template of {source}: {errors[0]}")
 
 
 def _halve(model: PreTrainedModel) -> None:

@@ -8,64 +8,41 @@ that read the weight when its content is asked for.
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Set
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from swift_edge.errors import ExportError
-from swift_edge_export.checkpoint import Checkpoint
+from swift_edge.errors import ExportError, ParityError
+from swift_edge.system import machine
+from swift_edge_export.checkpoint import Checkpoint, unreadable
+from swift_edge_export.loading import require_complete, require_enough, require_equal_ties, shortened
+from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights
+from swift_edge_export.weight_files import StoredTensor, WeightFiles, same_values, weight_files
 
 PLACEHOLDER_NUMBERS = 2**18
 """Tensors of two axes and at least so many numbers are left in their files."""
 
 
-class WeightFiles:
-    """The safetensors files of a checkpoint, in which tensors are read when they are asked for."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Made:
+    """A model that transformers made of placeholders."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Find the files, on the hub or in a folder; raises ExportError where there are none."""
-        index = _file(checkpoint, SAFE_WEIGHTS_INDEX_NAME)
-        if index is not None:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            shards = [SAFE_WEIGHTS_NAME]
-        self._paths: dict[str, Path] = {}
-        self._shapes: dict[str, list[int]] = {}
-        for shard in shards:
-            path = _file(checkpoint, shard)
-            if path is None:
-                raise ExportError(
-                    f"{checkpoint.source} has no {shard}, and is too large to be loaded whole here; "
-                    "save it with safetensors, or export it on a machine with more memory"
-                )
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 - no dict
-                    self._paths[name], self._shapes[name] = path, file.get_slice(name).get_shape()
-
-    def names(self) -> list[str]:
-        """Names of all tensors."""
-        return sorted(self._paths)
-
-    def shape(self, name: str) -> list[int]:
-        """Shape of a tensor."""
-        return self._shapes[name]
-
-    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Read a tensor as `dtype`."""
-        # Opened anew each time: a file is mapped, and what was read of it would stay in memory as long as it is open.
-        with _opened(self._paths[name]) as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor.to(dtype)
+    model: PreTrainedModel
+    """the model"""
+    report: dict[str, Any]
+    """what transformers reports: missing, mismatched and unexpected keys"""
+    keys: dict[int, str]
+    """names of tensors in the files, by the memory of their placeholders"""
+    state: dict[str, torch.Tensor]
+    """the tensors that it was made from"""
 
 
 class StreamedModel:
@@ -74,38 +51,113 @@ class StreamedModel:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, layers: int | None = None) -> None:
         """Make the model of the first `layers` layers, or of all; small tensors are read at once.
 
-        Raises ExportError where the files lack a weight, or hold another than the model wants.
+        Raises ExportError where the files lack a weight, hold another than the model wants, or one that nothing uses.
         """
-        self.files = WeightFiles(checkpoint)
-        config = checkpoint.config if layers is None else _shortened(checkpoint.config, layers)
+        self.files = _safetensors(checkpoint)
+        require_enough(checkpoint, self.files)
+        self.notes: list[str] = []
+        self._checkpoint, self._dtype = checkpoint, dtype
+        self._config = checkpoint.config if layers is None else shortened(checkpoint.config, layers)
+        large = {name for name, stored in self.files.tensors.items() if _is_large(stored)}
+        made = self._make(large)
+        ties, converted = self._equal_ties(made), self._converted(made)
+        if ties or converted:
+            del made
+            made = self._make(large - converted, ties)
+        require_complete(checkpoint.source, made.report)
+        if layers is None:
+            unexpected = made.report["unexpected_keys"]
+            self.notes = refuse_unused_weights(checkpoint.source, self.files, unexpected, made.model)
+        require_equal_ties(checkpoint.source, self.files, made.model)
+        self.model = made.model
+        self._keys = made.keys
+        # A placeholder that nobody uses must not give its memory to another tensor.
+        self._held = made.state
+
+    def require_contents(self, layer: int) -> None:
+        """Let transformers load the content of one layer, and compare it with what is read here.
+
+        Raises ParityError where they differ: transformers then does something with the weights of this family that is
+        done to placeholders alone.
+        """
+        large = {name for name, stored in self.files.tensors.items() if _is_large(stored)}
+        made = self._make({name for name in large if _layer_number(name) != layer})
+        here = dict(self.model.named_parameters())
+        for name, parameter in made.model.named_parameters():
+            if parameter.data_ptr() in made.keys or here[name].data_ptr() not in self._keys:
+                continue
+            if not torch.equal(parameter, self._content(here[name])):
+                raise ParityError(other_contents(self._checkpoint.source, name))
+
+    def _make(self, placed: Set[str], ties: Mapping[str, str] = MappingProxyType({})) -> _Made:
+        """Let transformers make the model of placeholders for the tensors `placed`, and of all others as they are.
+
+        `ties` names tensors that share the placeholder of another.
+        """
         state: dict[str, torch.Tensor] = {}
-        self._keys: dict[int, str] = {}  # by the memory of the placeholder
-        for name in self.files.names():
-            shape = self.files.shape(name)
-            if len(shape) > 1 and torch.Size(shape).numel() >= PLACEHOLDER_NUMBERS:
-                state[name] = torch.zeros((), dtype=dtype).expand(shape)
-                self._keys[state[name].data_ptr()] = name
+        keys: dict[int, str] = {}
+        for name, stored in sorted(self.files.tensors.items()):
+            if name not in placed:
+                state[name] = self.files.read(name, self._dtype)
+            elif name not in ties:
+                # Not a number, so that it is equal to nothing, and that what is computed from it can be seen.
+                value = 0.0 if name in ties.values() else math.nan
+                state[name] = torch.full((), value, dtype=self._dtype).expand(stored.shape)
+                keys[state[name].data_ptr()] = name
+        state.update({name: state[other] for name, other in ties.items()})
+        family: Any = self._checkpoint.family
+        try:
+            with every_unused_weight_told(family):
+                model, report = family.from_pretrained(
+                    None,
+                    config=self._config,
+                    state_dict=state,
+                    dtype=self._dtype,
+                    attn_implementation="eager",
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused by name
+                )
+        except Exception as error:
+            raise unreadable(self._checkpoint.source, error) from error
+        return _Made(model.eval().requires_grad_(False), report, keys, state)
+
+    def _equal_ties(self, made: _Made) -> dict[str, str]:
+        """Tensors that the config ties to others, and that are equal to these in the files: transformers ties them."""
+        parameters = dict(made.model.named_parameters(remove_duplicate=False))
+        tied: dict[str, str] = made.model.get_expanded_tied_weights_keys(all_submodels=True)
+        ties: dict[str, str] = {}
+        for pair in tied.items():
+            one, other = (made.keys.get(parameters[name].data_ptr()) for name in pair)
+            # They are compared as transformers does, in fp32, whatever the type is that the model is made in.
+            if one and other and one != other and same_values(self._fp32(one), self._fp32(other)):
+                ties[one] = ties.get(other, other)
+        return ties
+
+    def _fp32(self, name: str) -> torch.Tensor:
+        return self.files.read(name, torch.float32)
+
+    def _converted(self, made: _Made) -> set[str]:
+        """Tensors of the files that are no weights of the model as they stand: transformers makes some from them.
+
+        They are read at once, since what is made from them has to be made from numbers; MemoryLimitError without room.
+        """
+        whole, converts = set(), False
+        for parameter in made.model.parameters():
+            name = made.keys.get(parameter.data_ptr())
+            if name is not None and tuple(parameter.shape) == self.files.tensors[name].shape:
+                whole.add(name)
             else:
-                state[name] = self.files.read(name, dtype)
-        self._held = list(state.values())  # a placeholder that nobody uses must not give its memory to another tensor
-        maker: Any = AutoModelForCausalLM
-        with torch.device("meta"):
-            family: Any = type(maker.from_config(config, trust_remote_code=checkpoint.trust_remote_code))
-        model, report = family.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=dtype,
-            attn_implementation="eager",
-            output_loading_info=True,
+                converts = converts or name is not None or bool(parameter.isnan().any())
+        if not converts:
+            return set()
+        converted = set(made.keys.values()) - whole
+        numbers = sum(math.prod(self.files.tensors[name].shape) for name in converted)
+        machine.require_memory(
+            3 * self._dtype.itemsize * numbers,
+            f"converting weights of {self._checkpoint.name}",
+            "export it on a machine with more memory",
         )
-        if report["missing_keys"] or report["mismatched_keys"]:
-            first = min([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
-            raise ExportError(
-                f"{checkpoint.source} lacks weights of the model, or has them in another shape, such as {first}; "
-                "download or save the checkpoint again"
-            )
-        self.model: PreTrainedModel = model.eval().requires_grad_(False)
+        return converted
 
     def weights(self, note: Callable[[float], None] = lambda _: None) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and content of all weights in the order of their names, one at a time; see `reading` for `note`."""
@@ -168,20 +220,28 @@ def layers_of_every_kind(config: Any) -> int:
     return max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
 
 
-def _shortened(config: Any, layers: int) -> Any:
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
-    return config
+def other_contents(source: str, name: str) -> str:
+    """What is said where weights are not those that transformers loads."""
+    return (
+        f"{name} of {source}, read on its own, is not what transformers makes of it; export it on a machine with the "
+        "memory to load it whole"
+    )
 
 
-def _file(checkpoint: Checkpoint, name: str) -> Path | None:
-    revision = checkpoint.revision if not Path(checkpoint.source).exists() else None
-    path = cached_file(checkpoint.source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return None if path is None else Path(path)
+def _safetensors(checkpoint: Checkpoint) -> WeightFiles:
+    files = next(weight_files(checkpoint))
+    if not all(stored.path.suffix == ".safetensors" for stored in files.tensors.values()):
+        raise ExportError(
+            f"{checkpoint.source} has no {SAFE_WEIGHTS_NAME}, and is too large to be loaded whole here; "
+            "save it with safetensors, or export it on a machine with more memory"
+        )
+    return files
 
 
-def _opened(path: Path) -> Any:
-    return safe_open(str(path), framework="pt")
+def _is_large(stored: StoredTensor) -> bool:
+    return len(stored.shape) > 1 and math.prod(stored.shape) >= PLACEHOLDER_NUMBERS
+
+
+def _layer_number(name: str) -> int | None:
+    """The first number in the name of a tensor, which is that of its layer."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)

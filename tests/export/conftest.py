@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from swift_edge.bundle.folder import open_bundle
 from swift_edge.bundle.manifest import Bundle
 from swift_edge_export import publish
-from swift_edge_export.checkpoint import fingerprint
+from swift_edge_export.loading import fingerprint
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.tracing.graph import GraphShape
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import weakref
@@ -23,7 +24,9 @@ from swift_edge.bundle.manifest import Bundle, Graph, HiddenStates, Manifest, Pr
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.errors import ExportError, SwiftEdgeError, TokenizerError, UnsupportedModelError
 from swift_edge.options import SamplingOptions
-from swift_edge_export.checkpoint import Checkpoint, fingerprint, load_model, read_checkpoint, save_tokenizer
+from swift_edge_export import parity
+from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
+from swift_edge_export.loading import fingerprint, load_model
 
 TEMPLATE = (
     "{% for message in messages %}{{ bos_token }}{{ message['role'][0] }}:{{ message['content'] }}{{ eos_token }}"
@@ -149,6 +152,71 @@ def test_a_checkpoint_needs_no_generation_config_but_a_damaged_one_is_refused(fo
     assert read_checkpoint(str(folder)).sampling == SamplingOptions(temperature=1.0, top_p=0.9)
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("odd", [-1, VOCABULARY, 10**9, 2**70])
+def test_an_eos_id_that_the_model_has_no_logit_for_is_left_out_and_said(folder: Path, file: str, odd: int) -> None:
+    change(folder / file, eos_token_id=[5, odd])
+    checkpoint = read_checkpoint(str(folder))
+    assert 5 in checkpoint.tokens.eos_ids
+    assert odd not in checkpoint.tokens.eos_ids
+    assert f"eos_token_id of {file} is {odd}, the vocabulary has 0 to 95; left out" in checkpoint.notes
+
+
+@pytest.mark.parametrize("odd", ["2", True, 2.0, [[2]], {"a": 2}, [2, None], [2, "x"]], ids=str)
+def test_an_eos_id_that_is_no_whole_number_is_refused(folder: Path, odd: Any) -> None:
+    change(folder / "generation_config.json", eos_token_id=odd)
+    message = refusal(folder)
+    assert message.startswith(f"eos_token_id of generation_config.json of {folder} is {json.dumps(odd)}; expected ids")
+
+
+def test_a_padding_id_beyond_the_vocabulary_is_left_out_and_said(folder: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    beyond = [added_token(f"<extra{number}>", number) for number in range(93, VOCABULARY + 1)]
+    change_tokenizer(folder, added_tokens=[*document["added_tokens"], *beyond])
+    change(folder / "tokenizer_config.json", pad_token="<extra96>")
+    checkpoint = read_checkpoint(str(folder))
+    assert checkpoint.tokens.pad_id is None
+    assert "padding of the tokenizer is 96, the vocabulary has 0 to 95; left out" in checkpoint.notes
+
+
+def test_a_model_that_no_token_ends_is_said_to_be_one(folder: Path) -> None:
+    for file, name in (("config.json", "eos_token_id"), ("generation_config.json", "eos_token_id")):
+        change(folder / file, **{name: -1})
+    change(folder / "tokenizer_config.json", eos_token=None)
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    checkpoint = read_checkpoint(str(folder))
+    assert checkpoint.tokens.eos_ids == ()
+    assert any(note.startswith("no token ends a text") for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 10**400),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "0.7"),
+        ("temperature", [0.7]),
+        ("temperature", True),
+        ("top_p", 7),
+        ("top_p", -0.5),
+        ("top_k", "5"),
+        ("top_k", 5.5),
+        ("min_p", 2),
+        ("repetition_penalty", -3),
+        ("repetition_penalty", 10**30),
+    ],
+    ids=str,
+)
+def test_a_recommendation_that_is_out_of_its_range_is_left_out_and_said(folder: Path, name: str, value: Any) -> None:
+    change(folder / "generation_config.json", **{name: value})
+    checkpoint = read_checkpoint(str(folder))
+    assert checkpoint.sampling == SamplingOptions(temperature=1.0, top_p=0.9)
+    (note,) = (note for note in checkpoint.notes if note.startswith(f"{name} of generation_config.json is "))
+    assert note.endswith(": left out")
+
+
 # -- tokenizer -------------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +253,49 @@ def test_an_added_token_beyond_the_vocabulary_is_a_note_unless_it_is_needed(fold
 def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    assert "expected" in refusal(folder, TokenizerError)
+    assert "copy tokenizer.json and tokenizer_config.json of the model" in refusal(folder, TokenizerError)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3", "phi3", "gpt_neox"])
+@pytest.mark.parametrize("kept", [(), ("tokenizer_config.json",)], ids=str)
+def test_a_family_whose_tokenizer_can_be_made_of_nothing_needs_its_files(
+    tmp_path: Path, family: str, kept: tuple[str, ...]
+) -> None:
+    save_checkpoint(REQUIRED[family](), tmp_path)
+    for file in tmp_path.iterdir():
+        if file.name not in ("config.json", "generation_config.json", "model.safetensors", *kept):
+            file.unlink()
+    message = refusal(tmp_path, TokenizerError)
+    assert "has no tokenizer" in message
+    assert "copy tokenizer.json and tokenizer_config.json of the model" in message
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(folder: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    change_tokenizer(folder, model={**document["model"], "vocab": {"<pad>": 0}}, added_tokens=[])
+    change(folder / "tokenizer_config.json", bos_token=None, eos_token=None, pad_token=None)
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    assert "copy tokenizer.json" in refusal(folder, TokenizerError)
+
+
+def test_a_named_template_is_used_where_it_is_the_only_one_and_none_is_the_default(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", chat_template=[{"name": "chat", "template": TEMPLATE}])
+    checkpoint = read_checkpoint(str(folder))
+    assert checkpoint.chat_template == TEMPLATE
+    assert any("the chat template named chat is used" in note for note in checkpoint.notes)
+
+
+def test_several_named_templates_of_which_none_is_the_default_are_refused(folder: Path) -> None:
+    named = [{"name": name, "template": TEMPLATE} for name in ("tool_use", "rag")]
+    change(folder / "tokenizer_config.json", chat_template=named)
+    message = refusal(folder, TokenizerError)
+    assert "has the chat templates rag, tool_use and none named default; name the one to use so" in message
+
+
+@pytest.mark.parametrize("template", [5, ["a"], {"a": 1}, [{"name": "default", "template": 5}]], ids=str)
+def test_a_template_that_is_no_text_is_refused(folder: Path, template: Any) -> None:
+    change(folder / "tokenizer_config.json", chat_template=template)
+    refusal(folder, TokenizerError)
 
 
 def test_cutting_and_filling_left_from_training_do_not_travel(folder: Path, tmp_path: Path) -> None:
@@ -340,6 +450,86 @@ def test_a_model_that_is_no_causal_lm_is_refused(
 ) -> None:
     config.save_pretrained(folder)
     assert reason in refusal(folder, kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_attention_heads", 0),
+        ("num_attention_heads", "4"),
+        ("num_key_value_heads", 0),
+        ("num_key_value_heads", 3),
+        ("head_dim", -16),
+        ("hidden_size", "64"),
+        ("hidden_size", -64),
+        ("hidden_size", 10**30),
+        ("vocab_size", 0),
+        ("vocab_size", -5),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", -2),
+        ("num_hidden_layers", 10**6),
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 10**400),
+        ("max_position_embeddings", 0),
+        ("max_position_embeddings", None),
+        ("max_position_embeddings", "128"),
+        ("rope_parameters", 5),
+        ("rope_parameters", {"rope_type": "nonsense", "rope_theta": 10000.0}),
+        ("rope_parameters", {"rope_type": "linear", "rope_theta": 10000.0, "factor": 0}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
+        ("head_dim", 10**6),
+        ("num_labels", 10**9),
+        ("num_labels", float("inf")),
+        ("hidden_act", "nonsense"),
+        ("layer_types", ["mamba"] * 2),
+        ("model_type", 5),
+        ("model_type", "\ud800"),
+        ("architectures", 5),
+    ],
+    ids=str,
+)
+def test_a_config_with_odd_values_is_refused_in_one_line_or_does_not_matter(
+    folder: Path, name: str, value: Any
+) -> None:
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | {name: value}))
+    with contextlib.nullcontext() if name == "architectures" else pytest.raises(SwiftEdgeError) as caught:
+        parity.record_reference(load_model(read_checkpoint(str(folder))), 128)
+    if caught is not None:
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, AttributeError, ZeroDivisionError, KeyError, TypeError])
+def test_whatever_a_config_raises_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def raises(self: Any) -> Any:
+        raise kind("it depends on\nthe layer")
+
+    # As the configs of models whose layers differ do, which keep no single value.
+    monkeypatch.setattr(transformers.LlamaConfig, "num_key_value_heads", property(raises, lambda *_: None))
+    assert str(folder) in refusal(folder)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "Gemma4TextConfig"), reason="the family is not there")
+def test_a_model_whose_layers_differ_in_size_is_refused_as_such(folder: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    transformers.Gemma4TextConfig(**sizes, head_dim=16, global_head_dim=32, layer_types=kinds).save_pretrained(folder)
+    assert "has layers of different sizes" in refusal(folder, UnsupportedModelError)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["[]", "5", "null", "{", "[" * 100_000, "9" * 5000, '{"a": ' + "9" * 5000 + "}"])
+def test_a_json_file_that_holds_no_object_is_refused(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    assert f"{name} of {folder}" in refusal(folder)
+
+
+def test_a_config_too_large_to_be_one_is_refused_before_it_is_read(folder: Path) -> None:
+    with (folder / "config.json").open("ab") as file:
+        file.truncate(20 * 1024**3)
+    assert "has 20.00 GiB; expected at most 64.0 MiB" in refusal(folder)
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

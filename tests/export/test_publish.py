@@ -31,6 +31,7 @@ from swift_edge.errors import (
     OutputExistsError,
     ParityError,
     SwiftEdgeError,
+    TokenizerError,
 )
 from swift_edge.scoring.head import Head, save_head
 from swift_edge_export import parity, publish
@@ -187,6 +188,42 @@ def test_a_head_that_is_not_there_is_refused_before_anything_is_read(tiny_checkp
     with pytest.raises(HeadFileError, match="there is no head file"):
         export_bundle(str(tiny_checkpoint), tmp_path / "bundle", head=tmp_path / "absent.npz", report=report.append)
     assert (report, left_in(tmp_path)) == ([], [])
+
+
+# -- a prompt can be made --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}", "does not parse"),
+        ("{{ messages[0].content | nonsense }}", "chat template"),
+        ("{{ raise_exception('never') }}", "refuses the messages: never"),
+        ("{{ none.a.b }}", "failed"),
+        ("{# nothing #}", "no token"),
+    ],
+)
+def test_a_template_with_which_no_prompt_can_be_made_is_refused_before_the_weights_are_read(
+    tiny_checkpoint: Path, tmp_path: Path, template: str, words: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    (folder / "chat_template.jinja").write_text(template)
+    report: list[str] = []
+    with pytest.raises(TokenizerError, match="no prompt can be made with the tokenizer and the chat") as caught:
+        export_bundle(str(folder), tmp_path / "bundle", report=report.append)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert ".partial" not in str(caught.value)
+    assert not any(line.startswith("load weights") for line in report)
+    assert left_in(tmp_path) == ["checkpoint"]
+
+
+def test_a_template_that_wants_a_system_message_is_none_of_these(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}1"
+    (folder / "chat_template.jinja").write_text(template)
+    export_bundle(str(folder), tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "chat_template.jinja").read_text() == template
 
 
 # -- all or nothing --------------------------------------------------------------------------------------------------

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from families import REQUIRED, save_checkpoint
+from families import REQUIRED, TRANSFORMERS, save_checkpoint
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from swift_edge.errors import ExportError
+from swift_edge.bundle.folder import open_bundle
+from swift_edge.engine.session import ModelSession
+from swift_edge.errors import ExportError, ParityError
 from swift_edge_export import preflight as room
 from swift_edge_export import streaming
-from swift_edge_export.checkpoint import fingerprint, load_model, read_checkpoint
+from swift_edge_export.checkpoint import read_checkpoint
+from swift_edge_export.loading import fingerprint, load_model
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
 from swift_edge_export.tracing import dynamo as trace
@@ -79,7 +85,9 @@ def test_no_weight_file_stays_mapped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "precision"), [("llama", "int4"), ("qwen2", "fp32"), ("gemma3", "fp16")])
+@pytest.mark.parametrize(
+    ("family", "precision"), [("llama", "int4"), ("gemma3", "fp16"), *((family, "fp32") for family in sorted(REQUIRED))]
+)
 def test_the_bundle_is_the_one_of_the_loaded_model(
     family: str, precision: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -127,8 +135,129 @@ def test_weights_that_are_not_there_or_not_in_safetensors_are_named(tmp_path: Pa
     tensors = load_file(folder / "model.safetensors")
     lacking = {name: tensor for name, tensor in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"}
     save_file(lacking, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ExportError, match=r"lacks weights .* model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ExportError, match=r"lacks 1 of .* model\.layers\.1\.mlp\.up_proj\.weight"):
         StreamedModel(checkpoint)
     (folder / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match=r"has no weights: neither model\.safetensors nor"):
+        StreamedModel(checkpoint)
+    torch.save(tensors, folder / "pytorch_model.bin")
     with pytest.raises(ExportError, match=r"has no model\.safetensors, and is too large"):
         StreamedModel(checkpoint)
+
+
+# -- what transformers decides by a look at the weights ---------------------------------------------------------------
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def one_model(folder: Path) -> tuple[Any, StreamedModel]:
+    """Loaded and streamed, with the same fingerprint and the same logits."""
+    checkpoint = read_checkpoint(str(folder))
+    loaded, streamed = load_model(checkpoint), StreamedModel(checkpoint)
+    assert fingerprint(streamed.weights()) == fingerprint(sorted(loaded.named_parameters()))
+    streamed.require_contents(checkpoint.architecture.num_layers - 1)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad(), streamed.reading() as model:
+        torch.testing.assert_close(model(ids).logits, loaded(ids).logits, rtol=0, atol=0)
+    return loaded, streamed
+
+
+OUTPUTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], bool]] = {
+    "another": (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].flip(0).clone()}), False),
+    "an equal one": (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}), True),
+    "none": (lambda t: t.pop("lm_head.weight", None), True),
+    "that alone": (lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}), True),
+}
+
+
+@pytest.mark.skipif(TRANSFORMERS < (5, 0), reason="ties by the config alone")
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_an_output_layer_is_tied_by_what_the_file_holds(output: str, tmp_path: Path) -> None:
+    change, tied = OUTPUTS[output]
+    folder = save_checkpoint(REQUIRED["qwen2"](), tmp_path / "checkpoint")
+    change_weights(folder, change)
+    for model in (loaded := one_model(folder)[0], one_model(folder)[1].model):
+        assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is tied
+    assert loaded.config.tie_word_embeddings
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TRANSFORMERS < (5, 0), reason="ties by the config alone")
+def test_an_output_layer_that_the_config_ties_wrongly_is_exported_as_transformers_loads_it(
+    tmp_path: Path, streamed_exports: None
+) -> None:
+    folder = save_checkpoint(REQUIRED["qwen2"](), tmp_path / "checkpoint")
+    change_weights(folder, OUTPUTS["another"][0])
+    export_bundle(str(folder), tmp_path / "bundle")
+    session = ModelSession(open_bundle(tmp_path / "bundle"), threads=1)
+    ids = torch.arange(3, 20)
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids[None]).logits[0].numpy()
+    given = session.prefill(session.new_cache(1, 1), ids.numpy(), logits="all").logits
+    np.testing.assert_allclose(given, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.fixture
+def converted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let transformers convert weights of Llama while it loads them."""
+    mapping = pytest.importorskip("transformers.conversion_mapping")
+
+    def convert(*conversions: Any) -> None:
+        own = mapping.get_checkpoint_conversion_mapping
+        monkeypatch.setattr(
+            mapping,
+            "get_checkpoint_conversion_mapping",
+            lambda kind: list(conversions) if kind == "llama" else own(kind),
+        )
+
+    return convert
+
+
+def test_weights_that_transformers_makes_from_others_are_made_from_what_the_file_holds(
+    converted: Callable[..., None], tmp_path: Path
+) -> None:
+    core = pytest.importorskip("transformers.core_model_loading")
+    folder = save_checkpoint(REQUIRED["llama"](), tmp_path / "checkpoint")
+    plain = fingerprint(StreamedModel(read_checkpoint(str(folder))).weights())
+
+    def fuse(tensors: dict[str, torch.Tensor]) -> None:
+        for layer in range(3):
+            parts = [tensors.pop(f"model.layers.{layer}.mlp.{each}_proj.weight") for each in ("gate", "up")]
+            tensors[f"model.layers.{layer}.mlp.both.weight"] = torch.cat(parts)
+            half = tensors.pop(f"model.layers.{layer}.mlp.down_proj.weight").chunk(2, dim=1)
+            for number, each in enumerate(half):
+                tensors[f"model.layers.{layer}.mlp.down{number}.weight"] = each.contiguous()
+
+    change_weights(folder, fuse)
+    converted(
+        core.WeightConverter("mlp.both.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"], [core.Chunk(dim=0)]),
+        core.WeightConverter(
+            ["mlp.down0.weight", "mlp.down1.weight"], "mlp.down_proj.weight", [core.Concatenate(dim=1)]
+        ),
+    )
+    _, streamed = one_model(folder)
+    assert fingerprint(streamed.weights()) == plain
+    assert len(streamed._keys) == 2 + 3 * 4, "the embedding, the output layer, four of the attention in each layer"
+
+
+def test_a_conversion_that_placeholders_do_not_show_is_refused(
+    converted: Callable[..., None], tmp_path: Path, streamed_exports: None
+) -> None:
+    core = pytest.importorskip("transformers.core_model_loading")
+
+    class Turned(core.ConversionOps):  # type: ignore[misc]
+        """A view of the same shape and memory, of a square matrix."""
+
+        def convert(self, input_dict: dict[str, Any], *, target_patterns: list[str], **_: Any) -> dict[str, Any]:
+            return {target_patterns[0]: next(iter(input_dict.values()))[0].T}
+
+    folder = save_checkpoint(REQUIRED["llama"](), tmp_path / "checkpoint")
+    converted(core.WeightConverter("q_proj.weight", "q_proj.weight", [Turned()]))
+    with pytest.raises(ParityError, match=r"q_proj\.weight .* is not what transformers makes of it"):
+        export_bundle(str(folder), tmp_path / "bundle")
+    with pytest.raises(ParityError, match=r"layers\.2\.self_attn\.q_proj\.weight"):
+        StreamedModel(read_checkpoint(str(folder))).require_contents(2)
