@@ -22,7 +22,7 @@ DEGREES: Final = "°"
 TOKEN: Final = re.compile(
     rf"{WORD}[^\s:]*|\\(?:begin|end|mathbb)\s*\{{[a-zA-Z]+\*?\}}|\\[a-zA-Z]+|\\."
     r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+(?![0-9a-zA-Z.^_{])"
-    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[a-zA-Z]+|\*\*|<=|>=|!=|=>|:=|==|\S",
+    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[a-zA-Z]+|\*\*|<=|>=|!=|=>|:=|==|\.\.\.|\S",
     re.DOTALL,
 )
 
@@ -39,7 +39,7 @@ COMMANDS: Final = {
     r"\setminus": "\\setminus", r"\backslash": "\\setminus", "∖": "\\setminus",
     r"\implies": "=>", r"\Rightarrow": "=>", r"\Longrightarrow": "=>", r"\iff": "=>", r"\Leftrightarrow": "=>",
     r"\therefore": "=>", "⇒": "=>", "⟹": "=>", "∴": "=>",
-    r"\wedge": r"\land", "∈": r"\in", "∪": r"\cup", "∩": r"\cap", "∞": r"\infty", "π": r"\pi",
+    r"\wedge": r"\land", r"\vee": r"\lor", "∈": r"\in", "∪": r"\cup", "∩": r"\cap", "∞": r"\infty", "π": r"\pi",
     "√": r"\sqrt", "≤": "<=", "≥": ">=", "⩽": "<=", "⩾": ">=", "≠": "!=", "±": r"\pm", "∓": r"\mp", "−": "-", "–": "-",
     "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "∅": r"\emptyset", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
     "∑": r"\sum", "∏": r"\prod", r"\degree": DEGREES, "′": "'", r"\prime": "'", r"\varphi": r"\phi", "φ": r"\phi",
@@ -48,12 +48,12 @@ COMMANDS: Final = {
     "inf": r"\infty", "infinity": r"\infty", "pi": r"\pi", "sqrt": r"\sqrt", "frac": r"\frac", "oo": r"\infty",
     r"\lg": r"\log", "theta": r"\theta", "alpha": r"\alpha", "asin": r"\arcsin", "acos": r"\arccos", "atan": r"\arctan",
     r"\tg": r"\tan", r"\ctg": r"\cot", r"\arctg": r"\arctan", r"\cosec": r"\csc", r"\mod": r"\bmod", "mod": r"\bmod",
-    r"\top": "T", r"\intercal": "T",
+    r"\top": "T", r"\intercal": "T", r"\ldots": r"\dots", r"\cdots": r"\dots", "…": r"\dots", "...": r"\dots",
 }  # fmt: skip
 FUNCTIONS: Final = frozenset(
     [
         "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "sinh", "cosh",
-        "tanh", "max", "min", "gcd", "lcm", "det", "cis",
+        "tanh", "max", "min", "gcd", "lcm", "det", "cis", "abs", "floor", "ceil",
     ]
 )  # fmt: skip
 INVERSE: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
@@ -64,6 +64,7 @@ UNITS: Final = frozenset(
         "cu", "units", "unit",
     ]
 )  # fmt: skip
+SHORT_WORDS: Final = frozenset(["So", "We", "It"])
 CONSTANTS: Final = frozenset(
     [r"\pi", r"\infty", r"\mathbb{R}", r"\mathbb{Z}", r"\mathbb{N}", r"\mathbb{C}", r"\mathbb{Q}"]
 )
@@ -87,6 +88,9 @@ Kind: TypeAlias = Literal[
     "call", "log", "absolute", "floor", "ceiling", "factorial", "prime", "binomial", "modulo", "series", "degrees",
     "conjugate", "matrix", "row", "determinant",
 ]  # fmt: skip
+
+
+APPLIED: Final[dict[str, Kind]] = {"det": "determinant", "abs": "absolute", "floor": "floor", "ceil": "ceiling"}
 
 
 class NotMathematicsError(Exception):
@@ -125,7 +129,12 @@ def tokenize(text: str) -> list[str]:
             tokens.append(r"\lor" if token == "or" else r"\land")
         elif token in FUNCTIONS and not (token == "min" and before[-1:].isdigit()):
             tokens.append("\\" + token)
-        elif _is_word(token) or (token in UNITS and (before[-1:].isdigit() or before in ("}", ")") or is_word(before))):
+        elif (
+            _is_word(token)
+            or token in SHORT_WORDS
+            or (token == "is" and is_word(before))
+            or (token in UNITS and (before[-1:].isdigit() or before in ("}", ")") or is_word(before)))
+        ):
             tokens.append(WORD + token)
         else:
             tokens += token
@@ -497,6 +506,6 @@ def _applied(name: str, arguments: list[Node], base: Node | None) -> Node:
         raise NotMathematicsError
     if name == "exp":
         return Node("power", (Node("constant", text="e"), arguments[0]))
-    if name == "det":
-        return Node("determinant", (arguments[0],))
+    if name in APPLIED:
+        return Node(APPLIED[name], (arguments[0],))
     return Node("call", tuple(arguments), name)

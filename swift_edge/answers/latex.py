@@ -50,11 +50,18 @@ LONGEST_ANSWER: Final = 2000
 """Characters; longer answers are compared as text."""
 COMPARISONS: Final = frozenset(["<", ">", "<=", ">=", "!="])
 RELATIONS: Final = frozenset(["=", r"\approx", r"\equiv", r"\in", r"\notin", *COMPARISONS])
-SEPARATORS: Final = frozenset([",", ";", r"\land", r"\lor", "&"])
+SEPARATORS: Final = frozenset([",", ";", r"\land", r"\lor", "&", r"\\"])
 CLOCK: Final = re.compile(r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(?:word:([ap]m))?")
 BASED: Final = re.compile(r"\(?([0-9A-F]+)\)?_(?:\{\(?([0-9]+)\)?\}|([0-9]+))")
 PERCENT: Final = frozenset(["percent", "percentage", "pct"])
-HEDGES: Final = frozenset(["about", "approximately", "around", "roughly", "nearly", "exactly", "answer", "only"])
+FILLERS: Final = frozenset(
+    [
+        "about", "approximately", "around", "roughly", "nearly", "exactly", "only", "the", "answer", "result", "value",
+        "solution", "solutions", "final", "is", "are", "so", "thus", "hence", "therefore", "then", "we", "get", "have",
+        "obtain", "find", "that", "equals", "finally",
+    ]
+)  # fmt: skip
+"""Words before an answer that say nothing."""
 NO_SOLUTION: Final = frozenset(
     ["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "nosolutionexists"]
 )
@@ -82,7 +89,11 @@ def agree_latex(answer: str, reference: str) -> bool:
 
 def reads_as_mathematics(answer: str) -> bool:
     """Tell whether an answer is more than words."""
-    return len(answer) <= LONGEST_ANSWER and not read_answer(answer).text.startswith("text:")
+    return len(answer) <= LONGEST_ANSWER and not _has_words(read_answer(answer))
+
+
+def _has_words(found: Reading) -> bool:
+    return found.text.startswith("text:") or any(map(_has_words, found.parts))
 
 
 @lru_cache(maxsize=4096)
@@ -93,11 +104,29 @@ def read_answer(answer: str) -> Reading:
     cleaned = clean(answer)
     if cleaned.casefold() == "no":
         return of_text("text:no")
-    try:
-        return _structure(tokenize(cleaned), 0)
-    except (NotMathematicsError, NoValueError):
-        plain = re.sub(rf"{WORD}|[{{}}\s\\]", "", cleaned).casefold()
-        return of_text("text:" + plain.strip("().,;:"))
+    tokens = tokenize(cleaned)
+    found = _attempt(lambda: _structure(tokens, 0))
+    if found is None and (balanced := _balanced(tokens)) != tokens:
+        found = _attempt(lambda: _structure(balanced, 0))
+    if found is None:
+        plain = re.sub(rf"{WORD}|[{{}}\s\\]", "", "".join(tokens)).casefold()
+        found = of_text("text:" + plain.strip("().,;:"))
+    return found
+
+
+def _balanced(tokens: list[str]) -> list[str]:
+    """Leave out brackets that close nothing, and close at the end what is open."""
+    kept: list[str] = []
+    opened: list[str] = []
+    for token in tokens:
+        if token in OPENING:
+            opened.append(token)
+        elif token in CLOSING:
+            if not opened or (OPENING[opened[-1]] != token and "}" in (OPENING[opened[-1]], token)):
+                continue
+            opened.pop()
+        kept.append(token)
+    return kept + [OPENING[token] for token in reversed(opened)]
 
 
 def _split(tokens: list[str], separators: frozenset[str]) -> tuple[list[list[str]], list[str]]:
@@ -121,6 +150,8 @@ def _structure(tokens: list[str], depth: int) -> Reading:
         raise NotMathematicsError
     if all(map(is_word, tokens)):
         return _words(tokens)
+    if tokens == [r"\dots"]:
+        return of_text("text:dots")
     parts, _ = _split(tokens, frozenset(["=>"]))
     if len(parts) > 1:
         return _structure(next((part for part in reversed(parts) if part), []), depth + 1)
@@ -134,6 +165,8 @@ def _structure(tokens: list[str], depth: int) -> Reading:
         return _list(parts, between, depth)
     if r"\pm" in tokens or r"\mp" in tokens:
         return of_list([_structure(_signed(tokens, sign), depth + 1) for sign in (1, -1)])
+    if tokens[-2:] == ["^", "T"] and _is_enclosed(tokens[:-2]) and "," in tokens:
+        tokens = tokens[:-2]  # a point written as a column
     if _is_enclosed(tokens) and (bracketed := _bracketed(tokens, depth)) is not None:
         return bracketed
     for operator in (r"\setminus", r"\cup", r"\cap"):
@@ -167,7 +200,7 @@ def _words(tokens: list[str]) -> Reading:
 def _without_units(tokens: list[str]) -> tuple[list[str], bool]:
     """Drop the words after an expression, with the exponents of square and cubic units; tell percentages."""
     start = 0
-    while start < len(tokens) - 1 and is_word(tokens[start]) and tokens[start][len(WORD) :].casefold() in HEDGES:
+    while start < len(tokens) - 1 and _is_filler(tokens[start]):
         start += 1
         start += tokens[start] == ":" and start < len(tokens) - 1
     tokens = tokens[start:]
@@ -183,6 +216,10 @@ def _without_units(tokens: list[str]) -> tuple[list[str], bool]:
         end -= size
     kept = tokens[:end]
     return (kept if not is_word(tokens[0]) or "=" in kept else tokens), percent
+
+
+def _is_filler(token: str) -> bool:
+    return is_word(token) and token[len(WORD) :].casefold() in FILLERS
 
 
 def _unit_size(tokens: list[str]) -> int:
@@ -236,10 +273,13 @@ def _bracketed(tokens: list[str], depth: int) -> Reading | None:
         matching = OPENING[tokens[0]] == tokens[-1]
         return _structure(inner, depth + 1) if matching else None
     items = [_structure(part, depth + 1) for part in parts]
-    opening, closing = ("(", ")") if tokens[0] == "<(" or len(parts) > 2 else (tokens[0], tokens[-1])
+    opening, closing = (tokens[0], tokens[-1]) if len(parts) == 2 and tokens[0] != "<(" else ("(", ")")
     found = of_tuple(items, opening, closing)
-    if opening == "(" and closing == ")":
+    if opening == "(" and closing == ")" and tokens[0] != "[":
         return found.also(Reading("matrix", "column " + found.text, parts=tuple(items), shape="1"))
+    if tokens[0] == "[" and len({(item.kind, len(item.parts)) for item in items}) == 1 and items[0].shape:
+        cells = tuple(cell for item in items for cell in item.parts)  # [[1, 2], [3, 4]]
+        return found.also(Reading("matrix", "rows " + found.text, parts=cells, shape=str(len(items[0].parts))))
     return found
 
 
@@ -275,7 +315,7 @@ def _set_operation(operator: str, operands: list[Reading]) -> Reading:
 
 
 def _list(parts: list[list[str]], between: list[str], depth: int) -> Reading:
-    kept = [part for part in parts if part and not _is_condition(part)]
+    kept = [part for part in parts if part and not _is_condition(part) and not all(map(_is_filler, part))]
     if not kept:
         raise NotMathematicsError
     names = [part[0] for part in kept if len(part) > 2 and part[1] == "=" and part[0].isalpha()]
@@ -445,8 +485,13 @@ def _fulfilled(left: Node, right: Node, relation: str, name: str) -> list[Span]:
     """The reals at which a relation holds, which is linear in the variable."""
     if name not in names_in(left) | names_in(right):
         raise NotMathematicsError
-    if right.kind == "name" and left.kind != "name":
+    if right.kind in ("name", "absolute") and left.kind != "name":
         left, right, relation = right, left, relation.translate(str.maketrans("<>", "><"))
+    if left.kind == "absolute" and name not in names_in(right):
+        (inner,) = left.parts
+        below = _fulfilled(inner, right, relation, name)
+        above = _fulfilled(inner, Node("negative", (right,)), relation.translate(str.maketrans("<>", "><")), name)
+        return reading.intersection(below, above) if relation.startswith("<") else [*below, *above]
     if left == Node("name", text=name):
         root, rising = number_of(right), True
     else:
@@ -502,14 +547,13 @@ def _is_name(tokens: list[str]) -> bool:
 
 def _clock(clock: re.Match[str], tokens: list[str]) -> Reading:
     """Read a time of day; without a half of the day it may be meant as either, or as a ratio."""
-    hour, half = int(clock[1]), clock[4]
-    later = hour % 12 + (12 if half == "pm" else 0) if half and 1 <= hour <= 12 else hour
-    rest = clock[2] + (":" + clock[3] if clock[3] else "")
-    found = of_text(f"clock {later}:{rest}")
+    hour, rest, half = int(clock[1]), clock[2] + (":" + clock[3] if clock[3] else ""), clock[4]
     if half:
-        return found.also(of_text(f"clock {hour}:{rest}"))
+        return of_text(f"clock {hour}:{rest} {half}")
     parts, _ = _split(tokens, frozenset([":"]))
-    return found.also(*filter(None, [_attempt(lambda: _proportion(parts))]))
+    halves = ["pm"] if hour > 12 else ["am", "pm"]
+    meant = [of_text(f"clock {hour - 12 if hour > 12 else hour}:{rest} {half}") for half in halves]
+    return _also(of_text(f"clock {hour}:{rest}"), *meant, _attempt(lambda: _proportion(parts)))
 
 
 def _proportion(parts: list[list[str]]) -> Reading:

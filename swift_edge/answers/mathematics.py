@@ -18,6 +18,8 @@ from swift_edge.answers import plain
 from swift_edge.answers.latex import agree_latex, canonical_latex, reads_as_mathematics
 from swift_edge.answers.stated import BOX, DISPLAYED, LISTING, MOST_PHRASES, PHRASE, displayed, displayed_first
 
+DOLLAR: Final = r"\mathdollar "
+"""How a dollar sign is spelled while mathematics is looked for."""
 MOST_BOXES: Final = 12
 """Boxes that may be one answer together."""
 LONGEST_LINK: Final = 40
@@ -35,7 +37,14 @@ REASON: Final = re.compile(
     r"[,;]?\s+(?:because|since|as|so|which|where|when|for|if|from|after|due|given|that|by)\b", re.IGNORECASE
 )
 SEVERAL: Final = re.compile(r"\b(?:are|solutions|roots|values|answers|zeros|zeroes)\b")
-ARTICLE: Final = re.compile(r"(?:[aAI]|is|be|as|so|So|of|to|in|it|we|an|at|by|if|on|no)\s")
+WORDS: Final = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2}|\\text")
+"""What makes a text more than mathematics that does not read."""
+NAMED: Final = re.compile(r"\\(?:begin|end|operatorname|text[a-z]*|mbox|mathrm)\s*\{[^{}]*\}")
+SOME_WORD: Final = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
+MOST_UNIT_WORDS: Final = 3
+"""Words beside mathematics that may be a unit: miles per hour."""
+PROSE: Final = re.compile(r"[aAI]\s|[a-zA-Z]{2,}(?!\s*[=(^_{\[])")
+"""How words begin that are no mathematics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +56,9 @@ class _Box:
 
 def extract_latex(text: str) -> str | None:
     """Return the answer of a response as it was written, several of them with commas between; None without one."""
-    if boxes := _boxes(text):
-        return _joined(_last_together(text, boxes))
-    for sentence in _sentences(text):
-        return _first_in(sentence)
-    if reads_as_mathematics(text):
-        return text.strip()
-    return _last_displayed(text) or _last_in(text) or plain.extract_number(text) or _short(text)
+    # A dollar sign that is meant as one would look like the end of mathematics.
+    answer = _extracted(text.replace(r"\$", DOLLAR))
+    return None if answer is None else answer.replace(DOLLAR, r"\$")
 
 
 def reference_latex(text: str) -> str | None:
@@ -72,6 +77,33 @@ def grade_latex(text: str, expected: str) -> bool:
         return True
     boxes = _boxes(text)
     return 1 < len(boxes) <= MOST_BOXES and agree_latex(_joined(boxes), expected)
+
+
+def _extracted(text: str) -> str | None:
+    if boxes := _boxes(text):
+        return _joined(_last_together(text, boxes))
+    for sentence in _sentences(text):
+        return _first_in(sentence)
+    if len(text) <= LONGEST_SENTENCE and not _is_prose(text) and _is_mathematics(text):
+        return text.strip()
+    if shown := _last_displayed(text):
+        return shown
+    if len(text) <= LONGEST_SENTENCE and not WORDS.search(text):
+        return text.strip() or None
+    return _last_in(text) or plain.extract_number(text) or _short(text)
+
+
+def _is_mathematics(text: str) -> bool:
+    """Tell mathematics, with a unit perhaps, from a sentence with a letter that could be a variable."""
+    words = len(SOME_WORD.findall(NAMED.sub(" ", text)))
+    shown = words == 0 or re.search(r"[0-9\\=<>^]", text) is not None
+    return shown and words <= MOST_UNIT_WORDS and reads_as_mathematics(text)
+
+
+def _is_prose(text: str) -> bool:
+    """Tell whether mathematics between dollar signs stands among words."""
+    around = DISPLAYED.sub(" ", text)
+    return around != text and re.search(r"(?!and\b|or\b)\b[a-zA-Z]{2}", around) is not None
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -130,14 +162,13 @@ def _first_in(sentence: str) -> str:
     shown = displayed_first(sentence)
     if shown and not re.search("[0-9]", sentence[: sentence.find(shown)]):
         return shown
-    plain_sentence = sentence.strip("$ ")
-    if reads_as_mathematics(plain_sentence):
-        return plain_sentence
-    claim = REASON.split(plain_sentence, maxsplit=1)[0]
+    claim = REASON.split(sentence.strip("$ "), maxsplit=1)[0]
+    if _is_mathematics(claim):
+        return claim
     words = claim.split()[:MOST_WORDS]
     for count in range(len(words), 0, -1):
         candidate = " ".join(words[:count]).rstrip(",;:")
-        if reads_as_mathematics(candidate):
+        if _is_mathematics(candidate):
             return candidate
     return claim
 
@@ -164,12 +195,13 @@ def _last_in(text: str) -> str | None:
     words = lines[-1].rstrip(".!").split() if lines else []
     for start in range(max(0, len(words) - MOST_WORDS), len(words)):
         candidate = " ".join(words[start:])
-        if re.search(r"[\\^=<>()]", candidate) and not ARTICLE.match(candidate) and reads_as_mathematics(candidate):
+        if re.search(r"[\\^=<>()]", candidate) and not PROSE.match(candidate) and _is_mathematics(candidate):
             return candidate
     return None
 
 
 def _short(text: str) -> str | None:
-    """Return a text of a word or two: what is no mathematics may still be the answer."""
+    """Return a text of a word or two, or `\\text{...}`: what is no mathematics may still be the answer."""
     stripped = text.strip(" .\n\t")
-    return stripped if stripped and len(stripped.split()) <= 2 and len(stripped) <= 40 else None
+    few = stripped and len(stripped.split()) <= 2 and len(stripped) <= LONGEST_LINK
+    return stripped if few or re.fullmatch(r"\\text[a-z]*\{[^{}]{1,80}\}", stripped) else None

@@ -148,7 +148,8 @@ class _Comparison:
         self.count = 0
 
     def agree(self, one: Reading, other: Reading) -> bool:
-        return any(self.alike(a, b) for a in (one, *one.others) for b in (other, *other.others))
+        # Two forms agree by what one of them is, not by what both might be: 6 a.m. and 6 p.m. may both be 6:00.
+        return any(self.alike(one, b) for b in (other, *other.others)) or any(self.alike(a, other) for a in one.others)
 
     def alike(self, a: Reading, b: Reading) -> bool:
         self.count += 1

@@ -221,8 +221,10 @@ def logarithm(value: Residue) -> Residue:
     if rational == 0:
         raise NoValueError
     size = cmath.log(value.size) if value.size else NOT_A_NUMBER
-    if rational is None or rational < 0:
+    if rational is None:
         return function("log", value, size=size)
+    if rational < 0:
+        return logarithm(-value) + IMAGINARY_UNIT * PI
     result = ZERO
     for factor, times in _factors(rational):
         result += number(times) * function("log", number(factor))

@@ -13,12 +13,19 @@ SPACING: Final = re.compile(
     r"|\\[,;:> ]|\\!|~|\$|\\\(|\\\)|\\\[|\\\]|[\u200b-\u200d\u2060\ufeff]"
 )
 DEGREE_SIGN: Final = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\^\s*\{?\s*°\s*\}?|\\degrees?(?![a-zA-Z])|\\textdegree|º")
-CURRENCY: Final = re.compile(r"\\\$|[€£¥₹]|\\(?:pounds|euro)(?![a-zA-Z])")
+CURRENCY: Final = re.compile(r"\\\$|[€£¥₹]|\\(?:pounds|euro|mathdollar|textdollar)(?![a-zA-Z])")
+ALIGNED: Final = re.compile(r"&\s*(?==|<|>|\\(?:le|ge|ne|approx|equiv))")
 WRAPPER: Final = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|normal|up|md)?|mbox|hbox|math(?:rm|bf|it|sf|cal|frak|tt|ds)|operatorname\*?|boldsymbol"
     r"|bm|pmb|unit)\s*\{([^{}]*)\}"
 )
 OLD_WRAPPER: Final = re.compile(r"\{\s*\\(?:rm|bf|it|tt)\s+([^{}\\]*)\}")
+ORDINAL: Final = re.compile(
+    r"(?<=[0-9])\s*(?:\^\s*)?(?:\{\s*)?(?:\\(?:text|mathrm|textrm|rm)\s*\{?)?\s*(?:st|nd|rd|th)\b\s*(?:\}\s*){0,2}"
+)
+UNIT_BEFORE: Final = re.compile(
+    r"\\(?:text|mathrm|textrm)\s*\{[^{}]*\}(?:\^\{?-?[0-9]\}?)?(?:\s|\\cdot|\\times|\\,|/|~)+$"
+)
 HALF_OF_DAY: Final = re.compile(rf"(?<=[0-9])\s*(?:{WORD})?([apAP])\.?\s?[mM]\b\.?")
 """Of a time of day: a.m., p.m."""
 UNIT_LETTERS: Final = frozenset("msgLlhJNWVKCF")
@@ -42,9 +49,13 @@ RUNS: Final = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+|[₀-₉]+|[¼½¾⅐-⅞
 def clean(answer: str) -> str:
     """Take out what is only typography, mark words, and write thousands and repeating decimals as plain numbers."""
     text = RUNS.sub(_plain_characters, answer.strip()) if not answer.isascii() else answer.strip()
+    text = ORDINAL.sub(" ", text)
     text = THOUSANDS.sub(_join_thousands, text)
     text = DECIMAL_GROUPS.sub(lambda match: re.sub(r"[^0-9.]", "", match[0]), text)
     text = CURRENCY.sub(" ", DEGREE_SIGN.sub(DEGREES, text)).replace(r"\%", "%")
+    text = ALIGNED.sub(" ", text)
+    if "&" not in text:
+        text = re.sub(r"\\(?:begin|end)\{cases\}", " ", text)
     text = OLD_WRAPPER.sub(r"\\mathrm{\1}", text)
     text = SPACING.sub(lambda match: match[1] or " ", text)
     for _ in range(3):
@@ -87,8 +98,9 @@ def _unwrap(match: re.Match[str]) -> str:
         return f" {content} "
     if re.fullmatch(r"\(?[A-Za-z]\)?", content):
         upright = not match[1].endswith(("bf", "it", "cal", "frak", "symbol", "bm", "pmb"))
-        before = match.string[: match.start()].rstrip()
-        unit = upright and content in UNIT_LETTERS and before[-1:] in tuple("0123456789})")
+        before = match.string[max(0, match.start() - 60) : match.start()]
+        after_number = before.rstrip(" ~")[-1:] in tuple("0123456789})") or UNIT_BEFORE.search(before)
+        unit = upright and content in UNIT_LETTERS and after_number
         return f" {WORD}{content} " if unit else f" {content} "
     return (
         " "

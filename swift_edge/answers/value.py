@@ -7,12 +7,14 @@ from fractions import Fraction
 from typing import Final, TypeAlias
 
 from swift_edge.answers import residue
-from swift_edge.answers.expression import Node
+from swift_edge.answers.expression import ONE, Node
 from swift_edge.answers.matrix import Matrix
 from swift_edge.answers.residue import PI, NoValueError, Residue
 
 MOST_STEPS: Final = 20_000
 """Parts of a tree that are evaluated, those of a summand once for each term."""
+COSTS: Final = {"log": 20, "power": 5, "root": 10, "inverse": 3, "call": 20}
+"""What some of them count for."""
 NEAR: Final = 1e-9
 """What floating-point numbers do not tell apart."""
 
@@ -58,7 +60,7 @@ class _Evaluation:
         return _number(self.value(tree))
 
     def value(self, tree: Node) -> Value:
-        self.steps += 1
+        self.steps += COSTS.get(tree.kind, 1)
         if self.steps > MOST_STEPS:
             raise NoValueError
         match tree.kind:
@@ -148,16 +150,21 @@ class _Evaluation:
             if exponent is None or exponent.denominator != 1:
                 raise NoValueError
             return base.power(exponent.numerator)
+        if exponent_tree.kind == "sum" and not _has(exponent_tree, "log") and base_tree != EULER:
+            return residue.power(base, self.number(exponent_tree))
         result = residue.ONE
         for term in exponent_tree.parts if exponent_tree.kind == "sum" else (exponent_tree,):
             result *= self.power_of_term(base, base_tree, term)
-        if exponent_tree.kind == "sum" and not _has_log(exponent_tree):
-            return residue.power(base, self.number(exponent_tree))
         return result
 
     def power_of_term(self, base: Residue, base_tree: Node, term: Node) -> Residue:
-        """base^term, where e^(2 ln x) is x^2 and 4^(log_2 3) is 9."""
+        """base^term, where e^(2 ln x) is x^2, 4^(log_2 3) is 9, and e^(i x) is a point of the unit circle."""
         factors = _factors_of(term)
+        if base_tree == EULER and [factor for factor, inverse in factors if not inverse].count(IMAGINARY) == 1:
+            rest = [Node("inverse", (factor,)) if inverse else factor for factor, inverse in factors]
+            rest.remove(IMAGINARY)
+            sine, cosine = residue.combined_angle(self.angles(Node("product", (ONE, *rest)), Fraction(1)))
+            return cosine + residue.IMAGINARY_UNIT * sine
         logs = [factor for factor, inverse in factors if factor.kind == "log" and not inverse]
         if len(logs) == 1:
             inner, *bases = logs[0].parts
@@ -314,7 +321,9 @@ class _Evaluation:
                     rest *= self.number(part)
                 return [(rest, times)]
             case _:
-                return [(self.number(tree), times)]
+                value = self.number(tree)
+                exact = value.rational()
+                return [(value, times)] if exact is None else [(residue.ONE, times * exact)]
 
     def selected(self, tree: Node) -> Residue:
         """The greatest or least of numbers, or what divides them or is divided by them."""
@@ -328,6 +337,8 @@ class _Evaluation:
         return (max if tree.text == "max" else min)(values, key=residue.float_of)
 
 
+EULER: Final = Node("constant", text="e")
+IMAGINARY: Final = Node("constant", text="i")
 CONSTANTS: Final[Mapping[str, Residue]] = {
     "e": residue.EULER,
     "i": residue.IMAGINARY_UNIT,
@@ -353,8 +364,8 @@ def _factors_of(tree: Node) -> list[tuple[Node, bool]]:
     return [(tree, False)]
 
 
-def _has_log(tree: Node) -> bool:
-    return tree.kind == "log" or any(map(_has_log, tree.parts))
+def _has(tree: Node, kind: str) -> bool:
+    return tree.kind == kind or any(_has(part, kind) for part in tree.parts)
 
 
 def _without_inner_root(value: Residue, tree: Node, evaluation: _Evaluation) -> Residue | None:
