@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeAlias
 
 from swift_edge.answers import plain
 from swift_edge.answers.latex import canonical_latex
-from swift_edge.answers.stated import displayed, displayed_first, last_box, stated
+from swift_edge.answers.mathematics import extract_latex, grade_latex, reference_latex
 from swift_edge.errors import InvalidOptionError
 
 __all__ = ["ANSWER_TASKS", "AnswerTask", "TaskName", "answer_task"]
@@ -38,6 +38,8 @@ class AnswerTask:
     """From an answer: a text that it shares with all that are equal to it, and with no other."""
     reference: Callable[[str], str | None]
     """From a reference as data sets hold it, bare or at the end of a worked solution: the answer, or None."""
+    grade: Callable[[str, str], bool] | None = None
+    """From a whole response and the answer of a reference: whether it is right. None where that is equality."""
 
     def equal(self, a: str, b: str) -> bool:
         """Tell whether two answers are the same."""
@@ -52,6 +54,8 @@ class AnswerTask:
                 f"the reference {shown!r} holds no answer of the task {self.name!r}; "
                 f"correct the row, or choose another of the tasks {', '.join(ANSWER_TASKS)}"
             )
+        if self.grade is not None:
+            return self.grade(text, expected)
         answer = self.extract(text)
         return answer is not None and self.equal(answer, expected)
 
@@ -71,19 +75,6 @@ def answer_task(name: str) -> AnswerTask:
     return ANSWER_TASKS[name]
 
 
-def _extract_latex(text: str) -> str | None:
-    if box := last_box(text):
-        return box
-    for place in stated(text):
-        if place:
-            return displayed_first(place) or place.strip("$ ")
-    return displayed(text) or plain.extract_number(text)
-
-
-def _reference_latex(text: str) -> str | None:
-    return last_box(text) or text.strip() or None
-
-
 def _whole(text: str) -> str | None:
     return text.strip() or None
 
@@ -92,7 +83,7 @@ ANSWER_TASKS: Final = {
     task.name: task
     for task in (
         AnswerTask("number", plain.extract_number, plain.canonical_number, plain.extract_number),
-        AnswerTask("latex", _extract_latex, canonical_latex, _reference_latex),
+        AnswerTask("latex", extract_latex, canonical_latex, reference_latex, grade_latex),
         AnswerTask("letter", plain.extract_letter, plain.canonical_letter, plain.extract_letter),
         AnswerTask("yes-no", plain.extract_yes_no, plain.canonical_yes_no, plain.extract_yes_no),
         AnswerTask("literal", plain.extract_literal, plain.canonical_literal, _whole),

@@ -1,63 +1,116 @@
-"""One LaTeX expression to its value: splits mathematics into tokens, and reads sums, fractions, roots and functions."""
+"""One LaTeX expression to a tree: splits it into tokens, and reads sums, fractions, roots, functions, matrices.
+
+What a tree is worth is `value`'s affair.
+"""
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
-
-from swift_edge.answers import residue
-from swift_edge.answers.residue import Residue
+from typing import Final, Literal, TypeAlias
 
 DEEPEST_NESTING: Final = 40
 """Brackets within brackets; deeper answers are compared as text."""
+MOST_MARKS: Final = 8
+"""Exponents and exclamation marks after one another."""
+MOST_CELLS: Final = 400
+"""Of a matrix."""
+LARGEST_EXPONENT: Final = 300
+"""Of ten, in 1e300."""
 
 WORD: Final = "word:"
+DEGREES: Final = "°"
 TOKEN: Final = re.compile(
-    rf"{WORD}[^\s:]*|\\(?:begin|end)\s*\{{[a-z]+\}}|\\[a-zA-Z]+|\\.|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[a-zA-Z]+|\*\*|<=|>=|!=|\S",
+    rf"{WORD}[^\s:]*|\\(?:begin|end|mathbb)\s*\{{[a-zA-Z]+\*?\}}|\\[a-zA-Z]+|\\."
+    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+(?![0-9a-zA-Z.^_{])"
+    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[a-zA-Z]+|\*\*|<=|>=|!=|=>|:=|==|\.\.\.|\S",
     re.DOTALL,
 )
 
 COMMANDS: Final = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
-    r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\div": "/", "**": "^", "·": "*", "×": "*", "÷": "/", "∕": "/",
+    r"\cdot": "*", r"\times": "*", r"\ast": "*", r"\bullet": "*", r"\div": "/", "·": "*", "×": "*", "⋅": "*", "∙": "*",
+    "÷": "/", "∕": "/", "⁄": "/", r"\slash": "/",
     r"\leq": "<=", r"\le": "<=", r"\leqslant": "<=", r"\geq": ">=", r"\ge": ">=", r"\geqslant": ">=",
-    r"\lt": "<", r"\gt": ">", r"\ne": "!=", r"\neq": "!=", r"\approx": "=", r"\equiv": "=", r"\in": r"\in",
+    r"\lt": "<", r"\gt": ">", r"\ne": "!=", r"\neq": "!=", "≈": r"\approx", r"\simeq": r"\approx", r"\sim": r"\approx",
+    r"\cong": "=", ":=": "=", "==": "=", "≡": r"\equiv", r"\coloneqq": "=", r"\doteq": r"\approx",
     r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lvert": "|", r"\rvert": "|",
     r"\vert": "|", r"\mid": "|", r"\langle": "<(", r"\rangle": ")>", r"\infin": r"\infty", r"\varnothing": r"\emptyset",
-    r"\arcsin": r"\arcsin", r"\land": "and", r"\lor": "or", "∈": r"\in", "∪": r"\cup", "∞": r"\infty", "π": r"\pi",
-    "√": r"\sqrt", "≤": "<=", "≥": ">=", "≠": "!=", "±": r"\pm", "−": "-", "–": "-", "∅": r"\emptyset",
+    r"\|": "|", r"\lVert": "|", r"\rVert": "|", r"\Vert": "|", "⟨": "<(", "⟩": ")>",
+    r"\setminus": "\\setminus", r"\backslash": "\\setminus", "∖": "\\setminus",
+    r"\implies": "=>", r"\Rightarrow": "=>", r"\Longrightarrow": "=>", r"\iff": "=>", r"\Leftrightarrow": "=>",
+    r"\therefore": "=>", "⇒": "=>", "⟹": "=>", "∴": "=>",
+    r"\wedge": r"\land", r"\vee": r"\lor", "∈": r"\in", "∪": r"\cup", "∩": r"\cap", "∞": r"\infty", "π": r"\pi",
+    "√": r"\sqrt", "≤": "<=", "≥": ">=", "⩽": "<=", "⩾": ">=", "≠": "!=", "±": r"\pm", "∓": r"\mp", "−": "-", "–": "-",
+    "‐": "-", "‑": "-", "‒": "-", "﹣": "-", "∅": r"\emptyset", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
+    "∑": r"\sum", "∏": r"\prod", r"\degree": DEGREES, "′": "'", r"\prime": "'", r"\varphi": r"\phi", "φ": r"\phi",
+    "θ": r"\theta", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "λ": r"\lambda", "μ": r"\mu", "σ": r"\sigma",
+    "ω": r"\omega", "Δ": r"\Delta", "∠": r"\angle", r"\measuredangle": r"\angle", r"\varepsilon": r"\epsilon",
     "inf": r"\infty", "infinity": r"\infty", "pi": r"\pi", "sqrt": r"\sqrt", "frac": r"\frac", "oo": r"\infty",
+    r"\lg": r"\log", "theta": r"\theta", "alpha": r"\alpha", "asin": r"\arcsin", "acos": r"\arccos", "atan": r"\arctan",
+    r"\tg": r"\tan", r"\ctg": r"\cot", r"\arctg": r"\arctan", r"\cosec": r"\csc", r"\mod": r"\bmod", "mod": r"\bmod",
+    r"\top": "T", r"\intercal": "T", r"\ldots": r"\dots", r"\cdots": r"\dots", "…": r"\dots", "...": r"\dots",
 }  # fmt: skip
 FUNCTIONS: Final = frozenset(
     [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "exp",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
+        "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "sinh", "cosh",
+        "tanh", "max", "min", "gcd", "lcm", "det", "cis", "abs", "floor", "ceil",
     ]
+)  # fmt: skip
+INVERSE: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+UNITS: Final = frozenset(
+    [
+        "cm", "mm", "km", "ft", "kg", "mg", "ml", "mL", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "in", "yd",
+        "mph", "kmh", "mi", "am", "pm", "gal", "qt", "pt", "Hz", "kHz", "kW", "kJ", "MB", "GB", "rad", "deg", "sq",
+        "cu", "units", "unit",
+    ]
+)  # fmt: skip
+SHORT_WORDS: Final = frozenset(["So", "We", "It"])
+CONSTANTS: Final = frozenset(
+    [r"\pi", r"\infty", r"\mathbb{R}", r"\mathbb{Z}", r"\mathbb{N}", r"\mathbb{C}", r"\mathbb{Q}"]
 )
-UNITS: Final = frozenset(["cm", "mm", "km", "ft", "kg", "mg", "ml", "mL", "lb", "oz", "hr"])
-OPENING: Final = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", "<(": ")>"}
+GREEK: Final = frozenset(
+    [
+        r"\alpha", r"\beta", r"\gamma", r"\delta", r"\epsilon", r"\zeta", r"\eta", r"\theta", r"\vartheta", r"\kappa",
+        r"\lambda", r"\mu", r"\nu", r"\xi", r"\rho", r"\sigma", r"\tau", r"\phi", r"\chi", r"\psi", r"\omega",
+        r"\Gamma", r"\Delta", r"\Theta", r"\Lambda", r"\Xi", r"\Pi", r"\Sigma", r"\Phi", r"\Psi", r"\Omega", r"\ell",
+        r"\hbar",
+    ]
+)  # fmt: skip
+OPENING: Final = {
+    "(": ")", "[": "]", "{": "}", r"\{": r"\}", "<(": ")>", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
+}  # fmt: skip
 CLOSING: Final = frozenset(OPENING.values())
+SIGNS: Final = frozenset(["+", "-"])
+MATRIX: Final = re.compile(r"\\begin\s*\{((?:[a-zA-Z]*matrix)|array)\}")
+
+Kind: TypeAlias = Literal[
+    "number", "name", "constant", "sum", "product", "inverse", "negative", "power", "root",
+    "call", "log", "absolute", "floor", "ceiling", "factorial", "prime", "binomial", "modulo", "series", "degrees",
+    "conjugate", "matrix", "row", "determinant",
+]  # fmt: skip
+
+
+APPLIED: Final[dict[str, Kind]] = {"det": "determinant", "abs": "absolute", "floor": "floor", "ceil": "ceiling"}
 
 
 class NotMathematicsError(Exception):
     """The text does not read as mathematics. Never leaves `swift_edge.answers`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A part of an expression."""
+
+    kind: Kind
+    parts: tuple["Node", ...] = ()
+    """What it is made of; a series has its lower and upper limit and its summand, a log its argument and its base."""
+    text: str = ""
+    """Name of a variable, a constant, a function; of a series `sum` or `prod` and the variable, as in `sum k`."""
+    number: Fraction = Fraction(0)
+    """What a number is."""
+
+
+ONE: Final = Node("number", number=Fraction(1))
 
 
 def tokenize(text: str) -> list[str]:
@@ -65,48 +118,58 @@ def tokenize(text: str) -> list[str]:
     tokens: list[str] = []
     for match in TOKEN.finditer(text):
         token = COMMANDS.get(match[0], match[0])
-        if token.startswith(WORD) and token[len(WORD) :].casefold() in ("and", "or"):
-            tokens.append(",")
+        before = tokens[-1] if tokens else ""
+        if token.startswith(WORD) and token[len(WORD) :].casefold() in ("and", "or", "&"):
+            tokens.append({"or": r"\lor"}.get(token[len(WORD) :].casefold(), r"\land"))
+        elif token in ("C", "F", "K") and before == DEGREES:
+            continue  # of a temperature
         elif not token[0].isalpha() or token.startswith(WORD):
             tokens.append(token)
         elif token in ("and", "or"):
-            tokens.append(",")
-        elif token in FUNCTIONS:
+            tokens.append(r"\lor" if token == "or" else r"\land")
+        elif token in FUNCTIONS and not (token == "min" and before[-1:].isdigit()):
             tokens.append("\\" + token)
-        elif _is_word(token) or (token in UNITS and tokens and tokens[-1][-1].isdigit()):
+        elif (
+            _is_word(token)
+            or token in SHORT_WORDS
+            or (token == "is" and is_word(before))
+            or (token in UNITS and (before[-1:].isdigit() or before in ("}", ")") or is_word(before)))
+        ):
             tokens.append(WORD + token)
         else:
             tokens += token
     return tokens
 
 
+def is_word(token: str) -> bool:
+    """Tell a word from mathematics."""
+    return token.startswith(WORD)
+
+
 def _is_word(letters: str) -> bool:
-    # abc and xyz are products.
+    # abc and xyz are products, ABC is a triangle.
     return len(letters) > 2 and not (
-        len(letters) < 5 and letters.islower() and "".join(sorted(set(letters))) == letters
+        len(letters) < 5 and (letters.islower() or letters.isupper()) and "".join(sorted(set(letters))) == letters
     )
 
 
-def expression_value(tokens: list[str], point: str, sign: int = 1) -> Residue:
-    """Evaluate an expression; `NotMathematicsError` where it does not read as one, `NoValueError` where it has none."""
-    reader = _Reader(tokens, point, sign)
-    value = reader.sum(0)
+def read_expression(tokens: list[str]) -> Node:
+    """Read an expression; `NotMathematicsError` where it does not read as one."""
+    reader = _Reader(tokens)
+    tree = reader.sum(0)
     if reader.tokens:
         raise NotMathematicsError
-    return value
+    return tree
 
 
 class _Reader:
-    """Reads one expression from left to right, and evaluates it on the way.
+    """Reads one expression from left to right; `tokens` are those still to be read, last first."""
 
-    `tokens` are those still to be read, last first; variables are evaluated at `point`; plus-minus means `sign`.
-    """
-
-    def __init__(self, tokens: list[str], point: str, sign: int) -> None:
+    def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens[::-1]
-        self.point = point
-        self.sign = sign
+        self.last = ""
         self.bars = 0
+        self.bound: list[str] = []
 
     def peek(self) -> str:
         return self.tokens[-1] if self.tokens else ""
@@ -114,119 +177,176 @@ class _Reader:
     def take(self, expected: str = "") -> str:
         if not self.tokens or (expected and self.tokens[-1] != expected):
             raise NotMathematicsError
-        return self.tokens.pop()
+        self.last = self.tokens.pop()
+        return self.last
 
-    def sum(self, depth: int) -> Residue:
+    def sum(self, depth: int) -> Node:
         if depth > DEEPEST_NESTING:
             raise NotMathematicsError
-        value = self.product(depth)
-        while self.peek() in ("+", "-", r"\pm", r"\mp"):
-            value += self.signed(depth)
-        return value
+        parts = [self.product(depth)]
+        while self.peek() in SIGNS:
+            parts.append(self.signed(depth))
+        tree = parts[0] if len(parts) == 1 else Node("sum", tuple(parts))
+        if self.peek() == r"\bmod":
+            self.take()
+            return Node("modulo", (tree, self.product(depth)))
+        return tree
 
-    def signed(self, depth: int) -> Residue:
+    def signed(self, depth: int) -> Node:
         """A product with any signs before it."""
-        sign = 1
-        while self.peek() in ("+", "-", r"\pm", r"\mp"):
-            sign *= {"+": 1, "-": -1, r"\pm": self.sign, r"\mp": -self.sign}[self.take()]
-        value = self.product(depth)
-        return value if sign > 0 else -value
+        negative = False
+        while self.peek() in SIGNS:
+            negative ^= self.take() == "-"
+        tree = self.product(depth)
+        if negative:
+            tree = Node("negative", (tree,))
+        return tree
 
-    def product(self, depth: int) -> Residue:
-        if self.peek() in ("+", "-", r"\pm", r"\mp"):
+    def product(self, depth: int) -> Node:
+        if self.peek() in SIGNS:
             return self.signed(depth)
-        value = self.factor(depth)
+        parts = [self.factor(depth)]
         while True:
             if self.peek() == "*":
                 self.take()
-                value *= self.signed_factor(depth)
+                parts.append(self.signed_factor(depth))
             elif self.peek() == "/":
                 self.take()
-                value = value / self.signed_factor(depth)
+                parts.append(Node("inverse", (self.signed_factor(depth),)))
             elif self.starts_factor():
-                value *= self.factor(depth)
+                parts.append(self.factor(depth))
             else:
-                return value
+                return parts[0] if len(parts) == 1 else Node("product", tuple(parts))
 
-    def signed_factor(self, depth: int) -> Residue:
+    def signed_factor(self, depth: int) -> Node:
         negative = self.peek() == "-"
         if negative:
             self.take()
-        value = self.factor(depth)
-        return -value if negative else value
+        tree = self.factor(depth)
+        return Node("negative", (tree,)) if negative else tree
 
     def starts_factor(self) -> bool:
         token = self.peek()
         if token == "|":
             return self.bars == 0
-        return bool(token) and (token[0].isalnum() or token in ("(", "[", "{", ".") or _starts_command(token))
+        if token[:1].isdigit() or token[:1] == ".":
+            # Numbers side by side are never multiplied, nor is what only looks like an index: 10 000, x2.
+            if self.last not in CLOSING:
+                raise NotMathematicsError
+            return True
+        if token == "{" and _is_number(self.last) and len(self.tokens) > 1 and _is_number(self.tokens[-2]):
+            raise NotMathematicsError
+        return (
+            bool(token)
+            and (token[0].isalpha() or token in ("(", "[", "{") or _starts_command(token))
+            and not is_word(token)
+        )
 
-    def factor(self, depth: int) -> Residue:
-        value = self.atom(depth)
-        while self.peek() in ("^", "!", "'"):
-            mark = self.take()
+    def factor(self, depth: int) -> Node:
+        tree = self.atom(depth)
+        for _ in range(MOST_MARKS):
+            mark = self.peek()
+            if mark not in ("^", "**", "!", "'", DEGREES, "%"):
+                return tree
+            self.take()
             if mark == "^":
-                value = residue.power(value, self.argument(depth))
-            else:
-                value = residue.factorial(value) if mark == "!" else residue.function("prime", value)
-        return value
+                tree = Node("power", (tree, self.exponent(depth)))
+            elif mark == "**":
+                tree = Node("power", (tree, self.python_exponent(depth + 1)))
+            elif mark == DEGREES:
+                tree = Node("degrees", (tree,))
+            elif mark != "%":
+                tree = Node("factorial" if mark == "!" else "prime", (tree,))
+        raise NotMathematicsError
 
-    def argument(self, depth: int) -> Residue:
-        """What a command or an exponent applies to: a group, a command, or a single digit or letter."""
+    def exponent(self, depth: int) -> Node:
+        if self.peek() in ("*", "+"):  # x^*
+            raise NotMathematicsError
+        return self.argument(depth, digits=True)
+
+    def python_exponent(self, depth: int) -> Node:
+        if depth > DEEPEST_NESTING:
+            raise NotMathematicsError
+        negative = self.peek() == "-"
+        if negative:
+            self.take()
+        tree = self.atom(depth)
+        if self.peek() in ("**", "^"):
+            self.take()
+            tree = Node("power", (tree, self.python_exponent(depth + 1)))
+        return Node("negative", (tree,)) if negative else tree
+
+    def argument(self, depth: int, *, digits: bool = False) -> Node:
+        """What a command or an exponent applies to: a group, a command, a letter, and one digit or all `digits`."""
         if depth > DEEPEST_NESTING:
             raise NotMathematicsError
         token = self.peek()
-        if token[:1].isdigit() and len(token) > 1 and "." not in token:
+        if not digits and token[:1].isdigit() and len(token) > 1 and "." not in token:
             self.tokens[-1:] = token[1:], token[0]
         if token == "-":
             self.take()
-            return -self.argument(depth + 1)
-        return self.atom(depth + 1)
+            return Node("negative", (self.argument(depth + 1, digits=digits),))
+        return self.atom(depth + 1, mixed=False)
 
-    def atom(self, depth: int) -> Residue:
+    def atom(self, depth: int, *, mixed: bool = True) -> Node:
         if depth > DEEPEST_NESTING:
             raise NotMathematicsError
         token = self.take()
         if token[0] in "0123456789.":
-            return self.number(token)
+            return self.number(token, mixed=mixed)
         if token in ("(", "[", "{"):
-            value = self.sum(depth + 1)
+            return self.group(OPENING[token], depth)
+        if token in (r"\lfloor", r"\lceil"):
+            tree = self.sum(depth + 1)
             self.take(OPENING[token])
-            return value
+            return Node("floor" if token == r"\lfloor" else "ceiling", (tree,))
         if token == "|":
             self.bars += 1
-            value = self.sum(depth + 1)
+            tree = self.sum(depth + 1)
             self.take("|")
             self.bars -= 1
-            return residue.absolute(value)
+            return Node("absolute", (tree,))
+        if token.startswith(r"\begin"):
+            return self.matrix(token, depth)
         if token[0] == "\\":
             return self.command(token, depth)
         if len(token) == 1 and token.isalpha():
             return self.variable(token)
         raise NotMathematicsError
 
-    def number(self, token: str) -> Residue:
-        if not re.fullmatch(r"[0-9]*\.?[0-9]+", token) or self.peek() == "_":
+    def group(self, closing: str, depth: int) -> Node:
+        bars, self.bars = self.bars, 0
+        tree = self.sum(depth + 1)
+        if self.peek() == r"\choose" and closing == "}":
+            self.take()
+            tree = Node("binomial", (tree, self.sum(depth + 1)))
+        self.take(closing)
+        self.bars = bars
+        return tree
+
+    def number(self, token: str, *, mixed: bool) -> Node:
+        whole = Node("number", number=plain_number(token))
+        if self.peek() == "_":
             raise NotMathematicsError
-        whole = residue.number(Fraction(token))
         # A mixed number: 1\frac{4}{5}; the fraction consists of plain numbers.
-        ahead = "".join(self.tokens[:-12:-1])
-        if "." not in token and re.match(r"\\frac(?:[1-9][1-9]|\{[0-9]+\}\{[0-9]+\}|[1-9]\{[0-9]+\})(?!\^)", ahead):
-            return whole + self.atom(0)
-        if "." not in token and re.match(r"[0-9]+/[0-9]+(?![0-9^.])", ahead):
+        ahead = "".join(self.tokens[:-12:-1]) if mixed and token.isdigit() else ""
+        if re.match(
+            r"\\frac(?:[1-9][1-9](?![0-9])|\{[0-9]+\}\{[0-9]+\}|[1-9]\{[0-9]+\}|\{[0-9]+\}[1-9](?![0-9]))(?!\^)", ahead
+        ):
+            return Node("sum", (whole, self.atom(0)))
+        if re.match(r"[0-9]+/[0-9]+(?![0-9^.])", ahead):
             numerator, _, denominator = self.take(), self.take(), self.take()
-            return whole + residue.number(Fraction(numerator)) / residue.number(Fraction(denominator))
+            bottom = Node("inverse", (Node("number", number=Fraction(denominator)),))
+            return Node("sum", (whole, Node("product", (Node("number", number=Fraction(numerator)), bottom))))
         return whole
 
-    def variable(self, name: str) -> Residue:
-        if name == "i":
-            return residue.IMAGINARY_UNIT
-        if name == "e" and self.peek() != "_":
-            return residue.EULER
+    def variable(self, name: str) -> Node:
         if self.peek() == "_":
             self.take()
             name += "_" + self.subscript()
-        return residue.symbol(f"variable {name}{self.point}")
+        elif name in ("e", "i") and name not in self.bound:
+            return Node("constant", text=name)
+        return Node("name", text=name)
 
     def subscript(self) -> str:
         token = self.take()
@@ -236,127 +356,156 @@ class _Reader:
         while (token := self.take()) != "}":
             if token in OPENING:
                 raise NotMathematicsError
-            name += token
+            name += token.removeprefix(WORD)
         return name
 
-    def command(self, name: str, depth: int) -> Residue:
+    def command(self, name: str, depth: int) -> Node:
         if name == r"\frac":
-            numerator = self.argument(depth)
-            return numerator / self.argument(depth)
+            above = self.argument(depth)
+            below = self.argument(depth)
+            if _is_derivative(above) and _is_derivative(below):
+                raise NotMathematicsError
+            return Node("product", (above, Node("inverse", (below,))))
         if name == r"\binom":
             upper = self.argument(depth)
-            return residue.binomial(upper, self.argument(depth))
+            return Node("binomial", (upper, self.argument(depth)))
         if name == r"\sqrt":
-            degree = residue.TWO
+            degree = Node("number", number=Fraction(2))
             if self.peek() == "[":
                 self.take()
                 degree = self.sum(depth + 1)
                 self.take("]")
-            return residue.root(self.argument(depth), degree)
-        if name == r"\pi":
-            return residue.symbol("pi")
-        if name == r"\infty":
-            return residue.symbol("infinity")
+            return Node("root", (self.argument(depth, digits=True), degree))
+        if name in (r"\overline", r"\bar"):
+            return Node("conjugate", (self.argument(depth),))
+        if name in (r"\sum", r"\prod"):
+            return self.series(name, depth)
+        if name in CONSTANTS:
+            return Node("constant", text=name)
         if name[1:] in FUNCTIONS:
             return self.function(name[1:], depth)
-        if name in NAMED_BY_COMMAND:
+        if name in GREEK:
             return self.variable(name)
         raise NotMathematicsError
 
-    def function(self, name: str, depth: int) -> Residue:
+    def series(self, name: str, depth: int) -> Node:
+        """A sum or product over a variable, with what follows up to the next sign."""
+        variable, lower, upper = "", None, None
+        for _ in range(2):
+            if self.peek() == "^":
+                self.take()
+                upper = self.argument(depth, digits=True)
+            elif self.peek() == "_":
+                self.take()
+                self.take("{")
+                variable = self.take()
+                self.take("=")
+                lower = self.sum(depth + 1)
+                self.take("}")
+        if lower is None or upper is None or not variable.strip("\\").isalpha():
+            raise NotMathematicsError
+        self.bound.append(variable)
+        summand = self.product(depth + 1)
+        self.bound.pop()
+        return Node("series", (lower, upper, summand), f"{name[1:]} {variable}")
+
+    def function(self, name: str, depth: int) -> Node:
         """A function with its argument: `\\sin^2 x`, `\\sin 2x`, `\\log_2 (x)`."""
         base = exponent = None
-        while self.peek() in ("^", "_"):
-            if self.take() == "^":
-                exponent = self.argument(depth)
-            else:
-                base = self.argument(depth)
-        if self.peek() in ("(", "[", "{"):
+        for _ in range(2):
+            if self.peek() == "^":
+                self.take()
+                exponent = self.argument(depth, digits=True)
+            elif self.peek() == "_":
+                self.take()
+                base = self.argument(depth, digits=True)
+        if exponent == Node("negative", (ONE,)) and name in INVERSE:
+            name, exponent = INVERSE[name], None
+        tree = _applied(name, self.arguments(depth), base)
+        return tree if exponent is None else Node("power", (tree, exponent))
+
+    def arguments(self, depth: int) -> list[Node]:
+        if self.peek() in ("(", "[", "{", r"\{"):
             opening = self.take()
             arguments = [self.sum(depth + 1)]
             while self.peek() == ",":
                 self.take()
                 arguments.append(self.sum(depth + 1))
             self.take(OPENING[opening])
-        else:
-            arguments = [self.factor(depth + 1)]
-            while self.starts_factor() and self.peek()[1:] not in FUNCTIONS and self.peek() not in ("(", "["):
-                arguments[0] *= self.factor(depth + 1)
-        value = _apply(name, arguments, base)
-        return value if exponent is None else residue.power(value, exponent)
+            return arguments
+        if self.peek() == "-":
+            self.take()
+            return [Node("negative", (self.factor(depth + 1),))]
+        parts = [self.factor(depth + 1)]
+        while self.starts_factor() and self.peek()[1:] not in FUNCTIONS and self.peek() not in ("(", "["):
+            parts.append(self.factor(depth + 1))
+        if self.peek() == "/" and parts[-1].kind in ("constant", "name") and _is_number(self.tokens[-2:][0]):
+            self.take()  # \sin \pi/6
+            parts.append(Node("inverse", (self.factor(depth + 1),)))
+        return [parts[0] if len(parts) == 1 else Node("product", tuple(parts))]
+
+    def matrix(self, beginning: str, depth: int) -> Node:
+        name = MATRIX.fullmatch(beginning)
+        if name is None:
+            raise NotMathematicsError
+        if name[1] == "array" and self.peek() == "{":
+            while self.take() != "}":
+                continue
+        ending = rf"\end{{{name[1]}}}"
+        rows: list[list[Node]] = [[]]
+        cells = 0
+        while True:
+            rows[-1].append(self.sum(depth + 1))
+            cells += 1
+            mark = self.take()
+            if mark == "\\\\" and self.peek() != ending:
+                rows.append([])
+            elif mark == ending or (mark == "\\\\" and self.take() == ending):
+                break
+            elif mark not in ("&", "\\\\") or cells > MOST_CELLS:
+                raise NotMathematicsError
+        if len({len(row) for row in rows}) != 1:
+            raise NotMathematicsError
+        tree = Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
+        return Node("determinant", (tree,)) if name[1] == "vmatrix" else tree
 
 
-NAMED_BY_COMMAND: Final = frozenset(
-    rf"\{name}"
-    for name in [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "vartheta",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-        "ell",
-    ]
-)
+def plain_number(token: str) -> Fraction:
+    """Return what digits say, with a point or an exponent; `NotMathematicsError` for anything else."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+|[0-9]+\.)(?:[eE]([-+]?[0-9]+))?", token)
+    if match is None or (match[2] and (len(match[2]) > 5 or abs(int(match[2])) > LARGEST_EXPONENT)):
+        raise NotMathematicsError
+    return Fraction(token)
+
+
+def _is_number(token: str) -> bool:
+    return token[:1].isdigit() or (token[:1] == "." and token[1:].isdigit())
+
+
+def _is_derivative(tree: Node) -> bool:
+    first = tree.parts[0] if tree.kind == "product" else tree
+    return first == Node("name", text="d") and (tree.kind == "name" or len(tree.parts) == 2)
 
 
 def _starts_command(token: str) -> bool:
     return (
-        token in (r"\frac", r"\binom", r"\sqrt", r"\pi", r"\infty")
+        token in (r"\frac", r"\binom", r"\sqrt", r"\sum", r"\prod", r"\overline", r"\lfloor", r"\lceil")
+        or token in CONSTANTS
         or token[1:] in FUNCTIONS
-        or token in NAMED_BY_COMMAND
+        or token in GREEK
+        or token.startswith(r"\begin")
     )
 
 
-def _apply(name: str, arguments: list[Residue], base: Residue | None) -> Residue:
-    if len(arguments) > 1:
-        if name not in ("max", "min", "gcd", "lcm"):
-            raise NotMathematicsError
-        return residue.function(name, *sorted(arguments, key=lambda one: (one.real, one.imaginary)))
-    (value,) = arguments
-    if name in ("log", "ln"):
-        logarithm = residue.logarithm(value)
-        if base is None and name == "ln":
-            return logarithm
-        return logarithm / residue.logarithm(base if base is not None else residue.number(10))
-    if base is not None:
+def _applied(name: str, arguments: list[Node], base: Node | None) -> Node:
+    if name in ("log", "ln") and len(arguments) == 1:
+        if base is None and name == "log":
+            base = Node("number", number=Fraction(10))
+        return Node("log", (*arguments, *([] if base is None else [base])))
+    if base is not None or (len(arguments) > 1 and name not in ("max", "min", "gcd", "lcm")):
         raise NotMathematicsError
-    return SIMPLE_FUNCTIONS[name](value) if name in SIMPLE_FUNCTIONS else residue.function(name, value)
-
-
-SIMPLE_FUNCTIONS: Final[dict[str, Callable[[Residue], Residue]]] = {
-    "exp": lambda value: residue.power(residue.EULER, value),
-    "sin": lambda value: residue.sine_cosine(value)[0],
-    "cos": lambda value: residue.sine_cosine(value)[1],
-    "tan": lambda value: residue.sine_cosine(value)[0] / residue.sine_cosine(value)[1],
-    "cot": lambda value: residue.sine_cosine(value)[1] / residue.sine_cosine(value)[0],
-    "sec": lambda value: residue.ONE / residue.sine_cosine(value)[1],
-    "csc": lambda value: residue.ONE / residue.sine_cosine(value)[0],
-}
+    if name == "exp":
+        return Node("power", (Node("constant", text="e"), arguments[0]))
+    if name in APPLIED:
+        return Node(APPLIED[name], (arguments[0],))
+    return Node("call", tuple(arguments), name)

@@ -1,47 +1,77 @@
 """LaTeX mathematics to a text that equal answers share: `\\frac{1}{2}`, `0.5` and `.50` all come to `1/2`.
 
-Structure (lists, tuples, intervals, unions, matrices, equations, words) is read here, each expression in it by
-`expression`. Whatever does not read as mathematics is compared as text. The work is bounded by the length and the
-depth that are accepted, both checked first.
+Structure (lists, tuples, intervals, unions, equations, words) is read here, each expression in it by `expression` and
+`value`. Whatever does not read as mathematics is compared as text. The work is bounded by the length and the depth that
+are accepted, both checked first, and by the steps that are counted.
 
-Conventions, those of the MATH data: degrees, percent signs, currency and units after a number are dropped, so `50\\%`
-is 50 and not 0.5; `x = 5` is 5 and `y = 2x + 3` is 2x + 3; other equations are equal when one is a multiple of the
-other; lists and sets have no order; decimals are exact, 0.33 is not 1/3.
+Conventions, those of the MATH data:
+
+* Degrees, percent signs, currency and units after a number are dropped, so `50\\%` is 50 and not 0.5.
+* Numbers side by side are never multiplied: `10\\,000` and `1 000` are thousands, `3 4` is text.
+* An equation answers by its right side where its left side is a name or a number: `x = 5`, `AB = 5`, `8-4 = 4`,
+  `f(x) = 2x+3`. An equation in two or three of x, y, z that is linear in the last of them answers by what that one is:
+  `2x-y+3=0` and `y = 2x+3` are `2x+3`. Others are equal when one is a multiple of the other.
+* Inequalities are intervals: `x > 2` is `(2, \\infty)`. Lists and sets have no order; `x=1, y=2` is the pair `(1, 2)`.
+* A time of day (`12:30`) is no ratio; `1:2` is. A number in another base (`52_8`) equals itself only.
+* Decimals are exact, 0.33 is not 1/3; `2.5e-3` is 0.0025.
+
+`agree_latex`, which grades, is wider than equality. A written decimal is right for a number that it rounds, at six
+significant digits or more: 0.333333 for 1/3, 1.41421 for the root of 2. `50\\%` is right for 0.5 and for 50, and
+`180^\\circ` for 180 and for pi. An equation is right by either of its sides or as the same equation, a point as a
+column or without brackets in its order, a residue class by its number, `10:15` for the ratio 2:3.
 """
 
 import re
-import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
+from swift_edge.answers import reading, residue
 from swift_edge.answers.expression import (
     CLOSING,
     DEEPEST_NESTING,
+    GREEK,
     OPENING,
     WORD,
+    Node,
     NotMathematicsError,
-    expression_value,
+    is_word,
+    plain_number,
+    read_expression,
     tokenize,
 )
-from swift_edge.answers.residue import NoValueError
+from swift_edge.answers.matrix import Matrix
+from swift_edge.answers.reading import ALL_REALS, GREATEST, LEAST, NOTHING, Reading, Span, of_list, of_text, of_tuple
+from swift_edge.answers.residue import NoValueError, Residue
+from swift_edge.answers.typesetting import clean
+from swift_edge.answers.value import names_in, number_of, value_of
 
 LONGEST_ANSWER: Final = 2000
 """Characters; longer answers are compared as text."""
-SPACING: Final = re.compile(
-    r"(\\\\)|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|quad|qquad|hspace\{[^{}]*\}|mathstrut)(?![a-zA-Z])"
-    r"|\\[,;:> ]|\\!|~|\$|\\\(|\\\)|\\\[|\\\]"
+COMPARISONS: Final = frozenset(["<", ">", "<=", ">=", "!="])
+RELATIONS: Final = frozenset(["=", r"\approx", r"\equiv", r"\in", r"\notin", *COMPARISONS])
+SEPARATORS: Final = frozenset([",", ";", r"\land", r"\lor", "&", r"\\"])
+CLOCK: Final = re.compile(r"([01]?[0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?(?:word:([ap]m))?")
+BASED: Final = re.compile(r"\(?([0-9A-F]+)\)?_(?:\{\(?([0-9]+)\)?\}|([0-9]+))")
+PERCENT: Final = frozenset(["percent", "percentage", "pct"])
+FILLERS: Final = frozenset(
+    [
+        "about", "approximately", "around", "roughly", "nearly", "exactly", "only", "the", "answer", "result", "value",
+        "solution", "solutions", "final", "is", "are", "so", "thus", "hence", "therefore", "then", "we", "get", "have",
+        "obtain", "find", "that", "equals", "finally",
+    ]
+)  # fmt: skip
+"""Words before an answer that say nothing."""
+NO_SOLUTION: Final = frozenset(
+    ["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "nosolutionexists"]
 )
-DROPPED: Final = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|°|\\?%|\\\$|[$€£]")
-WRAPPER: Final = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf|cal|bb|frak)|operatorname\*?|boldsymbol|bm)\s*"
-    r"\{([^{}]*)\}"
-)
-REPEATING: Final = re.compile(r"(?<![0-9])([0-9]*)\.([0-9]*)\\(?:overline|bar)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
-THOUSANDS: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:\{,\}|,\\!|,)\s?[0-9]{3})+(?![0-9])")
-RELATIONS: Final = frozenset(["=", "<", ">", "<=", ">=", "!=", r"\in"])
+EVERY_REAL: Final = frozenset(["allreals", "allreal", "allrealnumbers", "anyrealnumber", "allrealx", "realnumbers"])
+UNDEFINED: Final = frozenset(["undefined", "doesnotexist", "dne", "doesn'texist"])
+FUNCTION_LETTERS: Final = frozenset("fghpqFGHPQRSTVAEDLNCM")
+COORDINATES: Final = ("x", "y", "z")
+COORDINATE_SET: Final = frozenset(COORDINATES)
 
 
-@lru_cache(maxsize=4096)
 def canonical_latex(answer: str) -> str:
     """Return a text that two answers share exactly when they count as equal.
 
@@ -49,53 +79,54 @@ def canonical_latex(answer: str) -> str:
 
     Never raises, and takes time in proportion to the length of the answer.
     """
+    return read_answer(answer).text
+
+
+def agree_latex(answer: str, reference: str) -> bool:
+    """Tell whether an answer is right for a reference: equal, or near enough; see the top of this file."""
+    return reading.agree(read_answer(answer), read_answer(reference))
+
+
+def reads_as_mathematics(answer: str) -> bool:
+    """Tell whether an answer is more than words."""
+    return len(answer) <= LONGEST_ANSWER and not _has_words(read_answer(answer))
+
+
+def _has_words(found: Reading) -> bool:
+    return found.text.startswith("text:") or any(map(_has_words, found.parts))
+
+
+@lru_cache(maxsize=4096)
+def read_answer(answer: str) -> Reading:
+    """Read an answer; what is no mathematics becomes a reading of its text."""
     if len(answer) > LONGEST_ANSWER:
-        return "text:" + " ".join(answer.split())
-    cleaned = _clean(answer)
-    try:
-        tokens = tokenize(cleaned)
-        return _structure(tokens, "", 0)
-    except (NotMathematicsError, NoValueError):
-        plain = re.sub(rf"{WORD}|[{{}}\s\\]", "", cleaned).casefold()
-        return "text:" + plain.strip("().,;:")
+        return of_text("text:" + " ".join(answer.split()))
+    cleaned = clean(answer)
+    if cleaned.casefold() == "no":
+        return of_text("text:no")
+    tokens = tokenize(cleaned)
+    found = _attempt(lambda: _structure(tokens, 0))
+    if found is None and (balanced := _balanced(tokens)) != tokens:
+        found = _attempt(lambda: _structure(balanced, 0))
+    if found is None:
+        plain = re.sub(rf"{WORD}|[{{}}\s\\]", "", "".join(tokens)).casefold()
+        found = of_text("text:" + plain.strip("().,;:"))
+    return found
 
 
-def _clean(answer: str) -> str:
-    """Take out what is only typography, mark words, and write thousands and repeating decimals as plain numbers."""
-    text = answer.strip()
-    for superscript in re.findall("[⁰¹²³⁴-⁹]+", text):
-        text = text.replace(superscript, "^{" + unicodedata.normalize("NFKC", superscript) + "}", 1)
-    if re.fullmatch(r"\\?\$\s*[0-9][0-9,.]*", text):
-        text = text.lstrip("\\$ ")
-    text = THOUSANDS.sub(_join_thousands, text)
-    text = DROPPED.sub(" ", text)
-    text = SPACING.sub(lambda match: match[1] or " ", text)
-    for _ in range(3):
-        text = WRAPPER.sub(_unwrap, text)
-    text = REPEATING.sub(_repeating, text)
-    return text.strip().rstrip(".,;:").strip()
-
-
-def _join_thousands(match: re.Match[str]) -> str:
-    before = match.string[: match.start()]
-    inside = any(before.count(opening) > before.count(closing) for opening, closing in ("()", "[]", (r"\{", r"\}")))
-    # (1,100) is a pair; (1{,}100, 2) is not.
-    return match[0] if inside and re.search(r"[0-9],\s?[0-9]", match[0]) else re.sub(r"[^0-9]", "", match[0])
-
-
-def _unwrap(match: re.Match[str]) -> str:
-    content = match[1].strip()
-    if re.fullmatch(r"\(?[A-Za-z]\)?", content) or not re.search("[A-Za-z]", content):
-        return f" {content} "
-    words = re.split(r"[\s:]+", re.sub(r"[(),.;]", " ", content).strip())
-    return " " + " ".join(word if WORD in word else WORD + word for word in words) + " "
-
-
-def _repeating(match: re.Match[str]) -> str:
-    period = match[3] or match[4]
-    all_ones = 10 ** len(period) - 1
-    numerator = int((match[1] or "0") + match[2]) * all_ones + int(period)
-    return rf" \frac{{{numerator}}}{{{all_ones * 10 ** len(match[2])}}} "
+def _balanced(tokens: list[str]) -> list[str]:
+    """Leave out brackets that close nothing, and close at the end what is open."""
+    kept: list[str] = []
+    opened: list[str] = []
+    for token in tokens:
+        if token in OPENING:
+            opened.append(token)
+        elif token in CLOSING:
+            if not opened or (OPENING[opened[-1]] != token and "}" in (OPENING[opened[-1]], token)):
+                continue
+            opened.pop()
+        kept.append(token)
+    return kept + [OPENING[token] for token in reversed(opened)]
 
 
 def _split(tokens: list[str], separators: frozenset[str]) -> tuple[list[list[str]], list[str]]:
@@ -113,154 +144,486 @@ def _split(tokens: list[str], separators: frozenset[str]) -> tuple[list[list[str
     return parts, between
 
 
-def _structure(tokens: list[str], point: str, depth: int) -> str:
-    """Return the canonical text of anything that an answer can be."""
+def _structure(tokens: list[str], depth: int) -> Reading:
+    """Read anything that an answer can be."""
     if not tokens or depth > DEEPEST_NESTING:
         raise NotMathematicsError
-    if all(token.startswith(WORD) for token in tokens):
-        return "text:" + "".join(token[len(WORD) :] for token in tokens).casefold()
-    tokens = _without_units(tokens)
-    if (bracketed := _bracketed(tokens, point, depth)) is not None:
+    if all(map(is_word, tokens)):
+        return _words(tokens)
+    if tokens == [r"\dots"]:
+        return of_text("text:dots")
+    parts, _ = _split(tokens, frozenset(["=>"]))
+    if len(parts) > 1:
+        return _structure(next((part for part in reversed(parts) if part), []), depth + 1)
+    if clock := CLOCK.fullmatch("".join(tokens)):
+        return _clock(clock, tokens)
+    tokens, percent = _without_units(tokens)
+    if tokens[0] == r"\{" and _is_enclosed(tokens):
+        return _set(tokens[1:-1], depth)
+    parts, between = _split(tokens, SEPARATORS)
+    if len(parts) > 1:
+        return _list(parts, between, depth)
+    if r"\pm" in tokens or r"\mp" in tokens:
+        return of_list([_structure(_signed(tokens, sign), depth + 1) for sign in (1, -1)])
+    if tokens[-2:] == ["^", "T"] and _is_enclosed(tokens[:-2]) and "," in tokens:
+        tokens = tokens[:-2]  # a point written as a column
+    if _is_enclosed(tokens) and (bracketed := _bracketed(tokens, depth)) is not None:
         return bracketed
-    parts, _ = _split(tokens, frozenset([",", ";"]))
-    if len(parts) > 1:
-        return _list(parts, point, depth)
-    parts, _ = _split(tokens, frozenset([r"\cup"]))
-    if len(parts) > 1:
-        return r"union " + " ".join(sorted({_structure(part, point, depth + 1) for part in parts}))
+    for operator in (r"\setminus", r"\cup", r"\cap"):
+        parts, _ = _split(tokens, frozenset([operator]))
+        if len(parts) > 1:
+            return _set_operation(operator, [_structure(part, depth + 1) for part in parts])
     parts, relations = _split(tokens, RELATIONS)
     if relations:
-        return _related(parts, relations, point, depth)
+        return _related(parts, relations, depth)
     parts, _ = _split(tokens, frozenset([":"]))
     if len(parts) > 1:
-        first = expression_value(parts[0], point)
-        return "ratio " + " ".join((expression_value(part, point) / first).text() for part in parts)
-    return _expression(tokens, point)
+        return _proportion(parts)
+    found = _expression(tokens)
+    return found.also(_hundredth(found)) if percent and found.value is not None else found
 
 
-def _without_units(tokens: list[str]) -> list[str]:
-    """Drop the words after an expression, with the exponent of square and cubic units."""
+def _signed(tokens: list[str], sign: int) -> list[str]:
+    signs = {r"\pm": "+" if sign > 0 else "-", r"\mp": "-" if sign > 0 else "+"}
+    return [signs.get(token, token) for token in tokens]
+
+
+def _words(tokens: list[str]) -> Reading:
+    text = "".join(token[len(WORD) :] for token in tokens).casefold()
+    if text in NO_SOLUTION:
+        return NOTHING
+    if text in EVERY_REAL:
+        return reading.of_spans([ALL_REALS])
+    return of_text("text:undefined" if text in UNDEFINED else "text:" + text)
+
+
+def _without_units(tokens: list[str]) -> tuple[list[str], bool]:
+    """Drop the words after an expression, with the exponents of square and cubic units; tell percentages."""
+    start = 0
+    while start < len(tokens) - 1 and _is_filler(tokens[start]):
+        start += 1
+        start += tokens[start] == ":" and start < len(tokens) - 1
+    tokens = tokens[start:]
+    if is_word(tokens[0]) and tokens[0][len(WORD) :].casefold() in ("negative", "minus"):
+        tokens = ["-", *tokens[1:]]
     end = len(tokens)
+    percent = False
     while end > 1:
-        if tokens[end - 1].startswith(WORD):
-            end -= 1
-        elif end > 2 and tokens[end - 2] == "^" and tokens[end - 3].startswith(WORD):
-            end -= 3
-        elif end > 4 and tokens[end - 4] == "^" and tokens[end - 1] == "}" and tokens[end - 5].startswith(WORD):
-            end -= 5
-        else:
+        size = _unit_size(tokens[:end])
+        percent |= tokens[end - 1] == "%" or (is_word(tokens[end - 1]) and tokens[end - 1][len(WORD) :] in PERCENT)
+        if not size or size >= end:
             break
-    return tokens[:end] if (end and not tokens[0].startswith(WORD)) or r"=" in tokens[:end] else tokens
+        end -= size
+    kept = tokens[:end]
+    return (kept if not is_word(tokens[0]) or "=" in kept else tokens), percent
 
 
-def _bracketed(tokens: list[str], point: str, depth: int) -> str | None:
-    """Read a set, tuple, interval or matrix that is the whole of the answer."""
-    if tokens[0].startswith(r"\begin"):
-        return _matrix(tokens, point, depth)
-    if tokens[0] not in OPENING or tokens[-1] not in CLOSING or len(tokens) < 2:
-        return None
+def _is_filler(token: str) -> bool:
+    return is_word(token) and token[len(WORD) :].casefold() in FILLERS
+
+
+def _unit_size(tokens: list[str]) -> int:
+    """How many tokens at the end are a unit, or a part of one."""
+    last = tokens[-1]
+    if is_word(last) or last == "%":
+        return 1
+    if len(tokens) > 2 and tokens[-2] in ("^", "**") and is_word(tokens[-3]):
+        return 3
+    if len(tokens) > 3 and tokens[-3:-1] == ["^", "-"] and is_word(tokens[-4]):
+        return 4
+    if last == "}":
+        opening = len(tokens) - 1 - tokens[::-1].index("{") if "{" in tokens else 0
+        inside = tokens[opening + 1 : -1]
+        if opening > 2 and tokens[opening - 1] == "^" and is_word(tokens[opening - 2]):
+            return len(tokens) - opening + 2
+        if inside and all(map(is_word, inside)):
+            if opening and tokens[opening - 1] == "}":  # \frac{km}{h}
+                before = (
+                    len(tokens[: opening - 1]) - 1 - tokens[: opening - 1][::-1].index("{")
+                    if "{" in tokens[: opening - 1]
+                    else 0
+                )
+                if before and tokens[before - 1] == r"\frac" and all(map(is_word, tokens[before + 1 : opening - 1])):
+                    return len(tokens) - before + 1
+            return len(tokens) - opening
+    if last in ("/", "*") and len(tokens) > 1 and is_word(tokens[-2]):
+        return 1
+    return 1 if last in ("/", "*") and len(tokens) > 2 else 0
+
+
+def _is_enclosed(tokens: list[str]) -> bool:
+    """Tell whether one pair of brackets holds everything else; those of intervals may differ."""
+    if len(tokens) < 2 or tokens[0] not in OPENING or tokens[-1] not in CLOSING:
+        return False
     open_brackets = 0
     for token in tokens[:-1]:
         open_brackets += (token in OPENING) - (token in CLOSING)
         if open_brackets == 0:
-            return None
+            return False
+    return True
+
+
+def _bracketed(tokens: list[str], depth: int) -> Reading | None:
+    """Read a tuple or an interval, or what brackets hold."""
     inner = tokens[1:-1]
-    if tokens[0] == "{":
-        return _structure(inner, point, depth + 1)
-    if tokens[0] == r"\{":
-        return r"\emptyset" if not inner else _list(_split(inner, frozenset([",", ";"]))[0], point, depth)
-    parts, _ = _split(inner, frozenset([",", ";"]))
-    if len(parts) == 1:
-        return _structure(inner, point, depth + 1)
-    items = ", ".join(_structure(part, point, depth + 1) for part in parts)
-    if len(parts) == 2 and tokens[0] != "<(":
-        return f"{tokens[0]}{items}{tokens[-1]}"
-    return f"({items})"
-
-
-def _matrix(tokens: list[str], point: str, depth: int) -> str | None:
-    name = re.fullmatch(r"\\begin\s*\{([a-z]*matrix|array)\}", tokens[0])
-    if name is None or tokens[-1] != rf"\end{{{name[1]}}}" or any(token.startswith(r"\begin") for token in tokens[1:]):
+    if tokens[0] in (r"\lfloor", r"\lceil") or r"\choose" in inner:
         return None
-    body = tokens[1:-1]
-    if name[1] == "array" and body[:1] == ["{"] and "}" in body:
-        body = body[body.index("}") + 1 :]
-    rows = [row for row in _split(body, frozenset(["\\\\"]))[0] if row]
-    cells = [[_structure(cell, point, depth + 1) for cell in _split(row, frozenset(["&"]))[0]] for row in rows]
-    return f"{'determinant' if name[1] == 'vmatrix' else 'matrix'} " + "; ".join(", ".join(row) for row in cells)
+    parts, _ = _split(inner, frozenset([",", ";"]))
+    if len(parts) == 1 or tokens[0] == "{":
+        matching = OPENING[tokens[0]] == tokens[-1]
+        return _structure(inner, depth + 1) if matching else None
+    items = [_structure(part, depth + 1) for part in parts]
+    opening, closing = (tokens[0], tokens[-1]) if len(parts) == 2 and tokens[0] != "<(" else ("(", ")")
+    found = of_tuple(items, opening, closing)
+    if opening == "(" and closing == ")" and tokens[0] != "[":
+        return found.also(Reading("matrix", "column " + found.text, parts=tuple(items), shape="1"))
+    if tokens[0] == "[" and len({(item.kind, len(item.parts)) for item in items}) == 1 and items[0].shape:
+        cells = tuple(cell for item in items for cell in item.parts)  # [[1, 2], [3, 4]]
+        return found.also(Reading("matrix", "rows " + found.text, parts=cells, shape=str(len(items[0].parts))))
+    return found
 
 
-def _list(parts: list[list[str]], point: str, depth: int) -> str:
-    parts = [part for part in parts if part]
-    names = {part[0] for part in parts if len(part) > 2 and part[1] == "=" and part[0].isalpha()}
-    items: set[str] = set()
-    for part in parts:
-        if len(names) > 1 and len(part) > 2 and part[1] == "=":
-            items.add(part[0] + "=" + _structure(part[2:], point, depth + 1))
-            continue
-        text = _structure(part, point, depth + 1)
-        items.update(text[1:-1].split(" | ") if text.startswith("{") else [text])
-    return _set(items)
+def _set(inner: list[str], depth: int) -> Reading:
+    if not inner:
+        return NOTHING
+    # {x | x > 2}: what follows says which.
+    parts, _ = _split(inner, frozenset(["|", ":"]))
+    if len(parts) == 2 and parts[0] and parts[0][0].isalpha() and (len(parts[0]) == 1 or parts[0][1] == r"\in"):
+        return _structure(parts[1], depth + 1)
+    parts, _ = _split(inner, frozenset([",", ";"]))
+    return of_list([_structure(part, depth + 1) for part in parts if part])
 
 
-def _set(items: set[str]) -> str:
-    return items.pop() if len(items) == 1 else "{" + " | ".join(sorted(items)) + "}"
+def _set_operation(operator: str, operands: list[Reading]) -> Reading:
+    spans = [reading.spans_of(operand) for operand in operands]
+    known = [span for span in spans if span is not None]
+    if len(known) < len(spans):
+        if operator != r"\cup":
+            raise NotMathematicsError
+        return of_text("union " + " ".join(sorted({operand.text for operand in operands})))
+    total = list(known[0])
+    for other in known[1:]:
+        if operator == r"\cup":
+            total += other
+        elif operator == r"\cap":
+            total = reading.intersection(total, other)
+        elif all(span.low.text == span.high.text for span in other):
+            total = reading.without_points(total, [span.low for span in other])
+        else:
+            raise NotMathematicsError
+    return reading.of_spans(total)
 
 
-def _related(parts: list[list[str]], relations: list[str], point: str, depth: int) -> str:
+def _list(parts: list[list[str]], between: list[str], depth: int) -> Reading:
+    kept = [part for part in parts if part and not _is_condition(part) and not all(map(_is_filler, part))]
+    if not kept:
+        raise NotMathematicsError
+    names = [part[0] for part in kept if len(part) > 2 and part[1] == "=" and part[0].isalpha()]
+    if len(set(names)) == len(names) == len(kept) > 1:
+        # x = 2, y = 3 is a point.
+        named = list(zip(names, kept, strict=True))
+        if all(len(name) == 1 for name in names):
+            named.sort()
+        items = [_structure(part[2:], depth + 1) for _, part in named]
+        return of_tuple(items).also(of_list(items))
+    items = [_structure(part, depth + 1) for part in kept]
+    if any(COMPARISONS.intersection(part) for part in kept) and (joined := _joined(kept, items, between)) is not None:
+        return joined
+    found = of_list(items)
+    return found.also(of_tuple(items)) if len(items) > 1 and found.kind == "list" else found
+
+
+def _is_condition(tokens: list[str]) -> bool:
+    """Tell what is said of a variable beside an answer: `k \\in \\mathbb{Z}`."""
+    return len(tokens) == 3 and tokens[1] == r"\in" and tokens[2] in (r"\mathbb{Z}", r"\mathbb{N}")
+
+
+def _joined(parts: list[list[str]], items: list[Reading], between: list[str]) -> Reading | None:
+    """Inequalities beside each other: both hold, or one of them does where they exclude each other; None for others."""
+    spans = []
+    for number, (part, item) in enumerate(zip(parts, items, strict=True)):
+        if number and "!=" in parts[0] and item.kind == "value" and not COMPARISONS.intersection(part):  # x \ne 1, 2
+            item = _set_operation(r"\setminus", [reading.of_spans([ALL_REALS]), item])
+        found = reading.spans_of(item)
+        if found is None:
+            return None
+        spans.append(found)
+    together = list(spans[0])
+    for other in spans[1:]:
+        together = reading.intersection(together, other)
+    if r"\lor" in between or not together:
+        return reading.of_spans([span for each in spans for span in each])
+    return reading.of_spans(together)
+
+
+def _related(parts: list[list[str]], relations: list[str], depth: int) -> Reading:
     """Read equations and inequalities."""
-    if relations == [r"\in"] and len(parts[0]) == 1:
-        return _structure(parts[1], point, depth + 1)
-    if set(relations) == {"="}:
-        named = _is_name(parts[0]) and not (len(parts[0]) == 1 and parts[0][0] in parts[1])
-        if named or len(parts) > 2:
-            return _structure(parts[-1], point, depth + 1)
-        # Equal up to a factor: the ratio of the difference of both sides at two points does not see the factor.
-        here, there = (
-            expression_value(parts[0], where) - expression_value(parts[1], where) for where in (point, point + "'")
+    if relations == [r"\in"]:
+        return _structure(parts[1], depth + 1)
+    if set(relations) <= {"=", r"\approx", r"\equiv"}:
+        return _chain(parts, relations, depth)
+    if not set(relations) <= COMPARISONS:
+        raise NotMathematicsError
+    return _inequality(parts, relations)
+
+
+def _chain(parts: list[list[str]], relations: list[str], depth: int) -> Reading:
+    """Read equations: a = b, a = b = c, and a = b \\approx c, where b is exact."""
+    if r"\approx" in relations[1:] or (r"\approx" in relations and not _is_name(parts[0])):
+        exact = relations.index(r"\approx") + 1
+        if exact > 1 or not _is_name(parts[0]):
+            found = (
+                _chain(parts[:exact], relations[: exact - 1], depth) if exact > 1 else _structure(parts[0], depth + 1)
+            )
+            return found.also(_structure(parts[-1], depth + 1))
+    if len(parts) == 2:
+        return _equation(parts[0], parts[1], depth)
+    return _structure(parts[-1], depth + 1)
+
+
+def _equation(left: list[str], right: list[str], depth: int) -> Reading:
+    sides = [_tree(left), _tree(right)]
+    trees = [tree for tree in sides if tree is not None]
+    names = frozenset[str]().union(*map(names_in, trees))
+    same = None
+    if len(trees) == 2:
+        difference = Node("sum", (trees[0], Node("negative", (trees[1],))))
+        # Equal up to a factor: the ratio of the difference at two points does not see the factor.
+        same = _attempt(lambda: of_text("equation " + (number_of(difference) / number_of(difference, "'")).text()))
+        if len(names) > 1 and names <= COORDINATE_SET:
+            solved = _solution(difference, max(names))
+            return _also(solved or same, same, _value(right) if _is_name(left) else None)
+    for name, other in ((left, right), (right, left)):
+        if _is_name(name) and not (len(name) == 1 and name[0] in other):
+            return _also(_structure(other, depth + 1), same)
+    if sides[0] is None or not names_in(sides[0]):
+        return _also(_structure(right, depth + 1), same)
+    if sides[1] is None:
+        raise NotMathematicsError
+    solved = _solution(difference, *names) if len(names) == 1 else None
+    return _also(solved or same, same)
+
+
+def _also(found: Reading | None, *others: Reading | None) -> Reading:
+    if found is None:
+        raise NoValueError
+    return found.also(*(other for other in others if other is not None))
+
+
+def _attempt(read: Callable[[], Reading]) -> Reading | None:
+    try:
+        return read()
+    except (NotMathematicsError, NoValueError):
+        return None
+
+
+def _value(tokens: list[str]) -> Reading | None:
+    return _attempt(lambda: _expression(tokens))
+
+
+def _tree(tokens: list[str]) -> Node | None:
+    try:
+        return read_expression(tokens)
+    except NotMathematicsError:
+        return None
+
+
+def _solution(difference: Node, name: str) -> Reading | None:
+    """Where a difference that is linear in a variable is zero; None for others."""
+    try:
+        root, _ = _linear_root(difference, name)
+    except NoValueError:
+        return None
+    return reading.of_value(root)
+
+
+def _linear_root(difference: Node, name: str) -> tuple[Residue, Residue]:
+    """Where a difference is zero, and its slope in a variable; `NoValueError` unless it is linear in it."""
+    places = [residue.symbol(f"place {number}") for number in range(3)]
+    values = [number_of(difference, given={name: place}) for place in places]
+    slope = (values[1] - values[0]) / (places[1] - places[0])
+    again = (values[2] - values[0]) / (places[2] - places[0])
+    if not residue.same(slope, again) or residue.same(slope, residue.ZERO):
+        raise NoValueError
+    return places[0] - values[0] / slope, slope
+
+
+def _inequality(parts: list[list[str]], relations: list[str]) -> Reading:
+    """Read inequalities in one variable as the reals that fulfil them, others as what has to be positive."""
+    directions = {relation[0] for relation in relations} - {"!"}
+    if len(directions) > 1:
+        raise NotMathematicsError
+    trees = [_tree(part) for part in parts]
+    for place, part in enumerate(parts):
+        if trees[place] is None or (len(parts[place]) > 1 and _is_name(part)):
+            if not _is_name(part):
+                raise NotMathematicsError
+            trees[place] = Node("name", text="named")
+    known = [tree for tree in trees if tree is not None]
+    names = frozenset[str]().union(*map(names_in, known))
+    alone = [tree.text for tree in known if tree.kind == "name"]
+    spans = [ALL_REALS]
+    for place, relation in enumerate(relations):
+        left, right = known[place], known[place + 1]
+        if len(names) == 1:
+            name = next(iter(names))
+        elif alone and not names <= COORDINATE_SET and sum(alone[0] in names_in(tree) for tree in known) == 1:
+            name = alone[0]
+        elif len(relations) == 1 and relation != "!=":
+            return _positive(left, right, relation)
+        else:
+            raise NotMathematicsError
+        spans = (
+            reading.intersection(spans, _fulfilled(left, right, relation, name))
+            if spans != [ALL_REALS]
+            else _fulfilled(left, right, relation, name)
         )
-        return "equation " + (here / there).text()
-    ascending = all(relation in ("<", "<=") for relation in relations)
-    if not ascending and not all(relation in (">", ">=") for relation in relations):
-        if relations == ["!="] and _is_name(parts[0]):
-            return "not " + _structure(parts[1], point, depth + 1)
+    return reading.of_spans(spans)
+
+
+def _fulfilled(left: Node, right: Node, relation: str, name: str) -> list[Span]:
+    """The reals at which a relation holds, which is linear in the variable."""
+    if name not in names_in(left) | names_in(right):
         raise NotMathematicsError
-    if not ascending:
-        parts, relations = parts[::-1], [relation.replace(">", "<") for relation in relations[::-1]]
-    if len(parts) == 3 and _is_name(parts[1]):
-        low, high = parts[0], parts[2]
-    elif len(parts) == 2 and _is_name(parts[0]):
-        low, high, relations = ["-", r"\infty"], parts[1], ["<", *relations]
-    elif len(parts) == 2 and _is_name(parts[1]):
-        low, high, relations = parts[0], [r"\infty"], [*relations, "<"]
+    if right.kind in ("name", "absolute") and left.kind != "name":
+        left, right, relation = right, left, relation.translate(str.maketrans("<>", "><"))
+    if left.kind == "absolute" and name not in names_in(right):
+        (inner,) = left.parts
+        below = _fulfilled(inner, right, relation, name)
+        above = _fulfilled(inner, Node("negative", (right,)), relation.translate(str.maketrans("<>", "><")), name)
+        return reading.intersection(below, above) if relation.startswith("<") else [*below, *above]
+    if left == Node("name", text=name):
+        root, rising = number_of(right), True
     else:
-        raise NotMathematicsError
-    brackets = "(["[relations[0] == "<="], ")]"[relations[1] == "<="]
-    return f"{brackets[0]}{_expression(low, point)}, {_expression(high, point)}{brackets[1]}"
+        root, slope = _linear_root(Node("sum", (left, Node("negative", (right,)))), name)
+        rising = residue.float_of(slope) > 0
+    end = reading.of_value(root)
+    if relation == "!=":
+        return reading.without_points([ALL_REALS], [end])
+    closed = relation.endswith("=")
+    if relation.startswith(">") == rising:
+        return [Span(end, GREATEST, (closed, False))] if end.text != LEAST.text else [ALL_REALS]
+    return [Span(LEAST, end, (False, closed))] if end.text != GREATEST.text else [ALL_REALS]
+
+
+def _positive(left: Node, right: Node, relation: str) -> Reading:
+    """Read an inequality in several variables: what is positive, up to a positive factor."""
+    if relation.startswith("<"):
+        left, right = right, left
+    difference = Node("sum", (left, Node("negative", (right,))))
+    here, there = number_of(difference), number_of(difference, "'")
+    sign = "+" if residue.float_of(here) > 0 else "-"
+    return of_text(f"positive{relation[1:]} {sign} {(here / there).text()}")
 
 
 def _is_name(tokens: list[str]) -> bool:
-    """Tell whether this is what a result is called: `x`, `x_1`, `f(x)`, `\\theta`, a few words."""
-    if not tokens:
+    """Tell whether this is what a result is called: `x`, `x_1`, `f(2)`, `\\theta`, `AB`, `\\angle ABC`, words."""
+    if not tokens or is_word(tokens[0]):
         return True
-    if all(token.startswith(WORD) for token in tokens):
+    joined = "".join(tokens)
+    if re.fullmatch(r"(?:m?\\(?:angle|triangle)|\\overline|\\bar)?\{?[A-Z](?:'?[A-Z]'?){0,4}\}?'?", joined) and (
+        len(tokens) > 1
+    ):
+        return True
+    if re.fullmatch(r"\[[A-Z]{3,6}\]|\|[A-Z]{2}\||m?\\angle[A-Za-z0-9]|\\Delta[A-Z]{3}", joined):
+        return True
+    if re.fullmatch(r"\\frac\{?d[a-z]?\}?\{?d[a-z]\}?(?:.*)", joined):
+        return True
+    if tokens[0] == "(" and re.fullmatch(r"\([a-zA-Z](?:,[a-zA-Z]|,\\[a-z]+)+\)", joined):
         return True
     first = tokens[0]
-    if not (len(first) == 1 and first.isalpha()) and first not in (
-        r"\theta",
-        r"\alpha",
-        r"\beta",
-        r"\angle",
-        r"\lambda",
-    ):
+    if not (len(first) == 1 and first.isalpha()) and first not in GREEK:
         return False
-    rest = "".join(tokens[1:])
-    return re.fullmatch(r"(?:_[a-zA-Z0-9]|_\{[a-zA-Z0-9]+\})?(?:\^\{-1\})?(?:\([a-zA-Z]\))?", rest) is not None
+    rest = re.sub(
+        r"^(?:_(?:[a-zA-Z0-9]|[0-9]+|\{[^{}]*\}))?'*(?:\^\{(?:-1|\([0-9n]\)|'+)\})?'*", "", joined[len(first) :]
+    )
+    if not rest:
+        return True
+    called = rest[0] + rest[-1] in ("()", "[]") and _is_enclosed(
+        tokens[-len(rest) :] if len(rest) < len(tokens) else tokens[1:]
+    )
+    return called and (first in FUNCTION_LETTERS or re.fullmatch(r"\((?:[a-zA-Z]|-?[0-9]+)\)", rest) is not None)
 
 
-def _expression(tokens: list[str], point: str) -> str:
-    if r"\pm" in tokens or r"\mp" in tokens:
-        return _set({expression_value(tokens, point, sign).text() for sign in (1, -1)})
+def _clock(clock: re.Match[str], tokens: list[str]) -> Reading:
+    """Read a time of day; without a half of the day it may be meant as either, or as a ratio."""
+    hour, rest, half = int(clock[1]), clock[2] + (":" + clock[3] if clock[3] else ""), clock[4]
+    if half:
+        return of_text(f"clock {hour}:{rest} {half}")
+    parts, _ = _split(tokens, frozenset([":"]))
+    halves = ["pm"] if hour > 12 else ["am", "pm"]
+    meant = [of_text(f"clock {hour - 12 if hour > 12 else hour}:{rest} {half}") for half in halves]
+    return _also(of_text(f"clock {hour}:{rest}"), *meant, _attempt(lambda: _proportion(parts)))
+
+
+def _proportion(parts: list[list[str]]) -> Reading:
+    values = [number_of(read_expression(part)) for part in parts]
+    if any(residue.same(value, residue.ZERO) for value in values):
+        raise NotMathematicsError
+    return of_text("ratio " + " ".join((value / values[0]).text() for value in values))
+
+
+def _expression(tokens: list[str]) -> Reading:
     if tokens == [r"\emptyset"]:
-        return r"\emptyset"
-    return expression_value(tokens, point).text()
+        return NOTHING
+    if tokens == [r"\mathbb{R}"]:
+        return reading.of_spans([ALL_REALS])
+    parts, between = _split(tokens, frozenset([r"\pmod"]))
+    if between and len(parts) == 2 and parts[0]:
+        value, divisor = number_of(read_expression(parts[0])), number_of(read_expression(parts[1]))
+        return _residue_class(value, divisor)
+    if based := BASED.fullmatch("".join(tokens)):
+        digits, base = based[1].lstrip("0") or "0", based[2] or based[3]
+        if base == "10" and digits.isdigit():
+            return reading.of_value(residue.number(int(digits)))
+        return of_text(f"base {base}: {digits}")
+    tree = read_expression(tokens)
+    found_value = value_of(tree)
+    if isinstance(found_value, Matrix):
+        return _matrix(found_value)
+    found = reading.of_value(found_value, _decimals(tokens))
+    if tree.kind == "degrees" or (tree.kind == "negative" and tree.parts[0].kind == "degrees"):
+        return found.also(reading.of_value(found_value * residue.PI / residue.number(180)))
+    option = tokens[:3]
+    if len(tokens) > 3 and option[0] == "(" and option[1] in tuple("ABCDE") and option[2] == ")":
+        return found.also(*filter(None, [_value(option), _value(tokens[3:])]))
+    return found
+
+
+def _residue_class(value: Residue, divisor: Residue) -> Reading:
+    number, by = value.rational(), divisor.rational()
+    if number is None or by is None:
+        return of_text(f"{value.text()} modulo {divisor.text()}").also(reading.of_value(value))
+    if by == 0:
+        raise NoValueError
+    return of_text(f"{number % by} modulo {by}").also(reading.of_value(value))
+
+
+def _matrix(value: Matrix) -> Reading:
+    rows, columns = value.shape
+    cells = [reading.of_value(cell) for row in value.rows for cell in row]
+    text = "matrix " + "; ".join(", ".join(cell.text() for cell in row) for row in value.rows)
+    found = Reading("matrix", text, parts=tuple(cells), shape=str(columns))
+    return found.also(of_tuple(cells)) if 1 in (rows, columns) and rows * columns > 1 else found
+
+
+def _decimals(tokens: list[str]) -> int | None:
+    """Digits after the point of a written decimal: 2 of -0.25, 3 of 2.5 \\times 10^{-2}; None for other expressions."""
+    match = re.fullmatch(
+        r"[-+]?\(?([0-9]*\.[0-9]+|[0-9]+\.?[0-9]*[eE][-+]?[0-9]+|[0-9]+)(?:\*10\^\{?(-?[0-9]{1,3})\}?)?\)?[°%]?",
+        "".join(tokens),
+    )
+    if match is None or not ("." in match[1] or "e" in match[1].lower()):
+        return None
+    plain_number(match[1])
+    mantissa, _, exponent = match[1].lower().partition("e")
+    return len(mantissa.partition(".")[2]) - int(exponent or 0) - int(match[2] or 0)
+
+
+def _hundredth(found: Reading) -> Reading:
+    assert found.value is not None
+    decimals = None if found.decimals is None else found.decimals + 2
+    return reading.of_value(found.value / residue.number(100), decimals)
+
+
+__all__ = ["agree_latex", "canonical_latex", "read_answer", "reads_as_mathematics"]

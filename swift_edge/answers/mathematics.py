@@ -1,0 +1,207 @@
+"""Where a response states its mathematics, and whether it is what a reference says.
+
+The answer is, in this order: the last box, with those beside it; what follows the usual phrasings; the whole text where
+it reads as mathematics; the last mathematics between dollar signs; the end of the last line that reads as mathematics;
+the last number.
+
+Boxes belong together where nothing but a listing is between them: `\\boxed{2}` and `\\boxed{3}` are the answer `2, 3`,
+so a response that boxes two guesses is wrong. Boxes that stand apart are steps and a result, the last of which counts;
+but where a reference lists several answers, a response is right as well if all its boxes together are that list.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from swift_edge.answers import plain
+from swift_edge.answers.latex import agree_latex, canonical_latex, reads_as_mathematics
+from swift_edge.answers.stated import BOX, DISPLAYED, LISTING, MOST_PHRASES, PHRASE, displayed, displayed_first
+
+DOLLAR: Final = r"\mathdollar "
+"""How a dollar sign is spelled while mathematics is looked for."""
+MOST_BOXES: Final = 12
+"""Boxes that may be one answer together."""
+LONGEST_LINK: Final = 40
+"""Characters between two boxes, or two pieces of mathematics, of one answer."""
+LONGEST_SENTENCE: Final = 1_000
+"""Characters that are read after a phrasing."""
+MOST_WORDS: Final = 16
+"""Words at the end of a line, or at the start of a sentence, that may be the answer."""
+LINK: Final = re.compile(
+    r"[\s$,;.\\()\[\]]*(?:and|or|&|\\text\{\s*(?:and|or)\s*\})?[\s$,;\\()\[\]]*(?:[a-zA-Z](?:_[0-9])?\s*=\s*)?[\s$]*"
+)
+SENTENCE_END: Final = re.compile(r"\n|[.!?](?=\s|$|[*_]+(?:\s|$))")
+EMPHASIS: Final = re.compile(r"^[*_`\s]+|[*_`]+(?=[\s.,;:]|$)|(?<=\s)[*_`]+(?=\S)")
+REASON: Final = re.compile(
+    r"[,;]?\s+(?:because|since|as|so|which|where|when|for|if|from|after|due|given|that|by)\b", re.IGNORECASE
+)
+SEVERAL: Final = re.compile(r"\b(?:are|solutions|roots|values|answers|zeros|zeroes)\b")
+WORDS: Final = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2}|\\text")
+"""What makes a text more than mathematics that does not read."""
+NAMED: Final = re.compile(r"\\(?:begin|end|operatorname|text[a-z]*|mbox|mathrm)\s*\{[^{}]*\}")
+SOME_WORD: Final = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{2,}")
+MOST_UNIT_WORDS: Final = 3
+"""Words beside mathematics that may be a unit: miles per hour."""
+PROSE: Final = re.compile(r"[aAI]\s|[a-zA-Z]{2,}(?!\s*[=(^_{\[])")
+"""How words begin that are no mathematics."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    start: int
+    end: int
+    content: str
+
+
+def extract_latex(text: str) -> str | None:
+    """Return the answer of a response as it was written, several of them with commas between; None without one."""
+    # A dollar sign that is meant as one would look like the end of mathematics.
+    answer = _extracted(text.replace(r"\$", DOLLAR))
+    return None if answer is None else answer.replace(DOLLAR, r"\$")
+
+
+def reference_latex(text: str) -> str | None:
+    """Return the answer of a reference: what it boxes, else the whole; None without one."""
+    if boxes := _boxes(text):
+        return _joined(_last_together(text, boxes))
+    return text.strip() or None
+
+
+def grade_latex(text: str, expected: str) -> bool:
+    """Tell whether a response gives the answer of a reference."""
+    answer = extract_latex(text)
+    if answer is None:
+        return False
+    if agree_latex(answer, expected):
+        return True
+    boxes = _boxes(text)
+    return 1 < len(boxes) <= MOST_BOXES and agree_latex(_joined(boxes), expected)
+
+
+def _extracted(text: str) -> str | None:
+    if boxes := _boxes(text):
+        return _joined(_last_together(text, boxes))
+    for sentence in _sentences(text):
+        return _first_in(sentence)
+    if len(text) <= LONGEST_SENTENCE and not _is_prose(text) and _is_mathematics(text):
+        return text.strip()
+    if shown := _last_displayed(text):
+        return shown
+    if len(text) <= LONGEST_SENTENCE and not WORDS.search(text):
+        return text.strip() or None
+    return _last_in(text) or plain.extract_number(text) or _short(text)
+
+
+def _is_mathematics(text: str) -> bool:
+    """Tell mathematics, with a unit perhaps, from a sentence with a letter that could be a variable."""
+    words = len(SOME_WORD.findall(NAMED.sub(" ", text)))
+    shown = words == 0 or re.search(r"[0-9\\=<>^]", text) is not None
+    return shown and words <= MOST_UNIT_WORDS and reads_as_mathematics(text)
+
+
+def _is_prose(text: str) -> bool:
+    """Tell whether mathematics between dollar signs stands among words."""
+    around = DISPLAYED.sub(" ", text)
+    return around != text and re.search(r"(?!and\b|or\b)\b[a-zA-Z]{2}", around) is not None
+
+
+def _boxes(text: str) -> list[_Box]:
+    """Return the boxes that are closed and not empty, first to last, those within others left out."""
+    starts = [(match.start(), match.end()) for match in BOX.finditer(text)]
+    if not starts:
+        return []
+    # One pass from the left knows where every brace closes; a pass from each box would be slow on many of them.
+    closings: dict[int, int] = {}
+    opened: list[int] = []
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closings[opened.pop()] = match.start()
+    found: list[_Box] = []
+    for start, brace in starts:
+        if found and start < found[-1].end:
+            continue
+        if brace in closings:
+            found.append(_Box(start, closings[brace] + 1, text[brace + 1 : closings[brace]].strip()))
+        elif re.match(r"[0-9A-Za-z]", text[brace : brace + 1]) and text[brace - 1 : brace].isspace():
+            found.append(_Box(start, brace + 1, text[brace]))
+    return [box for box in found if box.content] if found and found[-1].content else []
+
+
+def _last_together(text: str, boxes: list[_Box]) -> list[_Box]:
+    """Return the last box, and those before it that belong to it."""
+    first = len(boxes) - 1
+    while first > 0 and len(boxes) - first < MOST_BOXES:
+        between = text[boxes[first - 1].end : boxes[first].start]
+        if len(between) > LONGEST_LINK or not between.strip() or not LINK.fullmatch(between):
+            break
+        first -= 1
+    return boxes[first:]
+
+
+def _joined(boxes: list[_Box]) -> str:
+    different = {canonical_latex(box.content): box.content for box in boxes} if len(boxes) > 1 else {}
+    return ", ".join(different.values()) if len(different) > 1 else boxes[-1].content
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """Yield what follows the phrasings, the last first, up to the end of its sentence, without emphasis."""
+    for match in list(PHRASE.finditer(text))[: -MOST_PHRASES - 1 : -1]:
+        rest = text[match.end() : match.end() + LONGEST_SENTENCE]
+        inside = [span.span() for span in DISPLAYED.finditer(rest)]
+        ends = (end.start() for end in SENTENCE_END.finditer(rest))
+        end = next((end for end in ends if not any(start < end < stop for start, stop in inside)), len(rest))
+        if sentence := EMPHASIS.sub("", rest[:end]).strip():
+            yield sentence
+
+
+def _first_in(sentence: str) -> str:
+    """Return the mathematics that a sentence begins with, else the sentence."""
+    shown = displayed_first(sentence)
+    if shown and not re.search("[0-9]", sentence[: sentence.find(shown)]):
+        return shown
+    claim = REASON.split(sentence.strip("$ "), maxsplit=1)[0]
+    if _is_mathematics(claim):
+        return claim
+    words = claim.split()[:MOST_WORDS]
+    for count in range(len(words), 0, -1):
+        candidate = " ".join(words[:count]).rstrip(",;:")
+        if _is_mathematics(candidate):
+            return candidate
+    return claim
+
+
+def _last_displayed(text: str) -> str | None:
+    """Return the last mathematics between dollar signs, with what is listed before it (`they are $1$ and $2$`)."""
+    spans = list(DISPLAYED.finditer(text))
+    if not spans:
+        return None
+    first = len(spans) - 1
+    while first > 0 and len(spans) - first < MOST_BOXES:
+        between = text[spans[first - 1].end() : spans[first].start()]
+        if not between.strip() or not LISTING.fullmatch(between):
+            break
+        first -= 1
+    if SEVERAL.search(text[max(0, spans[first].start() - LONGEST_LINK) : spans[first].start()]):
+        return text[spans[first].start() : spans[-1].end()]
+    return displayed(text)
+
+
+def _last_in(text: str) -> str | None:
+    """Return the longest end of the last line that reads as mathematics and is more than a number."""
+    lines = text[-LONGEST_SENTENCE:].strip().splitlines()
+    words = lines[-1].rstrip(".!").split() if lines else []
+    for start in range(max(0, len(words) - MOST_WORDS), len(words)):
+        candidate = " ".join(words[start:])
+        if re.search(r"[\\^=<>()]", candidate) and not PROSE.match(candidate) and _is_mathematics(candidate):
+            return candidate
+    return None
+
+
+def _short(text: str) -> str | None:
+    """Return a text of a word or two, or `\\text{...}`: what is no mathematics may still be the answer."""
+    stripped = text.strip(" .\n\t")
+    few = stripped and len(stripped.split()) <= 2 and len(stripped) <= LONGEST_LINK
+    return stripped if few or re.fullmatch(r"\\text[a-z]*\{[^{}]{1,80}\}", stripped) else None
