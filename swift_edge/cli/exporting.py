@@ -82,7 +82,7 @@ def export(
     force: bool,
 ) -> None:
     """Make a bundle from MODEL, a folder or a hub id, and check it against the original before it is published."""
-    report("load torch and transformers")  # seconds on a machine that has not read them before
+    say("load torch and transformers")  # seconds on a machine that has not read them before
     with requirements_of(EXTRAS[exporter], f"export --exporter {exporter}"):
         if exporter == "optimum":  # known now rather than after the weights are loaded
             importlib.import_module("optimum.exporters.onnx")

@@ -151,8 +151,9 @@ def _taken(path: Path, place: Path) -> int:
             continue
         try:
             if _is_mine(descriptor, path):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps(asdict(_Owner.me())).encode())
+                with contextlib.suppress(OSError):  # on a full disk it is held all the same, by nobody in particular
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, json.dumps(asdict(_Owner.me())).encode())
                 return descriptor
             if time.monotonic() > deadline:
                 raise _in_use(path, place)
