@@ -73,8 +73,9 @@ def require_complete(source: str, report: dict[str, Any]) -> None:
             f"{source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
             "download or save the checkpoint again"
         )
-    for name, *shapes in sorted(report["mismatched_keys"]):
-        stored, expected = (list(shape) for shape in shapes)
+    for key in sorted(report["mismatched_keys"]):
+        name, *shapes = (key,) if isinstance(key, str) else key  # transformers before 5 tells no shapes
+        stored, expected = (list(shape) for shape in shapes) if shapes else ("another", "one of its own")
         raise ExportError(
             f"{source} has {name} of shape {stored}, its config makes it {expected}; "
             "use the config that belongs to the weights"

@@ -44,7 +44,7 @@ from swift_edge_export.packing import kv_quantize, quantize
 from swift_edge_export.preflight import require_room
 from swift_edge_export.progress import stage
 from swift_edge_export.rewriting.cleanup import clean
-from swift_edge_export.streaming import StreamedModel, layers_of_every_kind, other_contents
+from swift_edge_export.streaming import StreamedModel, layers_of_every_kind
 from swift_edge_export.tracing.dynamo import PARAMETERS, trace
 from swift_edge_export.tracing.graph import GraphShape, dynamic_axes
 from swift_edge_export.tracing.self_check import rotary_can_be_lowered
@@ -258,9 +258,7 @@ def _from_files(
 def _first_layers_as_loaded(checkpoint: Checkpoint, few: StreamedModel, count: int) -> list[parity.ReferenceRow]:
     """What the first layers compute as transformers loads them; ParityError unless `few` has the same weights."""
     loaded = load_first_layers(checkpoint, count)
-    for (name, weight), (streamed, content) in zip(sorted(loaded.named_parameters()), few.weights(), strict=True):
-        if name != streamed or not torch.equal(weight, content):
-            raise ParityError(other_contents(checkpoint.source, name))
+    few.require_weights_of(loaded)
     return parity.record_reference(loaded, checkpoint.architecture.context_length, own_samples=False)
 
 

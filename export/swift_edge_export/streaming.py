@@ -29,6 +29,7 @@ from swift_edge_export.weight_files import StoredTensor, WeightFiles, same_value
 
 PLACEHOLDER_NUMBERS = 2**18
 """Tensors of two axes and at least so many numbers are left in their files."""
+_COMPARED_NUMBERS = 2**24
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,12 +83,40 @@ class StreamedModel:
         """
         large = {name for name, stored in self.files.tensors.items() if _is_large(stored)}
         made = self._make({name for name in large if _layer_number(name) != layer})
+        read = {name for name, parameter in self.model.named_parameters() if parameter.data_ptr() in self._keys}
+        self._require_same(
+            {
+                name: parameter
+                for name, parameter in made.model.named_parameters()
+                if name in read and parameter.data_ptr() not in made.keys
+            }
+        )
+
+    def require_weights_of(self, model: PreTrainedModel) -> None:
+        """Raise ParityError unless the weights of `model` are those that are read here."""
+        self._require_same(dict(model.named_parameters()))
+
+    def _require_same(self, weights: Mapping[str, nn.Parameter]) -> None:
         here = dict(self.model.named_parameters())
-        for name, parameter in made.model.named_parameters():
-            if parameter.data_ptr() in made.keys or here[name].data_ptr() not in self._keys:
-                continue
-            if not torch.equal(parameter, self._content(here[name])):
-                raise ParityError(other_contents(self._checkpoint.source, name))
+        for name, weight in sorted(weights.items()):
+            if name not in here or not self._holds(here[name], weight):
+                raise ParityError(
+                    f"{name} of {self._checkpoint.source}, read on its own, is not what transformers makes of it; "
+                    "export it on a machine with the memory to load it whole"
+                )
+
+    def _holds(self, parameter: nn.Parameter, weight: torch.Tensor) -> bool:
+        """Whether a weight has these numbers; a few rows of it are read at a time."""
+        name = self._keys.get(parameter.data_ptr())
+        if name is None or parameter.shape != weight.shape:
+            return torch.equal(parameter, weight)
+        rows = max(1, _COMPARED_NUMBERS * len(weight) // weight.numel())
+        return all(
+            torch.equal(
+                self.files.read_rows(name, slice(start, start + rows), weight.dtype), weight[start : start + rows]
+            )
+            for start in range(0, len(weight), rows)
+        )
 
     def _make(self, placed: Set[str], ties: Mapping[str, str] = MappingProxyType({})) -> _Made:
         """Let transformers make the model of placeholders for the tensors `placed`, and of all others as they are.
@@ -218,14 +247,6 @@ def layers_of_every_kind(config: Any) -> int:
     """How many of the first layers show every kind that the model has, at least two."""
     kinds: list[str] = getattr(config.get_text_config(), "layer_types", None) or []
     return max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
-
-
-def other_contents(source: str, name: str) -> str:
-    """What is said where weights are not those that transformers loads."""
-    return (
-        f"{name} of {source}, read on its own, is not what transformers makes of it; export it on a machine with the "
-        "memory to load it whole"
-    )
 
 
 def _safetensors(checkpoint: Checkpoint) -> WeightFiles:

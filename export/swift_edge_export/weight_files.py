@@ -61,6 +61,15 @@ class WeightFiles:
         """Read a tensor as `dtype`."""
         return self._read(name, self._tensors[name]).to(dtype)
 
+    def read_rows(self, name: str, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Read some rows of a tensor as `dtype`."""
+        path = self._tensors[name].path
+        if path.suffix != ".safetensors":
+            return self.read_stored(name)[rows].to(dtype)
+        with _refusals(self._source, path), _opened(path) as file:
+            part: torch.Tensor = file.get_slice(name)[rows]
+        return part.to(dtype)
+
     def read_stored(self, name: str) -> torch.Tensor:
         """Read a tensor in the type that it is stored in."""
         return self._read(name, self._tensors[name])

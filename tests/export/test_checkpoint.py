@@ -507,7 +507,8 @@ def test_whatever_a_config_raises_is_one_line(
         raise kind("it depends on\nthe layer")
 
     # As the configs of models whose layers differ do, which keep no single value.
-    monkeypatch.setattr(transformers.LlamaConfig, "num_key_value_heads", property(raises, lambda *_: None))
+    property_that_raises = property(raises, lambda *_: None)
+    monkeypatch.setattr(transformers.LlamaConfig, "num_key_value_heads", property_that_raises, raising=False)
     assert str(folder) in refusal(folder)
 
 

@@ -166,23 +166,29 @@ def one_model(folder: Path) -> tuple[Any, StreamedModel]:
     return loaded, streamed
 
 
-OUTPUTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], bool]] = {
-    "another": (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].flip(0).clone()}), False),
-    "an equal one": (lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}), True),
-    "none": (lambda t: t.pop("lm_head.weight", None), True),
-    "that alone": (lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}), True),
+def another_output(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).clone()
+
+
+OUTPUTS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+    "another": another_output,
+    "an equal one": lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}),
+    "none": lambda tensors: tensors.pop("lm_head.weight", None),
+    "that alone": lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}),
 }
 
 
 @pytest.mark.skipif(TRANSFORMERS < (5, 0), reason="ties by the config alone")
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_an_output_layer_is_tied_by_what_the_file_holds(output: str, tmp_path: Path) -> None:
-    change, tied = OUTPUTS[output]
     folder = save_checkpoint(REQUIRED["qwen2"](), tmp_path / "checkpoint")
-    change_weights(folder, change)
-    for model in (loaded := one_model(folder)[0], one_model(folder)[1].model):
-        assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is tied
+    change_weights(folder, OUTPUTS[output])
+    loaded, streamed = one_model(folder)
+    table, layer = loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight
     assert loaded.config.tie_word_embeddings
+    assert torch.equal(table, layer) is (output != "another")
+    streamed_table, streamed_layer = streamed.model.get_input_embeddings(), streamed.model.get_output_embeddings()
+    assert (streamed_table.weight is streamed_layer.weight) is (table is layer)
 
 
 @pytest.mark.slow
@@ -191,7 +197,7 @@ def test_an_output_layer_that_the_config_ties_wrongly_is_exported_as_transformer
     tmp_path: Path, streamed_exports: None
 ) -> None:
     folder = save_checkpoint(REQUIRED["qwen2"](), tmp_path / "checkpoint")
-    change_weights(folder, OUTPUTS["another"][0])
+    change_weights(folder, another_output)
     export_bundle(str(folder), tmp_path / "bundle")
     session = ModelSession(open_bundle(tmp_path / "bundle"), threads=1)
     ids = torch.arange(3, 20)
@@ -234,9 +240,15 @@ def test_weights_that_transformers_makes_from_others_are_made_from_what_the_file
 
     change_weights(folder, fuse)
     converted(
-        core.WeightConverter("mlp.both.weight", ["mlp.gate_proj.weight", "mlp.up_proj.weight"], [core.Chunk(dim=0)]),
         core.WeightConverter(
-            ["mlp.down0.weight", "mlp.down1.weight"], "mlp.down_proj.weight", [core.Concatenate(dim=1)]
+            source_patterns="mlp.both.weight",
+            target_patterns=["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+            operations=[core.Chunk(dim=0)],
+        ),
+        core.WeightConverter(
+            source_patterns=["mlp.down0.weight", "mlp.down1.weight"],
+            target_patterns="mlp.down_proj.weight",
+            operations=[core.Concatenate(dim=1)],
         ),
     )
     _, streamed = one_model(folder)
@@ -256,7 +268,9 @@ def test_a_conversion_that_placeholders_do_not_show_is_refused(
             return {target_patterns[0]: next(iter(input_dict.values()))[0].T}
 
     folder = save_checkpoint(REQUIRED["llama"](), tmp_path / "checkpoint")
-    converted(core.WeightConverter("q_proj.weight", "q_proj.weight", [Turned()]))
+    converted(
+        core.WeightConverter(source_patterns="q_proj.weight", target_patterns="q_proj.weight", operations=[Turned()])
+    )
     with pytest.raises(ParityError, match=r"q_proj\.weight .* is not what transformers makes of it"):
         export_bundle(str(folder), tmp_path / "bundle")
     with pytest.raises(ParityError, match=r"layers\.2\.self_attn\.q_proj\.weight"):
