@@ -189,9 +189,15 @@ import os, sys
 from swift_edge.errors import StoreError
 from swift_edge.training import FitOptions, Store, fit_head
 store = Store.open(sys.argv[1])
-os.truncate(os.path.join(sys.argv[1], sys.argv[2]), 4096)
+folder, name, when = sys.argv[1:]
+
+def report(line):
+    if line.startswith(when):
+        os.truncate(os.path.join(folder, name), 4096)
+
+report("before")
 try:
-    fit_head(store, FitOptions(weight_decay=0.03, max_iterations=2))
+    fit_head(store, FitOptions(weight_decay=0.03, max_iterations=20, memory_bytes=2**20), report=report)
 except StoreError as error:
     print(error)
 """
@@ -199,11 +205,15 @@ except StoreError as error:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="open files cannot be changed there")
-@pytest.mark.parametrize("name", ["states", "statistics", "tokens"])
-def test_a_store_that_is_cut_short_while_it_is_open_is_one_line(make_store: Callable[..., Store], name: str) -> None:
-    folder = make_store(problems=200, n=8).path
+@pytest.mark.parametrize(
+    ("name", "when"), [("tokens", "before"), ("states", "1600 candidates"), ("statistics", "iteration 10")]
+)
+def test_a_store_that_is_cut_short_while_it_is_open_is_one_line(
+    make_store: Callable[..., Store], name: str, when: str
+) -> None:
+    folder = make_store(problems=200, n=8, width=64).path
     environment = os.environ | {"PYTHONPATH": str(Path(swift_edge.__file__).parents[1])}
-    command = [sys.executable, "-c", CUT_SHORT, str(folder), f"shard-00000.{name}.npy"]
+    command = [sys.executable, "-c", CUT_SHORT, str(folder), f"shard-00000.{name}.npy", when]
     finished = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert finished.returncode == 0, finished.stderr  # by a signal, where the system ends whoever reads on
     assert f"shard-00000.{name}.npy was cut short while it was open: 4096 bytes are left" in finished.stdout
