@@ -15,6 +15,10 @@ LONGEST_HEDGE: Final = 60
 WORDS: Final = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf|bb|cal)|boldsymbol|bm|left|right|[,;:! ])\s*"
 )
+COMMAND: Final = re.compile(r"\\[A-Za-z]+\s?(?:[A-Z](?![A-Za-z]))?")
+MATHEMATICS: Final = re.compile(r"[=^_+<>\\]")
+WORD: Final = re.compile(r"[a-z]{3}")
+LABELLED: Final = re.compile(r"\W*\(?([A-J])[).:]\s")
 ALONE: Final = re.compile(r"\W*([A-Za-z])\W*")
 FIRST: Final = re.compile(
     r"[\W_]*(?:(?:the\s)?(?:option|choice|answer|letter)\W{1,3})?"
@@ -26,7 +30,7 @@ FIRST: Final = re.compile(
 """The letter at the start of what is stated."""
 NAMED: Final = re.compile(
     r"\(([A-Ja-j])\)|(?<![A-Za-z0-9'’\\])([A-Ja-j])\)"
-    r"|(?<![A-Za-z0-9'’\\^_])([A-J])(?![A-Za-z0-9'’]|[.\-][A-Za-z0-9]|\s?[=+^<>])"
+    r"|(?<![A-Za-z0-9'’\\^_])([A-J])(?![A-Za-z0-9'’_]|[.\-][A-Za-z0-9]|\s?[=+^<>])"
 )
 CHOSEN: Final = re.compile(
     r"(?<![A-Za-z])(?i:options?|choices?|choose|chose|chosen|pick|picked|select|selected|go(?:ing)? (?:with|for)|say"
@@ -40,7 +44,7 @@ ARTICLE: Final = re.compile(r"\s+(?!(?:is|was|as|and|or|because|since)\b)[a-z]")
 SEVERAL: Final = re.compile(
     r"[)\].*'\"`$]{0,3}\s*(?:&|/|;|,?\s?(?<![A-Za-z])(?:and/or|and|or)(?![A-Za-z]))\s*(?:(?:maybe|perhaps|possibly|also|else|even|both|either"
     r"|option|choice|answer)\s){0,2}[(\[*'\"`$]{0,3}([A-J]|(?<=\()[a-j]|[b-hj](?=[.),]|\s*$))(?![A-Za-z0-9'’])"
-    r"|[)\]]?,\s{0,2}[(\[]?([A-J])[)\]]?\s*(?:$|[,.;!]|(?:and|or)\s)"
+    r"|[)\]]?,\s{0,2}[(\[]?([A-J])[)\]]?(?:,?\s?(?:(?:and|or)\s)?[(\[]?[A-J](?![A-Za-z])[)\]]?){0,9}\s*(?:$|[.;!])"
 )
 """What follows a letter that is one of several."""
 LETTERS: Final = re.compile(r"[\W_]*((?!BAD|BED|ACE|AGE)[A-J]{2,5})[\W_]*")
@@ -49,7 +53,7 @@ NOT_CHOSEN: Final = re.compile(
     re.I,
 )
 
-YES_NO: Final = re.compile(r"(?<![\w'’-])(yes|no)(?![\w'’])(?!-)", re.IGNORECASE)
+YES_NO: Final = re.compile(r"(?<![\w-])(yes|no)(?!\w|['’-]\w)", re.IGNORECASE)
 QUESTION: Final = re.compile(r"(?<!\w)(?:yes\s?(?:or|/|\|)\s?no|no\s?(?:or|/|\|)\s?yes)(?!\w)", re.IGNORECASE)
 BOTH: Final = re.compile(
     r"(?<!\w)(?:yes\W{1,3}(?:and|but also|&)\W{1,3}no|no\W{1,3}(?:and|but also|&)\W{1,3}yes|yes, no|no, yes)(?!\s?\w)",
@@ -59,7 +63,7 @@ SENTENCE: Final = re.compile(
     r"(?:^|[.!?:;,\n\"“*_(\[{>—–-]|(?<![A-Za-z])(?:is|so|therefore|thus|hence|be|say|that))\s*$", re.IGNORECASE
 )
 ANSWERING: Final = re.compile(
-    r"\W*$|\s?[^\w\s]|\n|\s+(?:I|it|its|it's|they|he|she|we|you|that|this|these|those|there|the|a|an|not|because|since|as|and|but|so|if"
+    r"\W*$|\s?[^\w\s]|\n|\s+(?:I|it|its|it's|they|he|she|we|you|that|this|these|those|there|the|a|an|not|way|because|since|as|and|but|so|if"
     r"|[A-Z][a-z]+)\b"
 )
 """What follows `no` where it is an answer; before other words (`no doubt`) it is a determiner."""
@@ -99,10 +103,13 @@ def _letter_in(place: str) -> str | None:
         return alone[1].upper()
     if (letters := LETTERS.fullmatch(unwrapped)) is not None:
         return letters[1]
-    if "\\" in unwrapped:
-        # Mathematics has letters that are no options.
-        match = re.match(r"\W*\(?([A-J])[).:]\s", unwrapped)
-        return match[1] if match else None
+    without_commands = COMMAND.sub(" ", unwrapped)
+    if without_commands != unwrapped or MATHEMATICS.search(unwrapped):
+        # Mathematics has letters that are no options, but may follow one: (B) x + 1.
+        if not WORD.search(without_commands):
+            labelled = LABELLED.match(unwrapped)
+            return labelled[1] if labelled else None
+        unwrapped = without_commands.strip()
     if (match := FIRST.match(unwrapped)) is None:
         match = next((found for found in NAMED.finditer(unwrapped) if _is_option(unwrapped, found)), None)
     if match is None:

@@ -30,10 +30,9 @@ OUTPUT: Final = re.compile(
 )
 SPAN: Final = re.compile(r"`{1,3}([^`\n]{1,4000})`{1,3}")
 TOKEN: Final = re.compile(
-    r"(?:[bBrRuU]{0,2})(?:'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\\n])*+'|\"(?:\\.|[^\"\\\n])*+\")|[()\[\]{}]",
-    re.DOTALL,
+    r"[bBrRuU]{0,2}(?:'(?:\\.|[^'\\\n])*+(?:'|\Z|\n|\\)|\"(?:\\.|[^\"\\\n])*+(?:\"|\Z|\n|\\))|[()\[\]{}]", re.DOTALL
 )
-"""Strings and brackets."""
+"""Strings, to the end of the line where they do not end, and brackets."""
 SCALAR: Final = re.compile(
     r"[-+]?(?:\.?[0-9][0-9_.eEjJxXa-fA-F]*+(?:[-+][0-9.]+j)?|inf|nan)(?![\w])|True|False|None|set\(\)"
 )
@@ -102,14 +101,13 @@ def _beginnings(text: str) -> Iterator[str]:
 
 def _closing(text: str) -> int | None:
     """Return where the string or the brackets that a text begins with end; None where it begins with neither."""
-    depth = position = 0
+    if TOKEN.match(text) is None:
+        return None
+    depth = 0
     for match in TOKEN.finditer(text):
-        if position == 0 and match.start() != 0:
-            return None
-        position = match.end()
         depth += (match[0] in "([{") - (match[0] in ")]}")
         if depth <= 0:
-            return position
+            return match.end()
     return None
 
 

@@ -8,6 +8,7 @@ import re
 from fractions import Fraction
 from typing import Final, NamedTuple
 
+from swift_edge.answers.spelt import spelt_number
 from swift_edge.answers.stated import affirmed, stated
 from swift_edge.answers.typography import plain_characters
 
@@ -17,6 +18,10 @@ LARGEST_EXPONENT: Final = 300
 """Of ten, in 1e300."""
 LONGEST_BARE: Final = 80
 """Characters of a text that is an answer and no more."""
+LONGEST_CLAUSE: Final = 400
+"""Characters between a number and the sign of equality that is looked for after it."""
+MOST_EQUATIONS: Final = 50
+"""In a row, `1 + 2 = 3 + 0 = 3`."""
 CONTEXT: Final = 60
 """Characters before and after a number that say whether it is part of something else."""
 
@@ -66,50 +71,64 @@ SIGNED_WORD: Final = re.compile(r"(?:^|[^\w\s)\]}-]|(?<![A-Za-z])(?:is|are|was|w
 """Before a minus sign that a space follows; after other words it is a dash."""
 
 _OPERAND = r"(?:[$€£]?\.?[0-9]|\\|\(|[A-Za-z](?![A-Za-z]))"
+_SIGNED = r"[-+$€£]{0,2}\s?\.?[0-9]"
+_NAMED = rf"(?:[A-Za-z]\w{{0,10}}\s?=\s?)?{_SIGNED}"
+_HEDGE = r"(?:(?:either|maybe|perhaps|possibly|also|even|about|else|negative|minus)\s){0,2}"
 _HARMLESS = (
     r"\\(?:text|math|mbox|hbox|quad|qquad|circ|degree|approx|sim|implies|therefore|because|to|rightarrow|Rightarrow"
-    r"|boxed|fbox|framebox|displaystyle|left|right|euro|pounds|dots|ldots|cdots|item|end|begin|square|checkmark|n(?![a-z]))"
+    r"|boxed|fbox|framebox|displaystyle|left|right|euro|pounds|dots|ldots|cdots|item|end|begin|square|checkmark"
+    r"|n(?![a-z]))"
 )
 _CUBED = r"(?:mm|cm|dm|m|km|in|inch|inches|ft|yd|mi)[23](?![0-9])"
 _MONTH = r"(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]{0,6}\.?"
 _MEASURES = r"(?:hours?|hrs?|h|minutes?|mins?|m|weeks?|days?|years?|months?|feet|foot|ft|pounds?|lbs?|'|dollars?|°)"
 AFTER: Final = re.compile(
-    rf"\s?(?!{_HARMLESS})\\[A-Za-z]"  # 3\pi, 2\sqrt{{3}}
-    r"|\s?[πτ√∞±]"
-    r"|(?!x\s+[a-z]{2})[abeijnqruvxyz](?![A-Za-z0-9'’.])|(?!x\s+[a-z]{2})[abeijnqruvxyz](?=\.(?:\s|$))|\s[xyz]\s*(?:$|[-+*^=})$])"
-    rf"|(?!{_CUBED})[A-Za-z]{{1,3}}[0-9]"  # 4x4, 0x1F
-    r"|[KMB](?![A-Za-z0-9])"
-    r"|\s?-\s?[$€£]?\.?[0-9]|\s?-\s?[xyzn](?![A-Za-z])|\s?(?:[±×÷·]|\+(?!\+))\s?"
-    + _OPERAND
-    + r"|\*(?!\*)[0-9(A-Za-z\\]"
-    r"|\s\*\s" + _OPERAND + r"|\s?\^(?!\s?\{?\s?(?:\\circ|°))|\s?/\s?[(0-9\\]|\s?/\s?[xyzn](?![A-Za-z])"
-    r"|\s(?:minus|plus|times|divided\sby|multiplied\sby)\s[0-9]"
-    r"|:[0-9]|\s:\s[0-9]|[.,'][0-9]|_[0-9A-Za-z{]|\s?x\s?[0-9]|\([-+]?(?:[0-9]|[xyzn](?![A-Za-z]))|\)\s?(?:\^|[*/×·]\s?[0-9(]|\()"
-    r"|\s?(?:[<>≤≥≠]=?|!=)\s?[A-Za-z0-9\\]|!\s?[*/+})^]"
-    rf"|(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH},?\s[0-9]",
-    re.IGNORECASE | re.ASCII,
+    rf"""
+      \s?(?!{_HARMLESS})\\[A-Za-z] | \.\\[A-Za-z] | \s?[πτ√∞]        # 3\pi, 2\sqrt{{3}}, 0.\overline{{3}}
+    | (?!x\s+[a-z]{{2}})[abeijnqruvxyz](?![A-Za-z0-9'’.]|\.[A-Za-z0-9])  # 5x, but 3x as many
+    | \s[xyz]\s*(?:$|[-+*^=)}}$])
+    | (?!{_CUBED})[A-Za-z]{{1,3}}[0-9]                                # 4x4, 0x1F, but 5cm2
+    | (?-i:[KMB])(?![A-Za-z0-9])                                      # kelvin or thousand
+    | \s?[-~]\s?[$€£]?\.?[0-9] | —\s?[0-9] | \s?-\s?[xyzn](?![A-Za-z])  # ranges and differences
+    | \s?(?:[±×÷·]|\+/?-?)\s?{_OPERAND} | \*(?!\*)[0-9(A-Za-z\\] | \s\*\s{_OPERAND}
+    | \s?x\s?[0-9] | \s(?:minus|plus|times|divided\sby|multiplied\sby)\s[0-9]
+    | \s?\^(?!\s?\{{?\s?(?:\\circ|°)) | \s?/\s?(?:[(0-9\\]|[xyzn](?![A-Za-z])) | !\s?[*/+}})^]
+    | \([-+]?(?:[0-9]|[xyzn](?![A-Za-z])) | \)\s?(?:\^|[*/×·]\s?[0-9(]|\()
+    | :[0-9] | \s:\s[0-9] | [.,'][0-9] | _[0-9A-Za-z{{]               # times, versions, bases
+    | \s?(?:[<>≤≥≠]=?|!=)\s?[A-Za-z0-9\\]
+    | (?:st|nd|rd|th)?\s(?:of\s)?{_MONTH},?\s[0-9]
+    """,
+    re.IGNORECASE | re.ASCII | re.VERBOSE,
 )
 """What makes the number before it part of something else."""
 LISTED: Final = re.compile(
-    r"[\s*$%°)]{0,4}(?:\s?[;&|]|,?\s?(?<![A-Za-z])(?:\(\s?or|and|or|and/or|to|through|versus|vs\.?)\s)\s?"
-    r"(?:(?:either|maybe|perhaps|possibly|also|even|about|else|negative|minus)\s){0,2}(?:[A-Za-z]\w{0,10}\s?=\s?)?[-+$€£]{0,2}\s?\.?[0-9]"
-    r"|[*$%°]{0,4}\s?,\s{0,2}(?:[A-Za-z]\w{0,10}\s?=\s?)?[-+$€£]{0,2}\s?\.?[0-9][0-9.,]{0,20}[$%°*}\])]{0,4}\s*(?:$|[,;.)\]}!]|(?:and|or)\b)"
-    r"|,\s{0,2}[A-Za-z]\w{0,10}\s?=\s?[-+]?[0-9]"
-    r"|\s?[A-Za-z%°$]{1,15}(?:\s[A-Za-z]{1,15})?,?\s(?:and|or|and/or)\s(?:(?:maybe|perhaps|possibly|also)\s)?[-+$€£]{0,2}[0-9]"
-    rf"|\s?{_MEASURES},?\s?(?:and\s)?[0-9]"
-    r"|[ \t][-+$€£]{0,2}[0-9]",
-    re.IGNORECASE,
+    rf"""
+      [\s*$%°)]{{0,4}}(?:\s?[;&|] | ,?\s?(?<![A-Za-z])(?:\(\s?or|and|or|and/or|to|through|versus|vs\.?)\s)\s?
+      {_HEDGE}{_NAMED}
+    | [*$%°]{{0,4}}\s?,\s{{0,2}}{_NAMED}[0-9.,]{{0,20}}[$%°*}}\])\\]{{0,4}}\s*(?:$|[,;.)\]}}!]|(?:and|or)\b)
+    | ,\s{{0,2}}(?:[A-Za-z]\w{{0,10}}\s?=\s?[-+]?[0-9] | [-+]?(?:\\infty|∞) | [a-z]\))
+    | \s?[A-Za-z%°$]{{1,15}}(?:\s[A-Za-z]{{1,15}})?,?\s(?:and|or|and/or)\s{_HEDGE}{_SIGNED}
+    | \s?{_MEASURES},?\s?(?:and\s)?[0-9]
+    | [ \t][-+$€£]?\.?[0-9]
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 """What follows a number that is one of several: `5, 6`, `5 or 6`, `1 hour 30 minutes`."""
-_BOUND = r"(?<![A-Za-z])(?:sqrt|log|ln|lg|sin|cos|tan|exp|abs)\s?\(?\s?"
 BEFORE: Final = re.compile(
-    rf"(?:(?!{_HARMLESS})\\[A-Za-z]++\s?[{{(\[]?\s?|[√±∓∛π]\s?\(?|{_BOUND}"
-    r"|[0-9A-Za-z)\]}π](?:[/×·÷]|\*)\(?|[0-9A-Za-z)\]}π]\s?(?:[/×·÷]|\*\*?|\sx)\s\(?|[0-9]x"
-    r"|[A-Za-z0-9)}]\s?(?:[<>≤≥≠]=?|!=)\s?|(?<![A-Za-z])[A-Za-z]\(|[0-9]\s?:|[0-9][.,'_]|[0-9)\]}]\("
-    r"|[0-9][$%°)]{0,3}\s(?:\(?or|to|through|and)\s\$?|[0-9]\s?[A-Za-z]{1,12}\sor\s\$?|(?<![A-Za-z])between\s[^.]{1,20}\sand\s"
-    rf"|(?<![A-Za-z]){_MONTH}\s[0-9]{{1,2}}(?:st|nd|rd|th)?,?\s|(?:^|[ (])[<>≤≥≠]=?\s?"
-    rf"|[0-9]\s?{_MEASURES},?\s(?:and\s)?|(?:n't|\bnot)\s(?:be\s)?)$",
-    re.IGNORECASE,
+    rf"""(?:
+      (?!{_HARMLESS})\\[A-Za-z]++(?:_\S{{1,4}}\s)?\s?[{{(\[]?\s? | \}}\s?\{{ | [√±∓∛π]\s?\(?
+    | (?<![A-Za-z])(?:sqrt|log|ln|lg|sin|cos|tan|exp|abs)\s?\(?\s?
+    | [0-9A-Za-z)\]}}π](?:[/×·÷]|\*)\(? | [0-9A-Za-z)\]}}π]\s?(?:[/×·÷~]|\*\*?|\sx)\s\(? | [0-9](?:[x~—])
+    | (?<![A-Za-z])[A-Za-z]\( | [0-9)\]}}]\(
+    | [0-9]\s?: | [0-9][.,'_]
+    | [A-Za-z0-9)}}]\s?(?:[<>≤≥≠]=?|!=)\s? | (?:^|[ (])[<>≤≥≠]=?\s?
+    | [0-9][$%°)]{{0,3}}\s(?:\(?or|to|through|and)\s\$? | [0-9]\s?[A-Za-z]{{1,12}}\sor\s\$?
+    | (?<![A-Za-z])between\s[^.]{{1,20}}\sand\s
+    | [0-9]\s?{_MEASURES},?\s(?:and\s)?
+    | (?<![A-Za-z]){_MONTH}\s[0-9]{{1,2}}(?:st|nd|rd|th)?,?\s
+    | (?:n't|\bnot)\s(?:be\s)?
+    )$""",
+    re.IGNORECASE | re.VERBOSE,
 )
 """What makes the number after it part of something else."""
 OPERAND_BEFORE: Final = re.compile(r"(?:[0-9)\]}!%]|(?<![A-Za-z])[A-Za-z]|\\[A-Za-z]+)\s?$")
@@ -127,7 +146,7 @@ LATEX_FRACTION: Final = re.compile(
 )
 TAG: Final = re.compile(r"</?[A-Za-z][A-Za-z0-9]{0,15}/?>")
 LAYOUT: Final = re.compile(r"(\\\\)|\\(?:left|right|displaystyle|,|;|:| )(?![A-Za-z])|(?<=[0-9])~(?=[0-9])")
-BRACED: Final = re.compile(r"(?<!\\)\{\s?([-+]?[0-9][0-9.,]*+)\s?\}")
+BRACED: Final = re.compile(r"(?<![\\}])\{\s?([-+]?[0-9][0-9.,]*+)\s?\}")
 STARS: Final = re.compile(r"(?<=[0-9])(?:\*\*| \*\* )(?=[-+]?[0-9])")
 BRACKETED_POWER: Final = re.compile(r"\^\s?\(\s?([-+]?[0-9]++)\s?\)")
 STARTS: Final = re.compile(
@@ -184,7 +203,7 @@ def _answered(text: str) -> Found | None:
     last = None
     for match in NUMBER.finditer(plain):
         last = match
-    return None if last is None else _checked(plain, last, in_place=False)
+    return _answer_in(plain) if last is None else _checked(plain, last, in_place=False)
 
 
 def readable(text: str) -> str:
@@ -196,7 +215,7 @@ def readable(text: str) -> str:
         text = text.replace("\\$", "$").replace("\\%", "%").replace("\\!", "").replace("{,}", ",").replace("{.}", ".")
         text = LAYOUT.sub(lambda match: match[1] or " ", text)
         text = text.replace("\\times", "×").replace("\\cdot", "·").replace("\\div", "÷")
-        text = WRAPPER.sub(r" \1 ", WRAPPER.sub(r" \1 ", text))
+        text = re.sub(" {2,}", " ", WRAPPER.sub(r" \1 ", WRAPPER.sub(r" \1 ", text)))
         text = LATEX_FRACTION.sub(_plain_fraction, LATEX_FRACTION.sub(_plain_fraction, text))
         text = BRACED.sub(r"\1", text)
     return BRACKETED_POWER.sub(r"^\1", STARS.sub("^", text))
@@ -221,16 +240,20 @@ def _is_bare(plain: str) -> bool:
 def _answer_in(plain: str) -> Found | None:
     """Return the number that a place states: its first, or the result of an equation that starts with it."""
     match = NUMBER.search(plain)
-    while match is not None:
+    if match is None:
+        spelt = spelt_number(plain)
+        return None if spelt is None else Found(str(spelt), single=True)
+    for _ in range(MOST_EQUATIONS):
         if LISTED.match(_after(plain, match)):
             return _around(plain, match)
-        ending = CLAUSE_END.search(plain, match.end())
-        equals = plain.find("=", match.end(), ending.start() if ending else len(plain))
+        longest = match.end() + LONGEST_CLAUSE
+        ending = CLAUSE_END.search(plain, match.end(), longest)
+        equals = plain.find("=", match.end(), ending.start() if ending else longest)
         result = NUMBER.search(plain, equals) if equals >= 0 else None
         if result is None:
-            return _checked(plain, match, in_place=True)
+            break
         match = result
-    return None
+    return _checked(plain, match, in_place=True)
 
 
 def _after(plain: str, match: re.Match[str]) -> str:

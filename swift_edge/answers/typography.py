@@ -9,6 +9,8 @@ from typing import Final
 
 MOST_MARKS: Final = 30
 """Combining characters in a row, as in Unicode's stream-safe text: normalising takes the square of a longer run."""
+LONGEST_EXPANSION: Final = 4
+"""Characters that one character is written as."""
 JOINER: Final = "\u034f"
 """The character that Unicode puts between marks to end a run of them."""
 SUPERSCRIPTS: Final = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
@@ -39,7 +41,10 @@ def plain_characters(text: str) -> str:
     text = SUBSCRIPT.sub(lambda match: "_" + match[0].translate(INDEX_DIGITS), text)
     text = plain_digits(text)
     text = FRACTION_CHARACTER.sub(_spelt_fraction, text)
-    return normal(text).translate(PLAIN).translate(PLAIN_QUOTES)
+    others = {ord(character): unicodedata.normalize("NFKC", character) for character in set(text) if character > "\x7f"}
+    # Some characters stand for whole sentences.
+    short = {code: plain for code, plain in others.items() if len(plain) <= LONGEST_EXPANSION}
+    return text.translate(short).translate(PLAIN).translate(PLAIN_QUOTES)
 
 
 def plain_digits(text: str) -> str:
