@@ -92,4 +92,7 @@ ANSWER_TASKS: Final = {
     )
 }
 """Every task by its name: `number` (GSM8K), `latex` (MATH), `letter` (AQuA, HellaSwag), `yes-no` (CoinFlip), `literal`
-(what Python code prints), `text` (words, without case and punctuation), `exact` (every character counts)."""
+(what Python code prints), `text` (words, without case and punctuation), `exact` (every character counts).
+
+References are read by the rules of responses. A response that leaves several answers open (`5 or 6`, `A and C`) gives
+none of them, and a reference that does is refused; so are ranges, dates and times where a number is asked for."""

@@ -35,16 +35,26 @@ NAMED: Final = re.compile(
 CHOSEN: Final = re.compile(
     r"(?<![A-Za-z])(?i:options?|choices?|choose|chose|chosen|pick|picked|select|selected|go(?:ing)? (?:with|for)|say"
     r"|letter|is|be)"
-    r"[\s:*_`'\"(\[]{1,6}([A-Ja-j])(?=[)\]*_`'\".,;:!?]|\s*$|\s(?:is|because|since|as|and|or)\b)(?![.'’][A-Za-z])"
-    r"|(?:^|\n)[\s*_`(\[]{0,6}([A-Ja-j])[.):\]](?=\s)",
+    r"[\s:*_`(\[]{1,6}([A-Ja-j])(?=[)\]*_`'\".,;:!?]|\s*$|\s(?:is|because|since|as|and|or)\b)(?![.'’][A-Za-z])"
+    r"|(?:^|\n)[\s*_`(\[]{0,6}(?:([A-Ja-j])[.):\]](?=\s)|([b-hj])(?=\s(?:because|since)\b))",
 )
 """A letter that the words before it, or the start of a line, make an option; lower-case letters too."""
+DECIDED: Final = re.compile(
+    r"(?<![A-Za-z])I(?:'d|'ll|'m| would| will| am)?\s(?:say|choose|pick|select|go with|going with)\s"
+    r"(?:option\s|choice\s|answer\s)?[(*\"]{0,3}([A-Ja-j])(?=[)*\".,;:!?]|\s*$|\s(?:is|because|since|as|and|or|over|instead|rather|not)\b)"
+)
+LEADING: Final = re.compile(
+    r"[\W_]*(?:(?:option|choice)\s)?\(?([A-HJ])(?:[.)][*_]{0,2}\s(?!(?:is|are|was|says|would|could|can|cannot|seems|states)\b"
+    r"|[A-Z]\.)|\s*\n|,?\s(?:because|since|as)\b)",
+)
+"""An option that a text starts with, before it says why."""
+OPTION_LIST: Final = re.compile(r"\n[\s*_(]{0,6}[A-J][.):]|\b(?:or|and)\s\(?[A-J][.):]")
 ARTICLE: Final = re.compile(r"\s+(?!(?:is|was|as|and|or|because|since)\b)[a-z]")
 """What follows `A` where it is an article, `I` where it is a pronoun: not `A is correct`."""
 SEVERAL: Final = re.compile(
-    r"[)\].*'\"`$]{0,3}\s*(?:&|/|;|,?\s?(?<![A-Za-z])(?:and/or|and|or)(?![A-Za-z]))\s*(?:(?:maybe|perhaps|possibly|also|else|even|both|either"
+    r"[)\].*'\"`$]{0,3}\s*(?:&|/|,?\s?(?<![A-Za-z])(?:and/or|and|or)(?![A-Za-z]))\s*(?:(?:maybe|perhaps|possibly|also|else|even|both|either"
     r"|option|choice|answer)\s){0,2}[(\[*'\"`$]{0,3}([A-J]|(?<=\()[a-j]|[b-hj](?=[.),]|\s*$))(?![A-Za-z0-9'’])"
-    r"|[)\]]?,\s{0,2}[(\[]?([A-J])[)\]]?(?:,?\s?(?:(?:and|or)\s)?[(\[]?[A-J](?![A-Za-z])[)\]]?){0,9}\s*(?:$|[.;!])"
+    r"|[)\]]?[,;]\s{0,2}[(\[]?([A-J])[)\]]?(?:,?\s?(?:(?:and|or)\s)?[(\[]?[A-J](?![A-Za-z])[)\]]?){0,9}\s*(?:$|[.;!])"
 )
 """What follows a letter that is one of several."""
 LETTERS: Final = re.compile(r"[\W_]*((?!BAD|BED|ACE|AGE)[A-J]{2,5})[\W_]*")
@@ -82,7 +92,20 @@ def extract_letter(text: str) -> str | None:
         return alone[1].upper()
     if (letters := LETTERS.fullmatch(text)) is not None:
         return letters[1]
+    if (match := _decision(text)) is not None:
+        return _committed(text, match)
     return _last_letter(text)
+
+
+def _decision(text: str) -> re.Match[str] | None:
+    """Return what a text says it chooses, or the option that it starts with, unless it lists the options."""
+    decided = None
+    for match in DECIDED.finditer(text):
+        decided = match
+    if decided is not None:
+        return decided
+    leading = LEADING.match(text)
+    return None if leading is None or OPTION_LIST.search(text, leading.end(1)) else leading
 
 
 def reference_letter(text: str) -> str | None:
@@ -120,7 +143,8 @@ def _letter_in(place: str) -> str | None:
 def _committed(text: str, match: re.Match[str]) -> str:
     """Return the letter of a match, or what is around it where more than one letter is left open."""
     letter = _letter_of(match)
-    listed = SEVERAL.match(text[match.end() : match.end() + LONGEST_HEDGE])
+    end = match.end() if match.re is not LEADING else match.end(1)
+    listed = SEVERAL.match(text[end : end + LONGEST_HEDGE])
     if listed is not None and (listed[1] or listed[2]).upper() != letter:
         return text[match.start() : match.end() + LONGEST_HEDGE].strip()
     return letter

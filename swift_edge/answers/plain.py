@@ -9,7 +9,9 @@ from typing import Final
 from swift_edge.answers.stated import stated
 from swift_edge.answers.typography import normal
 
-TEXT_COMMAND: Final = re.compile(r"\\text(?:bf|it|rm)?\s*\{([^{}]*)\}")
+TEXT_COMMAND: Final = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|emph)\s*\{([^{}]*)\}"
+)
 AROUND: Final = ".,;:!?\"'`()[]{}*_$“”‘’"
 """Punctuation that says nothing at the ends of a word."""
 
