@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from swift_edge.answers import plain
+from swift_edge.answers import choice, literal, number, plain
 from swift_edge.answers.latex import canonical_latex
 from swift_edge.answers.mathematics import extract_latex, grade_latex, reference_latex
 from swift_edge.errors import InvalidOptionError
@@ -82,14 +82,17 @@ def _whole(text: str) -> str | None:
 ANSWER_TASKS: Final = {
     task.name: task
     for task in (
-        AnswerTask("number", plain.extract_number, plain.canonical_number, plain.extract_number),
+        AnswerTask("number", number.extract_number, number.canonical_number, number.reference_number),
         AnswerTask("latex", extract_latex, canonical_latex, reference_latex, grade_latex),
-        AnswerTask("letter", plain.extract_letter, plain.canonical_letter, plain.extract_letter),
-        AnswerTask("yes-no", plain.extract_yes_no, plain.canonical_yes_no, plain.extract_yes_no),
-        AnswerTask("literal", plain.extract_literal, plain.canonical_literal, _whole),
+        AnswerTask("letter", choice.extract_letter, choice.canonical_letter, choice.reference_letter),
+        AnswerTask("yes-no", choice.extract_yes_no, choice.canonical_yes_no, choice.reference_yes_no),
+        AnswerTask("literal", literal.extract_literal, literal.canonical_literal, _whole),
         AnswerTask("text", plain.extract_text, plain.canonical_text, _whole),
         AnswerTask("exact", plain.extract_text, plain.canonical_exact, _whole),
     )
 }
 """Every task by its name: `number` (GSM8K), `latex` (MATH), `letter` (AQuA, HellaSwag), `yes-no` (CoinFlip), `literal`
-(what Python code prints), `text` (words, without case and punctuation), `exact` (every character counts)."""
+(what Python code prints), `text` (words, without case and punctuation), `exact` (every character counts).
+
+References are read by the rules of responses. A response that leaves several answers open (`5 or 6`, `A and C`) gives
+none of them, and a reference that does is refused; so are ranges, dates and times where a number is asked for."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from swift_edge.answers import plain
+from swift_edge.answers import number
 from swift_edge.answers.latex import agree_latex, canonical_latex, reads_as_mathematics
 from swift_edge.answers.stated import BOX, DISPLAYED, LISTING, MOST_PHRASES, PHRASE, displayed, displayed_first
 
@@ -90,7 +90,7 @@ def _extracted(text: str) -> str | None:
         return shown
     if len(text) <= LONGEST_SENTENCE and not WORDS.search(text):
         return text.strip() or None
-    return _last_in(text) or plain.extract_number(text) or _short(text)
+    return _last_in(text) or number.extract_number(text) or _short(text)
 
 
 def _is_mathematics(text: str) -> bool:

@@ -20,10 +20,11 @@ canonical_literal = answer_task("literal").canonical
 TASKS = st.sampled_from(sorted(ANSWER_TASKS))
 SPELT = r"""
     \boxed{ } { ( ) [ ] $ \frac \sqrt ^ _ - + / = , . : | ! < > \pm \text{ \begin{pmatrix} \end{pmatrix} \\ & 0 1 12 0.5
-    x y i e \pi \sin \log \cup \in \le \infty and or cm yes no A (B) #### The~answer~is Answer: [1, {1:2} 'a' 1e999 ² ½
-    ٣ % \% word:a \binom
+    x y i e \pi \sin \log \cup \in \le \infty and or cm yes no A (B) #### The~answer~is Answer: [1, {1:2} 'a' 1e999 ²
+    ½ ٣ % \% word:a \binom 10^6 1,000 3,14 $ € - ± ** ` b. Yes. No, doubt but not five hundred million k <answer>
+    </answer> assert == 'b' output~is returns St. U.S. ! ? 10:30 to inf
 """
-FRAGMENTS = st.sampled_from(SPELT.split())
+FRAGMENTS = st.sampled_from([*SPELT.split(), "\ud800", "\0", "\u200f", "\u0301", "\n"])
 TEXTS = st.one_of(st.text(), st.lists(FRAGMENTS, max_size=14).map(lambda parts: " ".join(parts).replace("~", " ")))
 
 
@@ -59,6 +60,17 @@ def test_latex_pairs() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("task", sorted(ANSWER_TASKS.keys() - {"latex"}))
+def test_what_responses_say_is_read_as_people_read_it(task: str) -> None:
+    used, wrong = answer_task(task), []
+    for row in rows("cases.jsonl"):
+        if row["task"] == task:
+            refused = row["operation"] == "correct" and used.reference(row["b"]) is None
+            found = "refused" if refused else getattr(used, row["operation"])(row["a"], row["b"])
+            wrong += [(row, found)] if found != row["wanted"] else []
+    assert wrong == []
+
+
 @pytest.mark.parametrize(
     ("task", "text", "answer"),
     [
@@ -67,7 +79,7 @@ def test_latex_pairs() -> None:
         ("number", "18 - 5 = 13\n#### 13\n(20 checks)", "13"),
         ("number", "The answer is -$1,234.50. Then 7.", "-$1,234.50"),
         ("number", "The answer is 3 + 4 = 7 apples, 2 left", "7"),
-        ("number", "first 5-3", "3"),
+        ("number", "first 5-3", "first 5-3"),  # a range or a difference, and no number
         ("number", "The answer is 1\nNo, the answer is 2.\n", "2"),
         ("number", "nothing", None),
         ("latex", r"\boxed{\left\{\frac{1}{\sqrt{2}}\right\}} is it", r"\left\{\frac{1}{\sqrt{2}}\right\}"),
@@ -170,6 +182,70 @@ def test_no_text_makes_extraction_or_equality_raise(task: str, text: str) -> Non
     assert answer is None or used.equal(answer, answer)
     assert used.equal(text, text)
     assert used.reference(text) is None or isinstance(used.correct(text, text), bool)
+
+
+@given(task=TASKS.filter(lambda name: name != "latex"), text=TEXTS)
+def test_what_a_reference_gives_is_a_reference_and_reads_as_itself(task: str, text: str) -> None:
+    used = answer_task(task)
+    reference, canonical = used.reference(text), used.canonical(text)
+    if reference is not None:
+        assert used.equal(reference, used.reference(reference) or "")
+        if task in ("number", "letter", "yes-no"):
+            assert not used.canonical(reference).startswith("text:")
+            assert used.correct(text, text)
+    if task != "literal" and not canonical.startswith("text:"):
+        assert used.canonical(canonical) == canonical
+
+
+def grouped(digits: str, separator: str) -> str:
+    first = len(digits) % 3 or 3
+    return separator.join([digits[:first], *(digits[at : at + 3] for at in range(first, len(digits), 3))])
+
+
+@given(
+    value=st.integers(-(10**15), 10**15),
+    separator=st.sampled_from(["", ",", " ", "\u00a0", "\u2009", "\u202f", "'", "\u2019", "_", r"\,", "{,}", r",\!"]),
+    minus=st.sampled_from(["-", "- ", "\u2212", "\uff0d", "minus ", "negative "]),
+    zero=st.sampled_from([ord("0"), 0xFF10, 0x0660, 0x0966, 0x1D7CE]),
+    currency=st.sampled_from(["", "$", "\u20ac", r"\$", "USD "]),
+    unit=st.sampled_from(["", " cm^2", " km/h", "%", r"\%", r"\text{ m}^3", " dollars", " \u20ac", " cm\u00b2"]),
+    phrasing=st.sampled_from(
+        ["The answer is {}.", r"So \boxed{{{}}}", "#### {}", "{}", "<answer>{}</answer>", "**Answer:** {}"]
+    ),
+)
+def test_a_number_is_itself_in_every_spelling(
+    value: int, separator: str, minus: str, zero: int, currency: str, unit: str, phrasing: str
+) -> None:
+    digits = grouped(str(abs(value)), separator)
+    written = (
+        (minus if value < 0 else "")
+        + currency
+        + digits.translate({48 + digit: zero + digit for digit in range(10)})
+        + unit
+    )
+    text, task = phrasing.format(written), answer_task("number")
+    assert task.canonical(written) == str(value), written
+    assert task.correct(text, str(value)), text
+    assert task.correct(str(value), written), written
+    assert not task.correct(text, str(value + 1)), text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(ANSWER_TASKS))
+def test_repetitions_of_anything_cost_no_more_than_their_length(task: str) -> None:
+    used = answer_task(task)
+    parts = [
+        "1", "1,", "1 ", "1.000.", "1/", "10^", "- 5 ", "5 or ", "[", "(", "**", "**a", "`", "'", "'\\", "$", "$1$. ",
+        r"\boxed{", r"\frac{1", r"\boxed{5} or ", "{1}", "\n- ", "A:\n", "answer is ", "answer is 5 ", "answer to ",
+        "yes or no ", "no doubt ", "A or ", "(A) ", "not ", "==", "5=", "output is ", "returns [", "\u00bd", "\u2075",
+        "\u0663", "\ufdfa", "\u0301\u0327", "\ud800", "\0", " ", "U.S. ", "! A", "<a", "five ", "->", "_", "x^2", "5, ",
+        "= ", "\u201c", "\\",
+    ]  # fmt: skip
+    for part in parts:
+        text = "The answer is " + part * (30_000 // len(part))
+        answer = used.extract(text)
+        assert answer is None or used.equal(answer, answer)
+        assert used.equal(text, text)
 
 
 @given(task=TASKS, texts=st.tuples(TEXTS, TEXTS, TEXTS))
