@@ -102,7 +102,7 @@ def require_equal_ties(source: str, files: WeightFiles, model: PreTrainedModel) 
 def finite(source: str, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Pass weights on, and raise ExportError at the first that holds NaN or infinity: some text would meet it."""
     for name, weight in weights:
-        least, most = weight.detach().aminmax()
+        least, most = weight.detach().aminmax() if weight.numel() else (torch.zeros(()), torch.zeros(()))
         if not (least.isfinite() and most.isfinite()):
             raise ExportError(f"{source} holds NaN or infinity in {name}; download or save the checkpoint again")
         del least, most

@@ -73,7 +73,7 @@ class StreamedModel:
         self.model = made.model
         self._keys = made.keys
         # A placeholder that nobody uses must not give its memory to another tensor.
-        self._held = made.state
+        self._held = [made.state[name] for name in made.keys.values()]
 
     def require_contents(self, layer: int) -> None:
         """Let transformers load the content of one layer, and compare it with what is read here.

@@ -105,8 +105,10 @@ def weight_files(checkpoint: Checkpoint) -> Iterator[WeightFiles]:
         )
     found = False
     for name in [own, *names] if own else names:
+        if found and not folder.exists():  # nothing is downloaded for a comparison
+            return
         path = _file(checkpoint, name)
-        if path is None or (found and not folder.exists()):
+        if path is None:
             continue
         shards = [name] if not name.endswith(".index.json") else _shards(source, path)
         paths = [_file(checkpoint, shard) for shard in shards]
@@ -185,7 +187,13 @@ def _loaded(path: Path) -> dict[str, torch.Tensor]:
 
 def _file(checkpoint: Checkpoint, name: str) -> Path | None:
     revision = checkpoint.revision if not Path(checkpoint.source).exists() else None
-    path = cached_file(checkpoint.source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    path = cached_file(
+        checkpoint.source,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     return None if path is None else Path(path)
 
 
