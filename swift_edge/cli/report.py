@@ -26,7 +26,7 @@ def report(selection: "Selection", providers: Sequence[str]) -> Iterator[str]:
             f"{candidate.finish_reason}{unscored}"
             + ("" if candidate.dropped_because is None else f": {candidate.dropped_because}")
         )
-    complete = sum(candidate.dropped_because is None for candidate in selection.candidates)
+    complete = sum(candidate.is_whole for candidate in selection.candidates)
     for answer in selection.answers:
         chance = "" if answer.posterior is None else f", P(right) {answer.posterior:.2f}"
         text = answer.text if len(answer.text) <= MOST_CHARACTERS else f"{answer.text[:MOST_CHARACTERS]}..."

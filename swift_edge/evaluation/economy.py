@@ -140,9 +140,8 @@ def _replayed(
             candidates += len(pick.candidates)
             tokens += pick.tokens
             steps.update(pick.steps)
-            if pick.p_correct is not None:
-                chances.append(pick.p_correct)
-                labels.append(correct)
+            chances.append(pick.p_correct or 0.0)  # a pick that is no answer has none
+            labels.append(correct)
     picks = ORDERS * len(problems)
     error = calibration_error(chances, labels)
     return _Picks(right, candidates / picks, tokens / picks, times.of(steps) / picks, error)

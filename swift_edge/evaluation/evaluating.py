@@ -141,7 +141,7 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
     results["timings"] = {name: value for name, value in timings.items() if name.endswith("_s")}
     if (spent := _economy(trial, store, by_size, heads)) is not None:
         results["economy"] = spent
-    results["notes"] = [*_notes(sampled), *_seen(heads, trial)]
+    results["notes"] = [*_notes(sampled, store), *_seen(heads, trial)]
     return results
 
 
@@ -177,7 +177,7 @@ def _economy(
     )
 
 
-def _notes(sampled: Sampled) -> list[str]:
+def _notes(sampled: Sampled, store: Store) -> list[str]:
     """What the reader of the figures should know."""
     notes = []
     share = sampled.correct.mean()
@@ -186,6 +186,11 @@ def _notes(sampled: Sampled) -> list[str]:
     without = (sampled.answers < 0).mean()
     if without:
         notes.append(f"{without:.1%} of the candidates give no answer: they are wrong, and have no vote")
+    if cut_off := sum(candidate.cut_off for candidate in store.candidates):
+        notes.append(
+            f"{cut_off:,} of the {len(store.candidates):,} candidates were cut off, at {store.info.max_new_tokens} "
+            "tokens or by a full context: they give no answer"
+        )
     return notes
 
 

@@ -245,5 +245,6 @@ def _rows(problem: Problem, read: ReadCandidate, correct: bool, answer: str | No
         entropy=read.entropy,
         scores=read.scores,
         running=read.running,
+        cut_off=candidate.cut_off,
     )
     return CandidateRows(stored, read.states, read.statistics, read.positions)

@@ -79,6 +79,7 @@ def recalibrate(
         candidates.correct,
         candidates.problems,
         candidates.answers,
+        candidates.cut_off,
         task_of([store]),
         seed,
     )
@@ -155,11 +156,13 @@ def _prefixes(head: Head, examples: Examples) -> Doubles:
 
 
 def _error(calibration: Calibration, scores: Doubles, examples: Examples) -> float:
-    return calibration_error(calibration.probability(scores), examples.candidates.correct)
+    whole = ~examples.candidates.cut_off
+    return calibration_error(calibration.probability(scores[whole]), examples.candidates.correct[whole])
 
 
 def _judged(examples: Examples, scores: Doubles, error: float | None) -> dict[str, float | None]:
-    auroc = within_problem_auroc(scores, examples.candidates.correct, examples.candidates.problems)
+    candidates = examples.candidates
+    auroc = within_problem_auroc(np.where(candidates.cut_off, np.nan, scores), candidates.correct, candidates.problems)
     return {"within_problem_auroc": auroc if math.isfinite(auroc) else None, "calibration_error": error}
 
 
