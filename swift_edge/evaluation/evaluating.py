@@ -39,6 +39,7 @@ from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
 from swift_edge.training.collecting.collected import CollectProgress
 from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
 from swift_edge.training.store.format import STORE_NAME, TIMINGS_NAME, read_info
 from swift_edge.training.store.writer import Store
 
@@ -195,13 +196,19 @@ def _notes(sampled: Sampled, store: Store) -> list[str]:
 
 
 def _seen(heads: Mapping[str, Head], trial: Trial) -> Iterator[str]:
-    """A line for each head that says itself that it has seen these very problems."""
+    """A line for each head that says itself that it has seen these very problems, or some of them."""
     for name, head in heads.items():
-        entries: list[Any] = [head.summary.get("data_sha256"), head.summary.get("recalibration")]
-        seen = [*(entries[0] if isinstance(entries[0], list) else [entries[0]])]
-        seen += [entries[1].get("data_sha256")] if isinstance(entries[1], Mapping) else []
-        if trial.problems.sha256 in seen:
+        recalibration = head.summary.get("recalibration")
+        summaries = [head.summary, recalibration if isinstance(recalibration, Mapping) else {}]
+        if trial.problems.sha256 in frozenset().union(*map(trained_on, summaries)):
             yield f"the head {name} was fitted or calibrated on the problems of this test: its figures are too good"
+            continue
+        shown = frozenset().union(*(seen_prompts(each) or () for each in summaries))
+        if known := sum(prompt_hash(problem.prompt) in shown for problem in trial.problems.rows):
+            yield (
+                f"the head {name} was fitted or calibrated on {known:,} of the {len(trial.problems.rows):,} problems "
+                "of this test: its figures are too good"
+            )
 
 
 def _run(

@@ -38,6 +38,8 @@ class Candidates:
     """Its first row there."""
     tokens: NDArray[np.int64]  # [c]
     """Its rows, at least one."""
+    prompts: tuple[str | None, ...]  # [p]
+    """Hash of each problem's prompt; None in a store of an earlier version."""
     cut_off: NDArray[np.bool_]  # [c]
     """Whether it was cut off: it is then no evidence of what scores are worth."""
     without_tokens: int
@@ -55,6 +57,7 @@ class Candidates:
             shard=self.shard[members],
             begins=self.begins[members],
             tokens=self.tokens[members],
+            prompts=tuple(self.prompts[problem] for problem in order),
             cut_off=self.cut_off[members],
         )
 
@@ -143,6 +146,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
     is left out. Shards are numbered through all stores.
     """
     by_problem: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int, bool]]] = {}
+    prompts: dict[tuple[str, int], str | None] = {}
     without_tokens = shard_number = 0
     for store in stores:
         data = store.info.data_sha256 or str(Path(store.path).resolve())
@@ -157,6 +161,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
                     continue
                 entry = (candidate.correct, candidate.answer, shard_number, begin, tokens, candidate.cut_off)
                 by_problem.setdefault((data, candidate.problem), []).append(entry)
+                prompts[data, candidate.problem] = candidate.prompt_hash
             shard_number += 1
     entries = [entry for key in sorted(by_problem) for entry in by_problem[key]]
     columns = list(zip(*entries, strict=True)) if entries else [()] * 6
@@ -168,6 +173,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
         shard=np.array(columns[2], np.int64),
         begins=np.array(columns[3], np.int64),
         tokens=np.array(columns[4], np.int64),
+        prompts=tuple(prompts[key] for key in sorted(by_problem)),
         cut_off=np.array(columns[5], np.bool_),
         without_tokens=without_tokens,
     )

@@ -39,6 +39,7 @@ from swift_edge.training.fitting.inputs import Inputs, starts_of
 from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
+from swift_edge.training.seen import SUMMARY_NAME, packed
 from swift_edge.training.store.writer import Store
 
 
@@ -241,6 +242,7 @@ def _summary(
     document["calibration_error"] = None if calibration is None else calibration.error
     document["task"] = None if task is None else task.name
     document["data_sha256"] = [store.info.data_sha256 for store in stores]
+    document[SUMMARY_NAME] = packed(examples.candidates.prompts)
     document["notes"] = list(notes)
     document["version"] = swift_edge.__version__
     return document

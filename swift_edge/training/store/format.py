@@ -157,6 +157,8 @@ class StoredCandidate:
     """Score by each head that scored it while it was written, by the head's name."""
     running: Mapping[str, tuple[FloatOrNull, ...]] = field(default_factory=dict)
     """Running score by each of these after each of `calibration.PREFIX_TOKENS` tokens that it has."""
+    prompt_hash: str | None = None
+    """Tells its prompt from others, see `training.seen`; None in a store of an earlier version."""
     cut_off: bool = False
     """Whether it was cut off, see `results.was_cut_off`."""
 
