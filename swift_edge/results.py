@@ -4,7 +4,7 @@ They are data only. `repr` fits a screen; `help` shows what each field says.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -40,7 +40,7 @@ class Candidate:
     """One response to the prompt."""
 
     index: int
-    """Place in sampling order, from 0."""
+    """Place in sampling order, from 0, as data counts; `number` is for people."""
     text: str
     """The response as text, without special tokens and without the stop string that ended it."""
     token_ids: tuple[int, ...]  # [t]
@@ -65,6 +65,11 @@ class Candidate:
     cut_off: bool = False
     """Whether it ended by `length` though it could have ended by itself: such a response is no answer. Without EOS ids
     and stop strings, `length` is an end as good as any."""
+
+    @property
+    def number(self) -> int:
+        """Place in sampling order as people count, from 1: what reports, pages and messages call candidate 1."""
+        return self.index + 1
 
     @property
     def is_whole(self) -> bool:
@@ -270,6 +275,14 @@ class Selection:
         yield f"  {self.usage!r}, total_s={self.timings.total_s:.6g}, prompt_index={self.prompt_index},"
         head = None if self.head is None else _shortened(self.head, 30)
         yield f"  seed={self.seed}, bundle={_shortened(self.bundle, 30)}, head={head})"
+
+
+def alike(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Candidates that say the same and ended alike, put together, in the order of the first of each."""
+    groups: dict[tuple[str, str, str | None], list[Candidate]] = {}
+    for each in candidates:
+        groups.setdefault((each.text, each.finish_reason, each.dropped_because), []).append(each)
+    return list(groups.values())
 
 
 def _listed(values: NDArray[np.float32] | None) -> list[float | None] | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +192,19 @@ def test_a_calibration_hears_whole_candidates_alone(make_store: Callable[..., St
     assert fewer.calibration.base_rate == pytest.approx(
         np.mean([each.correct for each in local.candidates if each.index != 3])
     )
+
+
+def test_the_report_counts_from_one_and_folds_candidates_that_say_the_same(run: Callable[..., Any]) -> None:
+    asked = ("pick", QUESTION, "-m", SMALL_STEPS, "-n", 8, "--max-new-tokens", 37, "--threads", 1, "--json")
+    found = run(*asked)
+    picked = json.loads(found.out)
+    texts = Counter(each["text"] for each in picked["candidates"])
+    lines = found.err.splitlines()
+    rows = [line.split() for line in lines[1 : lines.index(next(each for each in lines if each.startswith("answer")))]]
+    assert len(rows) == len(texts) < 8
+    assert rows[0][:4] == ["1", str(picked["best"] + 1), "of", "8"]
+    first = max(texts, key=texts.__getitem__)
+    same = [str(index + 1) for index in picked["ranked"] if picked["candidates"][index]["text"] == first]
+    assert any(f"; x{len(same)}, with {', '.join(same[1:])}" in line for line in lines)
+    whole = sum(each["finish_reason"] == "stop" for each in picked["candidates"])
+    assert f"{picked['answers'][0]['support']} of {whole} candidate" in found.err
