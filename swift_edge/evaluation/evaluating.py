@@ -54,6 +54,11 @@ CANDIDATES: Final = "candidates"
 FAMILY_FIELDS: Final = ("family", "kind")
 """Fields of a problem by which accuracies are divided, where rows have them."""
 
+_UNTIMED: Final = (
+    "decode times are left out: equal steps took different times, as on a machine with other work; "
+    "run the same command again when it is quiet, which measures them anew"
+)
+
 
 def evaluate(
     model: str | os.PathLike[str] | OpenedModel,
@@ -140,9 +145,12 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
         "completion_tokens_per_candidate": tokens / len(store.candidates),
     }
     results["timings"] = {name: value for name, value in timings.items() if name.endswith("_s")}
+    results["notes"] = [*_notes(sampled, store), *_seen(heads, trial)]
     if (spent := _economy(trial, store, by_size, heads)) is not None:
         results["economy"] = spent
-    results["notes"] = [*_notes(sampled, store), *_seen(heads, trial)]
+        if not spent["step_s"]:
+            trial.report(f"warning: {_UNTIMED}")
+            results["notes"].append(_UNTIMED)
     return results
 
 
