@@ -104,7 +104,7 @@ def test_pick_prints_the_answer_and_reports_every_candidate(run: Run) -> None:
     header, *candidates, facts = outcome.err.splitlines()
     assert header.split() == ["rank", "candidate", "score", "tokens", "finish"]
     assert [line.split()[0] for line in candidates] == ["1", "2", "3"]
-    assert sorted(line.split()[1] for line in candidates) == ["0", "1", "2"]
+    assert sorted(line.split()[1] for line in candidates) == ["1", "2", "3"]
     scores = [float(line.split()[2]) for line in candidates]
     assert scores == sorted(scores, reverse=True)
     assert {line.split()[4] for line in candidates} <= {"length", "stop"}
@@ -181,7 +181,7 @@ def test_score_ranks_given_texts(run: Run) -> None:
     sense, nonsense = ", there was a little girl.", " purple seven of"
     outcome = run("score", "Once upon a time", nonsense, sense, "-m", STORIES)
     assert (outcome.status, outcome.out) == (0, sense + "\n")
-    assert [line.split()[1] for line in outcome.err.splitlines()[1:3]] == ["1", "0"]
+    assert [line.split()[1] for line in outcome.err.splitlines()[1:3]] == ["2", "1"]
     assert "decode" not in outcome.err
 
 

@@ -90,6 +90,7 @@ def fit_head(
     tell(_counts_text(candidates, split))
     examples = read_examples(stores, candidates, inputs, places, options.memory_bytes)
     pool = pooled_bytes(examples, options.memory_bytes) > 0
+    tell(f"reading {int(candidates.tokens.sum()):,} tokens with {examples.rows.inputs:,} inputs each")
     surveyed = survey(examples, split.train, stores, pool=pool)
     search = Search(examples, surveyed, split, options, tell)
     try:
