@@ -11,7 +11,7 @@ from swift_edge.cli.output import say
 
 REFRESH_S = 0.1
 """Seconds between two states of a line that moves."""
-SOON_S = 1.0
+SOON_S = 0.5
 """Seconds after which a command that has not said anything says what it is at."""
 LOG_S = 30.0
 """Seconds between two lines where nothing moves."""
