@@ -105,9 +105,10 @@ def test_pick_prints_the_answer_and_reports_every_candidate(run: Run) -> None:
     assert header.split() == ["rank", "candidate", "score", "tokens", "finish"]
     assert [line.split()[0] for line in candidates] == ["1", "2", "3"]
     assert sorted(line.split()[1] for line in candidates) == ["1", "2", "3"]
-    scores = [float(line.split()[2]) for line in candidates]
+    assert all(line.split()[2:4] == ["of", "3"] for line in candidates)
+    scores = [float(line.split()[4]) for line in candidates]
     assert scores == sorted(scores, reverse=True)
-    assert {line.split()[4] for line in candidates} <= {"length", "stop"}
+    assert {line.split()[6] for line in candidates} <= {"length", "stop"}
     for fact in ("mean_logprob", "prefill", "decode", "tok/s", "seed 0", "CPUExecutionProvider"):
         assert fact in facts
     # A report that is not for a terminal moves nothing.
