@@ -61,6 +61,9 @@ def test_a_context_that_is_full_says_so(solver: Selector) -> None:
 
 def test_a_pick_goes_on_for_answers_that_are_whole_and_puts_them_first(solver: Selector) -> None:
     assert solver.pick(QUESTION, n="auto", max_new_tokens=12).stopped_because == "max_n"
+    # By the signal alone four equal stumps would leave nothing to gain.
+    by_signal = solver.pick(QUESTION, n="auto", max_n=6, max_new_tokens=1, temperature=0.01, signal="mean_logprob")
+    assert (by_signal.stopped_because, len(by_signal.candidates)) == ("max_n", 6)
     # At 36 tokens one kind of response is just whole, the other lacks its end.
     picked = solver.pick(QUESTION, n=8, max_new_tokens=37)
     whole = [each.is_whole for each in picked.ranked]
