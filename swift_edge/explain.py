@@ -6,7 +6,7 @@ anywhere.
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Final
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import InvalidOptionError, OutputExistsError
-from swift_edge.results import Candidate, Selection
+from swift_edge.results import Candidate, Selection, alike
 from swift_edge.scoring.head import RunningScore
 from swift_edge.system.files import kind_at, write_whole
 
@@ -53,8 +53,7 @@ def explain_page(prompt: Prompt, selection: Selection, tokenizer: Tokenizer) -> 
     """
     tokens = {candidate.index: tokens_of(candidate, tokenizer) for candidate in selection.ranked}
     scale = _Scale.of(tokens.values())
-    title = f"Candidate {selection.best.index} of {len(selection.candidates)} is picked"
-    ranked = enumerate(selection.ranked, start=1)
+    title = f"Candidate {_place(selection.best, selection)} is picked"
     lines = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -64,9 +63,11 @@ def explain_page(prompt: Prompt, selection: Selection, tokenizer: Tokenizer) -> 
         *_question(prompt),
         "<h2>Answer</h2>",
         f'<div class="plain answer" dir="auto">{_plain(selection.best.text)}</div>',
+        *_abstained(selection),
+        *_answers(selection),
         f"<h2>Candidates</h2><p>{_plain(_ranked_by(selection))}</p>",
         *_legend(scale),
-        *(_candidate(rank, each, tokens[each.index], scale, selection) for rank, each in ranked),
+        *(_folded(group, tokens, scale, selection) for group in alike(selection.ranked)),
         *(f'<p class="note">Warning: {_plain(warning)}</p>' for warning in selection.warnings),
         f'<p class="note">{_plain(_facts(selection))}</p>',
         "</main></body></html>\n",
@@ -190,8 +191,48 @@ def _legend(scale: _Scale | None) -> Iterator[str]:
     )
 
 
-def _candidate(rank: int, candidate: Candidate, tokens: Sequence[Token], scale: _Scale | None, best: Selection) -> str:
-    picked = candidate.index == best.best.index
+def _place(candidate: Candidate, selection: Selection) -> str:
+    return f"{candidate.number} of {len(selection.candidates)}"
+
+
+def _abstained(selection: Selection) -> Iterator[str]:
+    if selection.abstained:
+        yield '<p class="note">Abstained: the pick is not known to be as likely right as was asked for.</p>'
+
+
+def _answers(selection: Selection) -> Iterator[str]:
+    """What the candidates answer, with the candidates that say so and how likely it is to be right."""
+    if not selection.answers:
+        return
+    whole = sum(each.is_whole for each in selection.candidates)
+    yield "<h2>What the candidates answer</h2><ul>"
+    for answer in selection.answers:
+        names = ", ".join(str(selection.candidates[index].number) for index in answer.candidates)
+        chance = "" if answer.posterior is None else f", P(right) {answer.posterior:.2f}"
+        badge = ' <span class="badge">picked</span>' if selection.best.index in answer.candidates else ""
+        yield (
+            f'<li><span class="said" dir="auto">{_plain(answer.text)}</span>{badge}: {answer.support} of {whole} whole '
+            f"{'candidate' if whole == 1 else 'candidates'}{chance} ({names})</li>"
+        )
+    yield "</ul>"
+
+
+def _folded(
+    group: Sequence[Candidate], tokens: Mapping[int, Sequence[Token]], scale: _Scale | None, selection: Selection
+) -> str:
+    """Candidates that say the same: the best of them, and the others behind a line that opens."""
+    first, *others = (_candidate(each, tokens[each.index], scale, selection) for each in group)
+    if not others:
+        return first
+    numbers = ", ".join(str(each.number) for each in group[1:])
+    return (
+        f"{first}<details><summary>x{len(group)}: candidate{'s' if others[1:] else ''} {numbers} "
+        f"sa{'y' if others[1:] else 'ys'} the same</summary>{''.join(others)}</details>"
+    )
+
+
+def _candidate(candidate: Candidate, tokens: Sequence[Token], scale: _Scale | None, best: Selection) -> str:
+    picked, rank = candidate.index == best.best.index, best.ranked.index(candidate) + 1
     facts = [f"score {candidate.score:.4f}"]
     if picked and best.p_correct is not None:
         facts.append(f"P(correct) {best.p_correct:.2f}")
@@ -202,7 +243,7 @@ def _candidate(rank: int, candidate: Candidate, tokens: Sequence[Token], scale: 
     marks = "".join(_token(token, scale) for token in tokens)
     return (
         f'<section class="{"candidate picked" if picked else "candidate"}"><header><div><b>{rank}. candidate '
-        f"{candidate.index}</b>{badge}<br>{_plain(', '.join(facts))}</div>{_curve(tokens, scale)}</header>"
+        f"{_place(candidate, best)}</b>{badge}<br>{_plain(', '.join(facts))}</div>{_curve(tokens, scale)}</header>"
         f'<p class="{"text scored" if scale else "text"}" dir="auto">{marks}</p></section>'
     )
 
@@ -317,6 +358,8 @@ header { display: flex; justify-content: space-between; gap: 1rem; font-size: .9
 .p1 { background: var(--p1) } .p2 { background: var(--p2) } .p3 { background: var(--p3) } .p4 { background: var(--p4) }
 .n1 { background: var(--n1) } .n2 { background: var(--n2) } .n3 { background: var(--n3) } .n4 { background: var(--n4) }
 .mark::before { content: attr(data-mark); opacity: .6 } .empty::before { content: "\\25AA"; opacity: .6 }
+details { margin: -.4rem 0 .8rem 1rem } summary { color: var(--soft); font-size: .85rem; cursor: pointer }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; font-weight: 600 }
 svg { flex: none; overflow: visible } polyline { fill: none; stroke: var(--accent); stroke-width: 1.5 }
 circle { fill: var(--accent) } .zero { stroke: var(--rule) }
 """

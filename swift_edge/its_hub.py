@@ -27,6 +27,8 @@ from swift_edge.system.extras import import_extra
 
 hub: Any = import_extra("its_hub.api", "swift_edge.its_hub", "its-hub")
 
+CUT_OFF: Final = 1e6
+"""Taken off the score of a response that was cut off: it is worse than every whole one."""
 KEPT_SCORES: Final = 4096
 """Scores of own responses that are remembered; each holds on to its response's text."""
 
@@ -157,7 +159,8 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         """Score the last message of a conversation, or of each of a list of conversations, as an answer to the others.
 
         What this object wrote has the score that it got then: of one text written twice, in different tokens, the
-        greater one. Any other text is read, those that answer the same conversation in one `Selector.score`.
+        greater one; a response that was cut off has one less than that of any whole one. Any other text is read, those
+        that answer the same conversation in one `Selector.score`.
         Returns floats, larger is better. Raises `PromptError` where there is no such message; else as `Selector.score`.
         """
         conversations = messages if _is_batch(messages) else [messages]
@@ -195,7 +198,8 @@ class SelfScoringModel(hub.AbstractLanguageModel, hub.AbstractOutcomeRewardModel
         with self._lock:
             for candidate in selection.candidates:
                 key = prompt, candidate.text
-                self._kept[key] = max(candidate.score, self._kept.pop(key, -math.inf))
+                score = candidate.score - CUT_OFF * candidate.cut_off
+                self._kept[key] = max(score, self._kept.pop(key, -math.inf))
             for key in list(self._kept)[:-KEPT_SCORES]:
                 del self._kept[key]
 

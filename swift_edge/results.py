@@ -4,7 +4,7 @@ They are data only. `repr` fits a screen; `help` shows what each field says.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,16 @@ from swift_edge.field_texts import show_field_texts
 from swift_edge.records import finite_or_none
 
 FinishReason: TypeAlias = Literal["stop", "length", "given", "dropped"]
+
+
+def was_cut_off(finish_reason: str, *, can_end: bool) -> bool:
+    """Whether the limit of tokens or a full context ended a response before its end: it is then no answer.
+
+    `can_end` says whether it could have ended by itself, by an EOS id or a stop string: without either, the limit is
+    the only end there is. Picks, stores and tests all go by this rule.
+    """
+    return finish_reason == "length" and can_end
+
 
 _WIDTH = 120
 """Characters of a line of a `repr`."""
@@ -30,7 +40,7 @@ class Candidate:
     """One response to the prompt."""
 
     index: int
-    """Place in sampling order, from 0."""
+    """Place in sampling order, from 0, as data counts; `number` is for people."""
     text: str
     """The response as text, without special tokens and without the stop string that ended it."""
     token_ids: tuple[int, ...]  # [t]
@@ -52,6 +62,19 @@ class Candidate:
     """Reward of every token that was scored, float32; None without a head."""
     dropped_because: str | None = None
     """Why it was dropped; None for one that was written to its end."""
+    cut_off: bool = False
+    """Whether it ended by `length` though it could have ended by itself: such a response is no answer. Without EOS ids
+    and stop strings, `length` is an end as good as any."""
+
+    @property
+    def number(self) -> int:
+        """Place in sampling order as people count, from 1: what reports, pages and messages call candidate 1."""
+        return self.index + 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was written to its end: neither dropped nor cut off."""
+        return self.dropped_because is None and not self.cut_off
 
     @property
     def n_tokens(self) -> int:
@@ -168,13 +191,15 @@ class Selection:
     candidates: tuple[Candidate, ...]
     """All candidates in sampling order."""
     ranked: tuple[Candidate, ...]
-    """All candidates, the best first, those that were dropped last; equal ones stay in sampling order."""
+    """All candidates, the best first, after the whole ones those that were cut off, and those that were dropped last;
+    equal ones stay in sampling order."""
     strategy: str
     """How the pick was made from the scores, as `selection.ranking` explains them: `best` is the greatest one."""
     signal: str | None
     """The label-free signal that scored the candidates, `mean_logprob` or `self_certainty`; None with a head."""
     p_correct: float | None
-    """Calibrated probability that the pick is correct, given all candidates; None without a calibrated head."""
+    """Calibrated probability that the pick is correct, given all candidates that were written to their ends; None
+    without such a candidate, and without a calibrated head. 0 where a task finds no answer in the pick."""
     usage: Usage
     """Tokens read and written."""
     timings: Timings
@@ -188,7 +213,7 @@ class Selection:
     answers: tuple[Answer, ...] = ()
     """What the candidates answer, that of the pick first; empty where no task says how to find answers."""
     abstained: bool = False
-    """Whether `p_correct` is less than the confidence that was asked for: `best` is then a guess."""
+    """Whether `p_correct` is None or less than the confidence that was asked for: `best` is then a guess."""
     stopped_because: str | None = None
     """Why no further candidate was begun: `settled`, `max_n`, `budget_tokens` or `budget_seconds`; None where all
     candidates were begun at once and none was dropped."""
@@ -250,6 +275,14 @@ class Selection:
         yield f"  {self.usage!r}, total_s={self.timings.total_s:.6g}, prompt_index={self.prompt_index},"
         head = None if self.head is None else _shortened(self.head, 30)
         yield f"  seed={self.seed}, bundle={_shortened(self.bundle, 30)}, head={head})"
+
+
+def alike(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Candidates that say the same and ended alike, put together, in the order of the first of each."""
+    groups: dict[tuple[str, str, str | None], list[Candidate]] = {}
+    for each in candidates:
+        groups.setdefault((each.text, each.finish_reason, each.dropped_because), []).append(each)
+    return list(groups.values())
 
 
 def _listed(values: NDArray[np.float32] | None) -> list[float | None] | None:

@@ -52,7 +52,9 @@ class Tokenizer:
 
         Special tokens that are spelled out in the prompt become those tokens, in messages too: filter text that is not
         yours. Messages go through the chat template. So does a text, as one user message, if the bundle has a template;
-        otherwise, or with `raw`, it is encoded as it stands, with the special tokens that the tokenizer adds.
+        otherwise, or with `raw`, it is encoded as it stands, with the special tokens that the tokenizer adds, but for
+        those that it begins with already: a chat prompt that was rendered elsewhere has its BOS. Messages end with a
+        turn to answer, so never with the assistant's: what it says would be followed by a second turn of its own.
         Raises `EmptyPromptError`, `TemplateError`, `TokenizerError`, or `PromptError` for malformed messages and for
         text that is not valid Unicode.
         """
@@ -67,7 +69,11 @@ class Tokenizer:
         else:
             if raw:
                 raise PromptError("raw is set, but the prompt is a list of messages; expected one text, or raw=False")
-            _checked(prompt)
+            if _checked(prompt)[-1]["role"] == "assistant":
+                raise PromptError(
+                    "the last message of the prompt is the assistant's; expected one to answer: leave it out, or, to "
+                    "have it continued, render the chat prompt up to its end yourself and give that text with raw=True"
+                )
             ids = self._encode(self.render(prompt), add_special_tokens=False)
         if not ids:
             raise EmptyPromptError("the prompt gives no token at all; expected some text to answer")
@@ -95,6 +101,14 @@ class Tokenizer:
         """Turn the ids of a response into text as it follows a prompt: a space before its first word stays."""
         anchor = self._anchors[0][1] if self._anchors else []
         return self.decode([*anchor, *ids])[len(self.decode(anchor)) :]
+
+    def special_text(self, token: int) -> str:
+        """How a special token is written; empty for tokens that leave text."""
+        return self._special_texts.get(int(token), "")
+
+    def spells_special(self, text: str) -> bool:
+        """Whether a text has special tokens in it, spelled out: text that a model writes shows none of them."""
+        return any(special in text for special in self._special_texts.values())
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -238,6 +252,12 @@ class Tokenizer:
         return frozenset(marks.union(self._bundle.manifest.tokens.eos_ids))
 
     @functools.cached_property
+    def _special_texts(self) -> Mapping[int, str]:
+        """How each of the `_skipped` is written."""
+        texts = {token: self._backend.id_to_token(token) for token in self._skipped}
+        return {token: text for token, text in texts.items() if text}
+
+    @functools.cached_property
     def _byte_tokens(self) -> frozenset[int]:
         """Ids of single bytes, where the decoder puts runs of them together."""
         ids_by_byte = {byte: self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
@@ -250,7 +270,12 @@ class Tokenizer:
         return token not in self._skipped and self._backend.id_to_token(token) is not None
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        ids = encoding.ids
+        # What is added in front is not there twice: the mask has 1 for added tokens, 0 for those that are spelled out.
+        added = next((place for place, mark in enumerate(encoding.special_tokens_mask) if not mark), 0)
+        if ids[:added] == ids[added : 2 * added]:
+            ids = ids[added:]
         vocab_size = self._bundle.manifest.architecture.vocab_size
         beyond = next((token for token in ids if token >= vocab_size), None)
         if beyond is not None:

@@ -122,13 +122,12 @@ def evaluate(
     Figures, tables and drawings are written to --out; the same command goes on with a test that was interrupted.
     """
     writing = CollectOptions.of(None, keywords)
+    with ProgressLine(f"reading {data} and opening {model}") as line:
+        from swift_edge.evaluation.ablations import Ablations
+        from swift_edge.evaluation.evaluating import evaluate as run
+        from swift_edge.evaluation.tables import markdown
 
-    from swift_edge.evaluation.ablations import Ablations
-    from swift_edge.evaluation.evaluating import evaluate as run
-    from swift_edge.evaluation.tables import markdown
-
-    ablations = Ablations(train, train_logits, dict(others), recalibration_data, recalibration_problems)
-    with ProgressLine() as line:
+        ablations = Ablations(train, train_logits, dict(others), recalibration_data, recalibration_problems)
 
         def progress(state: "CollectProgress") -> None:
             if line.due():

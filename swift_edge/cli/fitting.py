@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from swift_edge.checks import parse_layers
-from swift_edge.cli.output import say
 from swift_edge.cli.places import hold_place
+from swift_edge.cli.progress import ProgressLine
 from swift_edge.errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -140,14 +140,7 @@ def fit(
     Needs SciPy: pip install "swift-edge[train]".
     """
     hold_place(out, force)
-
-    from swift_edge.scoring.head import save_head
-    from swift_edge.training.fitting.fit import FitInterrupted, fit_head
-    from swift_edge.training.fitting.options import FitOptions
-    from swift_edge.training.store.writer import Store
-
-    opened = [Store.open(path) for path in stores]
-    chosen = {
+    chosen: dict[str, object] = {
         "loss": loss,
         "pairwise_weight": pairwise_weight,
         "norm": norm,
@@ -158,26 +151,33 @@ def fit(
         "max_iterations": max_iterations,
         "patience": patience,
         "problems": problems,
-        "layers": layers_of(layers, opened[0].info),
     }
-    options = FitOptions(
-        gate=not no_gate,
-        token_statistics=token_statistics,  # type: ignore[arg-type]  # checked there
-        includes_eos=not no_eos,
-        seed=seed,
-        memory_bytes=memory_bytes,
-        **{name: value for name, value in chosen.items() if value is not None},  # type: ignore[arg-type]  # and these
-    )
-    try:
-        head = fit_head(opened, options, report=say)
-    except FitInterrupted as interruption:
-        save_head(out, interruption.head)
-        say(f"the best head until then is in {out}")
-        raise
-    except KeyboardInterrupt:
-        say(f"no head is finished, so nothing is written to {out}")
-        raise
-    save_head(out, head)
+    with ProgressLine(f"reading {', '.join(map(str, stores))}") as line:
+        from swift_edge.scoring.head import save_head
+        from swift_edge.training.fitting.fit import FitInterrupted, fit_head
+        from swift_edge.training.fitting.options import FitOptions
+        from swift_edge.training.store.writer import Store
+
+        opened = [Store.open(path) for path in stores]
+        chosen["layers"] = layers_of(layers, opened[0].info)
+        options = FitOptions(
+            gate=not no_gate,
+            token_statistics=token_statistics,  # type: ignore[arg-type]  # checked there
+            includes_eos=not no_eos,
+            seed=seed,
+            memory_bytes=memory_bytes,
+            **{name: value for name, value in chosen.items() if value is not None},  # type: ignore[arg-type]  # and these
+        )
+        try:
+            head = fit_head(opened, options, report=line.say)
+        except FitInterrupted as interruption:
+            save_head(out, interruption.head)
+            line.say(f"the best head until then is in {out}")
+            raise
+        except KeyboardInterrupt:
+            line.say(f"no head is finished, so nothing is written to {out}")
+            raise
+        save_head(out, head)
     show(out, head, as_json)
 
 
@@ -195,11 +195,11 @@ def recalibrate(head: Path, store: Path, out: Path, seed: int, memory_bytes: int
     200 to 500 problems are enough; they must not be those that the head was trained on.
     """
     hold_place(out, force)
+    with ProgressLine(f"reading {store}") as line:
+        from swift_edge.scoring.head import load_head, save_head
+        from swift_edge.training.fitting.recalibrate import recalibrate as calibrated
+        from swift_edge.training.store.writer import Store
 
-    from swift_edge.scoring.head import load_head, save_head
-    from swift_edge.training.fitting.recalibrate import recalibrate as calibrated
-    from swift_edge.training.store.writer import Store
-
-    fitted = calibrated(load_head(head), Store.open(store), seed=seed, memory_bytes=memory_bytes, report=say)
-    save_head(out, fitted)
+        fitted = calibrated(load_head(head), Store.open(store), seed=seed, memory_bytes=memory_bytes, report=line.say)
+        save_head(out, fitted)
     show(out, fitted, as_json)

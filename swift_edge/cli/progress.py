@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -10,6 +11,8 @@ from swift_edge.cli.output import say
 
 REFRESH_S = 0.1
 """Seconds between two states of a line that moves."""
+SOON_S = 0.5
+"""Seconds after which a command that has not said anything says what it is at."""
 LOG_S = 30.0
 """Seconds between two lines where nothing moves."""
 
@@ -17,21 +20,31 @@ LOG_S = 30.0
 class ProgressLine:
     """A context manager: on the way out, whatever the reason, the line is cleared."""
 
-    def __init__(self, *, log: bool = True) -> None:
-        """Look at stderr, once; without `log`, nothing is shown where that is no terminal."""
+    def __init__(self, first: str | None = None, *, log: bool = True) -> None:
+        """Look at stderr, once; without `log`, nothing is shown where that is no terminal.
+
+        `first` is what the command begins with: it is written only if that takes a moment.
+        """
         self._moves = sys.stderr is not None and sys.stderr.isatty()
         self._interval = REFRESH_S if self._moves else LOG_S if log else math.inf
         self._width = 0
         self._next = time.monotonic() + (0 if self._moves else self._interval)
+        self._lock = threading.Lock()
+        self._first = first
+        self._soon = threading.Timer(SOON_S, self._say_first)
+        self._soon.daemon = True
 
     def __enter__(self) -> "ProgressLine":
         """Nothing is shown before the first text."""
+        if self._first is not None:
+            self._soon.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Clear the line."""
+        self._has_said()
         self._clear()
 
     def due(self) -> bool:
@@ -42,6 +55,7 @@ class ProgressLine:
         """Show how far it is, if the last text is old enough."""
         if not self.due():
             return
+        self._has_said()
         self._next = time.monotonic() + self._interval
         if not self._moves:
             say(text)
@@ -53,8 +67,22 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Write a line that stays."""
+        self._has_said()
         self._clear()
         say(text)
+
+    def _say_first(self) -> None:
+        with self._lock:
+            if self._first is not None:
+                say(self._first)
+                self._first = None
+
+    def _has_said(self) -> None:
+        """Something else is about to be written, or nothing any more."""
+        with self._lock:
+            if self._first is not None:
+                self._first = None
+                self._soon.cancel()
 
     def _clear(self) -> None:
         if self._width:

@@ -79,18 +79,18 @@ def collect(
     _check_combination(context, data, responses, task)
     writing = CollectOptions.of(None, keywords)
 
-    from swift_edge.checks import parse_layers
-    from swift_edge.engine.model import OpenedModel
-    from swift_edge.training.collecting.collect import collect as write
-    from swift_edge.training.collecting.collect import collect_responses
-    from swift_edge.training.collecting.problems import read_problems
-    from swift_edge.training.collecting.responses import read_responses
+    with ProgressLine(f"reading {data or responses} and opening {model}") as line:
+        from swift_edge.checks import parse_layers
+        from swift_edge.engine.model import OpenedModel
+        from swift_edge.training.collecting.collect import collect as write
+        from swift_edge.training.collecting.collect import collect_responses
+        from swift_edge.training.collecting.problems import read_problems
+        from swift_edge.training.collecting.responses import read_responses
 
-    ready_responses = None if responses is None else read_responses(responses).first(limit)
-    problems = None if data is None else read_problems(data).first(limit)
-    opened = OpenedModel.open(model, providers or None, threads)
-    layer_numbers = None if layers in (None, "all") else parse_layers(layers, opened.session.layers)
-    with ProgressLine() as line:
+        ready_responses = None if responses is None else read_responses(responses).first(limit)
+        problems = None if data is None else read_problems(data).first(limit)
+        opened = OpenedModel.open(model, providers or None, threads)
+        layer_numbers = None if layers in (None, "all") else parse_layers(layers, opened.session.layers)
 
         def progress(state: "CollectProgress") -> None:
             if line.due():

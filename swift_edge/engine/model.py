@@ -77,7 +77,10 @@ class OpenedModel:
         return prompt_ids
 
     def answer_ids(self, text: str, place: int, prompt_tokens: int, *, with_eos: bool) -> list[int]:
-        """Token ids `[t]` of a given response that fits into the context, with the EOS at its end if asked for."""
+        """Token ids `[t]` of a given response that fits into the context, with the EOS at its end if asked for.
+
+        `place` is its place among the responses, from 0.
+        """
         answer = self.tokenizer.encode_response(text)
         end = self.tokenizer.end_of_turn
         ended = bool(answer) and answer[-1] in self.bundle.manifest.tokens.eos_ids
@@ -85,11 +88,11 @@ class OpenedModel:
             answer.append(end)
         context = self.session.context_length
         if not answer:
-            raise InvalidOptionError(f"text {place} has no tokens; expected some text to score")
+            raise InvalidOptionError(f"text {place + 1} has no tokens; expected some text to score")
         # As in decoding, the last token may lie beyond a full context.
         if prompt_tokens + len(answer) > context + 1:
             raise InvalidOptionError(
-                f"text {place} has {len(answer)} tokens after a prompt of {prompt_tokens}, "
+                f"text {place + 1} has {len(answer)} tokens after a prompt of {prompt_tokens}, "
                 f"but the model's context holds {context}; shorten the text or the prompt"
             )
         return answer

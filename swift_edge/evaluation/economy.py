@@ -1,7 +1,8 @@
 """What adaptive and pruned picks spend, and how right they are, beside every rule at every fixed number of candidates.
 
 Picks are replayed on the candidates of the test, in several orders of them. Seconds are those of the decode steps:
-each has a number of rows, and how long a step of so many rows takes was measured on this machine.
+each has a number of rows, and how long a step of so many rows takes was measured on this machine. Where that was too
+busy for times that can be trusted, there are none.
 
     q problems   s statistics of each   b resamples
 """
@@ -41,7 +42,7 @@ def economy(
     decision: Decision,
     head: str,
     chances: Mapping[int, Mapping[str, Doubles]],
-    times: StepTimes,
+    times: StepTimes | None,
     paced: Callable[[Plan], Plan],
     *,
     seed: int = 0,
@@ -50,8 +51,8 @@ def economy(
     """Accuracy, tokens and seconds of the plans in `PLANS`, and of every rule at every size.
 
     `problems` are the candidates of each, with running scores by the head named `head`, which `decision` is made by;
-    `chances` are those of every rule's pick to be right, `[q]`, by size and rule. `paced` makes a plan what it is on
-    this machine.
+    `chances` are those of every rule's pick to be right, `[q]`, by size and rule. Without `times` there are no seconds.
+    `paced` makes a plan what it is on this machine.
     """
     sizes = sorted(chances)
     most, names = sizes[-1], [name for name in chances[sizes[-1]] if name != ORACLE]
@@ -74,11 +75,14 @@ def economy(
             "tokens": each.tokens,
             "tokens_share": each.tokens / fixed[most]["tokens"],
             "seconds": each.seconds,
-            "seconds_share": each.seconds / fixed[most]["seconds"],
+            "seconds_share": None if each.seconds is None else each.seconds / fixed[most]["seconds"],
             "calibration_error": each.calibration_error,
             "less_calibrated_at_most": _figure(mine - reference),
         }
         for cost in ("tokens", "seconds"):
+            if plan_figures[name][cost] is None:
+                plan_figures[name][f"best_at_equal_{cost}"] = None
+                continue
             pair, share = _between(fixed, cost, plan_figures[name][cost])
             low, high = (rules[:, sizes.index(size)] for size in pair)  # [1 + b, rules]
             mixed = (1 - share) * low + share * high
@@ -91,8 +95,8 @@ def economy(
     return {
         "head": head,
         "orders": ORDERS,
-        "knee": times.knee,
-        "step_s": {str(rows): seconds for rows, seconds in times.seconds.items()},
+        "knee": None if times is None else times.knee,
+        "step_s": {} if times is None else {str(rows): seconds for rows, seconds in times.seconds.items()},
         "fixed": {str(size): figures for size, figures in fixed.items()},
         "plans": plan_figures,
     }
@@ -108,8 +112,8 @@ class _Picks:
     """Candidates begun, on average."""
     tokens: float
     """Tokens per problem."""
-    seconds: float
-    """Seconds of decode steps per problem."""
+    seconds: float | None
+    """Seconds of decode steps per problem; None where steps were not timed."""
     calibration_error: float
     """That of the P(correct) of the picks."""
 
@@ -122,7 +126,7 @@ def plan_of(decision: Decision, most: int, keywords: Mapping[str, str]) -> Plan:
 
 
 def _replayed(
-    problems: Sequence[Sequence[StoredCandidate]], plan: Plan, head: str, times: StepTimes, seed: int
+    problems: Sequence[Sequence[StoredCandidate]], plan: Plan, head: str, times: StepTimes | None, seed: int
 ) -> _Picks:
     right = np.zeros(len(problems))
     candidates = tokens = 0
@@ -140,21 +144,25 @@ def _replayed(
             candidates += len(pick.candidates)
             tokens += pick.tokens
             steps.update(pick.steps)
-            if pick.p_correct is not None:
-                chances.append(pick.p_correct)
-                labels.append(correct)
+            chances.append(pick.p_correct or 0.0)  # a pick that is no answer has none
+            labels.append(correct)
     picks = ORDERS * len(problems)
     error = calibration_error(chances, labels)
-    return _Picks(right, candidates / picks, tokens / picks, times.of(steps) / picks, error)
+    return _Picks(right, candidates / picks, tokens / picks, _seconds(times, steps, picks), error)
 
 
-def _fixed(problems: Sequence[Sequence[StoredCandidate]], size: int, times: StepTimes) -> dict[str, float]:
+def _seconds(times: StepTimes | None, steps: Mapping[int, int], picks: int) -> float | None:
+    """Seconds per pick; None where steps were not timed."""
+    return None if times is None else times.of(steps) / picks
+
+
+def _fixed(problems: Sequence[Sequence[StoredCandidate]], size: int, times: StepTimes | None) -> dict[str, Any]:
     """Tokens and seconds per problem of `size` candidates begun together, of the first ones of each problem."""
     steps: Counter[int] = Counter()
     for candidates in problems:
         steps.update(_steps(each.n_tokens for each in candidates[:size]))
     tokens = sum(rows * count for rows, count in steps.items())
-    return {"tokens": tokens / len(problems), "seconds": times.of(steps) / len(problems)}
+    return {"tokens": tokens / len(problems), "seconds": _seconds(times, steps, len(problems))}
 
 
 def _steps(lengths: Iterable[int]) -> Mapping[int, int]:
@@ -171,7 +179,7 @@ def _between(fixed: Mapping[int, Mapping[str, float]], cost: str, spent: float) 
     for low, high in itertools.pairwise(sorted(fixed)):
         below, above = fixed[low][cost], fixed[high][cost]
         if spent <= above:
-            return (low, high), max(0.0, (spent - below) / (above - below))
+            return (low, high), max(0.0, (spent - below) / (above - below)) if above > below else 0.0
     return (max(fixed), max(fixed)), 0.0
 
 

@@ -39,6 +39,7 @@ from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
 from swift_edge.training.collecting.collected import CollectProgress
 from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
 from swift_edge.training.store.format import STORE_NAME, TIMINGS_NAME, read_info
 from swift_edge.training.store.writer import Store
 
@@ -52,6 +53,11 @@ CANDIDATES: Final = "candidates"
 """Name of the store within the folder of a test."""
 FAMILY_FIELDS: Final = ("family", "kind")
 """Fields of a problem by which accuracies are divided, where rows have them."""
+
+_UNTIMED: Final = (
+    "decode times are left out: equal steps took different times, as on a machine with other work; "
+    "run the same command again when it is quiet, which measures them anew"
+)
 
 
 def evaluate(
@@ -139,9 +145,12 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
         "completion_tokens_per_candidate": tokens / len(store.candidates),
     }
     results["timings"] = {name: value for name, value in timings.items() if name.endswith("_s")}
+    results["notes"] = [*_notes(sampled, store), *_seen(heads, trial)]
     if (spent := _economy(trial, store, by_size, heads)) is not None:
         results["economy"] = spent
-    results["notes"] = [*_notes(sampled), *_seen(heads, trial)]
+        if not spent["step_s"]:
+            trial.report(f"warning: {_UNTIMED}")
+            results["notes"].append(_UNTIMED)
     return results
 
 
@@ -177,7 +186,7 @@ def _economy(
     )
 
 
-def _notes(sampled: Sampled) -> list[str]:
+def _notes(sampled: Sampled, store: Store) -> list[str]:
     """What the reader of the figures should know."""
     notes = []
     share = sampled.correct.mean()
@@ -186,17 +195,28 @@ def _notes(sampled: Sampled) -> list[str]:
     without = (sampled.answers < 0).mean()
     if without:
         notes.append(f"{without:.1%} of the candidates give no answer: they are wrong, and have no vote")
+    if cut_off := sum(candidate.cut_off for candidate in store.candidates):
+        notes.append(
+            f"{cut_off:,} of the {len(store.candidates):,} candidates were cut off, at {store.info.max_new_tokens} "
+            "tokens or by a full context: they give no answer"
+        )
     return notes
 
 
 def _seen(heads: Mapping[str, Head], trial: Trial) -> Iterator[str]:
-    """A line for each head that says itself that it has seen these very problems."""
+    """A line for each head that says itself that it has seen these very problems, or some of them."""
     for name, head in heads.items():
-        entries: list[Any] = [head.summary.get("data_sha256"), head.summary.get("recalibration")]
-        seen = [*(entries[0] if isinstance(entries[0], list) else [entries[0]])]
-        seen += [entries[1].get("data_sha256")] if isinstance(entries[1], Mapping) else []
-        if trial.problems.sha256 in seen:
+        recalibration = head.summary.get("recalibration")
+        summaries = [head.summary, recalibration if isinstance(recalibration, Mapping) else {}]
+        if trial.problems.sha256 in frozenset().union(*map(trained_on, summaries)):
             yield f"the head {name} was fitted or calibrated on the problems of this test: its figures are too good"
+            continue
+        shown = frozenset().union(*(seen_prompts(each) or () for each in summaries))
+        if known := sum(prompt_hash(problem.prompt) in shown for problem in trial.problems.rows):
+            yield (
+                f"the head {name} was fitted or calibrated on {known:,} of the {len(trial.problems.rows):,} problems "
+                "of this test: its figures are too good"
+            )
 
 
 def _run(

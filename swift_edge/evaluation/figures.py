@@ -30,6 +30,10 @@ _STYLES: Final = {
 }
 """Colour, dashes and mark of the rules that need no head."""
 _HEAD_STYLES: Final = ((BLUE, "o"), (RED, "X"), (INK, "p"), (PURPLE, "h"))
+_LEAST_RATIO: Final = 1.2
+"""Least ratio of two marks that have labels on a logarithmic axis."""
+_LEAST_SPAN: Final = 0.2
+"""Least span of an axis of shares."""
 _LEAST_DISTANCE: Final = 0.036
 """Least distance of two labels, as a share of the height."""
 
@@ -57,7 +61,7 @@ def draw_accuracy(results: Mapping[str, Any], folder: Path) -> list[Path]:
     axes.minorticks_off()
     axes.set_xlabel("candidates per problem, N")
     axes.set_ylabel("share of picks that are right")
-    bottom, top = axes.get_ylim()
+    bottom, top = _share_limits(*axes.get_ylim())
     for place, (value, name, colour) in zip(_spread([each[0] for each in labels], bottom, top), labels, strict=True):
         axes.annotate(
             f"{name} {value:.3f}",
@@ -90,11 +94,16 @@ def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
     economy = results.get("economy")
     if economy is None:
         return []
-    figure, (left, right) = _figure(11.0, 5.0, 2)
-    heads = list(results["run"]["heads"])
+    drawn = [("tokens", "tokens per problem", 1.0)]
     sizes = [str(size) for size in results["sizes"]]
-    for axes, cost, label in ((left, "tokens", "tokens per problem"), (right, "seconds", "decode seconds per problem")):
-        spent = [economy["fixed"][size][cost] for size in sizes]
+    if economy["step_s"]:
+        longest = economy["fixed"][sizes[-1]]["seconds"]
+        unit, name = (1.0, "seconds") if longest >= 1 else (1000.0, "milliseconds")
+        drawn.append(("seconds", f"decode time per problem, {name}", unit))
+    figure, columns = _figure(3.4 + 3.8 * len(drawn), 5.0, len(drawn))
+    heads = list(results["run"]["heads"])
+    for axes, (cost, label, unit) in zip(columns, drawn, strict=True):
+        spent = [unit * economy["fixed"][size][cost] for size in sizes]
         for name, figures in results["accuracy"].items():
             if name == ORACLE:
                 continue  # far above what any rule can reach, it would flatten the others
@@ -106,7 +115,7 @@ def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
         for (name, figures), mark in zip(economy["plans"].items(), ("*", "d", "P"), strict=True):
             value = figures["accuracy"]
             axes.errorbar(
-                figures[cost],
+                unit * figures[cost],
                 value["value"],
                 yerr=[[value["value"] - value["low"]], [value["high"] - value["value"]]],
                 color=RED,
@@ -118,11 +127,17 @@ def draw_economy(results: Mapping[str, Any], folder: Path) -> list[Path]:
                 zorder=5,
             )
         axes.set_xscale("log", base=2)
+        # Where the fixed numbers of candidates lie: powers of two would say little.
+        ticks = _apart(spent)
+        axes.set_xticks(ticks, [_plain_number(value) for value in ticks])
+        axes.minorticks_off()
         axes.set_xlabel(label)
-    left.set_ylabel("share of picks that are right")
-    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    left.set_title(
-        f"{results['run']['bundle']['base_model']}, {results['problems']:,} problems, N = {', '.join(sizes)}",
+    columns[0].set_ylabel("share of picks that are right")
+    columns[0].set_ylim(_share_limits(*columns[0].get_ylim()))
+    columns[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    timed = "" if len(drawn) > 1 else "; not timed, the machine was busy"
+    columns[0].set_title(
+        f"{results['run']['bundle']['base_model']}, {results['problems']:,} problems, N = {', '.join(sizes)}{timed}",
         loc="left",
         fontsize=10,
     )
@@ -159,6 +174,28 @@ def draw_calibration(results: Mapping[str, Any], folder: Path) -> list[Path]:
     axes.legend(frameon=False, loc="upper left", fontsize=9)
     axes.set_title("each mark is a tenth of the candidates, or of the picks", loc="left", fontsize=10)
     return _save(figure, folder, "calibration")
+
+
+def _share_limits(bottom: float, top: float) -> tuple[float, float]:
+    """Limits of an axis of shares: hardly beyond 0 and 1, and so far apart that rounding is no slope."""
+    missing = max(0.0, _LEAST_SPAN - (top - bottom)) / 2
+    low, high = -0.02, 1.02
+    bottom = min(max(low, bottom - missing), high - _LEAST_SPAN)
+    return bottom, max(min(high, top + missing), bottom + _LEAST_SPAN)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Those of ascending values whose labels do not cover each other on a logarithmic axis."""
+    kept = list(values[:1])
+    for value in values[1:]:
+        if value >= _LEAST_RATIO * kept[-1] > 0:
+            kept.append(value)
+    return kept
+
+
+def _plain_number(value: float) -> str:
+    """A number as people read it: at most one decimal where it is small, and thousands apart."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _style(name: str, heads: Sequence[str]) -> tuple[str, str, str, float]:
@@ -200,6 +237,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Sequenc
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         axes.grid(axis="y", color="#E3E3E3", linewidth=0.6)
+        axes.ticklabel_format(axis="y", useOffset=False, style="plain")
         axes.set_axisbelow(True)
     return figure, row
 

@@ -62,8 +62,8 @@ def replay(plan: Plan, candidates: Sequence[StoredCandidate], head: str) -> Repl
         orders = steering.after_step(
             live,
             {
-                index: Completed(candidates[index].n_tokens, candidates[index].scores[head], candidates[index].answer)
-                for index in ended
+                index: Completed(each.n_tokens, each.scores[head], each.answer, each.cut_off)
+                for index, each in ((index, candidates[index]) for index in ended)
             },
             score_of,
             token_ids_of,
@@ -89,6 +89,7 @@ def _candidate(
         token_ids=stored.token_ids[:tokens],
         score=stored.scores[head],
         logprob=stored.logprob,
-        finish_reason="stop" if tokens is None else "dropped",
+        finish_reason="dropped" if tokens is not None else "length" if stored.cut_off else "stop",
         dropped_because=dropped_because,
+        cut_off=stored.cut_off and tokens is None,
     )

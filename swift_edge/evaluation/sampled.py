@@ -56,8 +56,8 @@ class Sampled:
     """The labels."""
     answers: NDArray[np.int64]  # [q, n]
     """Number of the answer among those of the problem, from 0; -1 without an answer."""
-    n_tokens: NDArray[np.int64]  # [q, n]
-    """Response tokens."""
+    n_tokens: NDArray[np.float64]  # [q, n]
+    """Response tokens; NaN, like every score, for a candidate that was cut off: it comes after all others."""
     mean_logprob: Doubles  # [q, n]
     """Mean log-probability of the response tokens."""
     self_certainty: Doubles  # [q, n]
@@ -79,21 +79,27 @@ class Sampled:
     ) -> "Sampled":
         """Take the candidates of a store, with the scores that `heads` gave them while they were written.
 
-        `scores`, `[q, n]` each, stand in for those of the store. Raises `StoreError` for a store that is not finished,
+        `scores`, `[q, n]` each, stand in for those of the store. One that was cut off has neither answer nor score, as
+        in picks. Raises `StoreError` for a store that is not finished,
         or whose problems have different numbers of candidates.
         """
         rows = _square(store)
+        cut_off = np.array([[each.cut_off for each in row] for row in rows])
+
+        def column(values: list[list[float]] | Doubles) -> Doubles:
+            return np.where(cut_off, np.nan, np.array(values, np.float64).reshape(len(rows), -1))
+
         scores = scores or {
-            name: _column(rows, [[each.scores.get(name, math.nan) for each in row] for row in rows]) for name in heads
+            name: column([[each.scores.get(name, math.nan) for each in row] for row in rows]) for name in heads
         }
         return cls(
             correct=np.array([[each.correct for each in row] for row in rows]),
             answers=np.array([_numbered(task, [each.answer for each in row]) for row in rows]),
-            n_tokens=np.array([[each.n_tokens for each in row] for row in rows]),
-            mean_logprob=_column(rows, [[each.mean_logprob for each in row] for row in rows]),
-            self_certainty=_column(rows, [[each.self_certainty for each in row] for row in rows]),
-            heads={name: HeadScores.of(head, scores[name]) for name, head in heads.items()},
-            external=external,
+            n_tokens=column([[each.n_tokens for each in row] for row in rows]),
+            mean_logprob=column([[each.mean_logprob for each in row] for row in rows]),
+            self_certainty=column([[each.self_certainty for each in row] for row in rows]),
+            heads={name: HeadScores.of(head, column(scores[name])) for name, head in heads.items()},
+            external=None if external is None else column(external),
         )
 
     @property
@@ -113,10 +119,6 @@ def _square(store: Store) -> list[Sequence[StoredCandidate]]:
             "problems; expected all problems, with the same number of candidates each: run the same command again"
         )
     return [candidates[start : start + n] for start in range(0, len(candidates), n)]
-
-
-def _column(rows: Sequence[Sequence[object]], values: list[list[float]]) -> Doubles:
-    return np.array(values, np.float64).reshape(len(rows), -1)
 
 
 def _numbered(task: AnswerTask, answers: Sequence[str | None]) -> list[int]:

@@ -143,7 +143,7 @@ def _economy(results: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for size, figures in economy["fixed"].items():
         accuracy = results["accuracy"][f"{economy['head']} calibrated"][size]
-        spent = [f"{figures['tokens']:.0f}", "", f"{1000 * figures['seconds']:.0f}", ""]
+        spent = [f"{figures['tokens']:.0f}", "", _milliseconds(figures["seconds"]), ""]
         rows.append([f"N = {size}", _number(accuracy), _interval(accuracy), "", size, *spent, "", ""])
     for name, figures in economy["plans"].items():
         rows.append(
@@ -155,19 +155,21 @@ def _economy(results: Mapping[str, Any]) -> Iterator[str]:
                 f"{figures['candidates']:.1f}",
                 f"{figures['tokens']:.0f}",
                 f"{figures['tokens_share']:.0%}",
-                f"{1000 * figures['seconds']:.0f}",
-                f"{figures['seconds_share']:.0%}",
+                _milliseconds(figures["seconds"]),
+                "" if figures["seconds_share"] is None else f"{figures['seconds_share']:.0%}",
                 *(
-                    f"{_signed(figures[f'best_at_equal_{cost}']['less'])} {figures[f'best_at_equal_{cost}']['rule']}"
-                    for cost in ("tokens", "seconds")
+                    "" if best is None else f"{_signed(best['less'])} {best['rule']}"
+                    for best in (figures[f"best_at_equal_{cost}"] for cost in ("tokens", "seconds"))
                 ),
             ]
         )
     header = ["", "accuracy", "interval", f"less N = {most}", "candidates", "tokens", "share", "ms", "share"]
+    timed = "there are no times, see the notes"
+    if economy["knee"] is not None:
+        timed = f"steps of every number of rows were timed on this machine (knee {economy['knee']:.1f} rows)"
     yield (
         f"Adaptive and pruned picks by {economy['head']} calibrated, in {economy['orders']} orders of up to {most} "
-        f"candidates. Tokens and decode time per problem; steps of every number of rows were timed on this "
-        f"machine (knee {economy['knee']:.1f} rows). Last: less the best rule with a fixed number of "
+        f"candidates. Tokens and decode time per problem; {timed}. Last: less the best rule with a fixed number of "
         "candidates, or a mixture of two numbers, at as many tokens, and at as much time.\n\n"
         + _table([*header, "at equal tokens", "at equal time"], rows)
     )
@@ -224,6 +226,13 @@ def _interval(figure: Figure, form: str = "z.3f") -> str:
     if figure["low"] is None:
         return ""
     return f"[{format(figure['low'], form)}, {format(figure['high'], form)}]"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    """Milliseconds with two digits at least; nothing for None."""
+    if seconds is None:
+        return ""
+    return f"{1000 * seconds:.0f}" if seconds >= 0.01 else f"{1000 * seconds:.2g}"
 
 
 def _number(figure: Figure) -> str:

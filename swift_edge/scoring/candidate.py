@@ -9,7 +9,7 @@ from swift_edge.arrays import Floats
 from swift_edge.bundle.tokenizer import TextStream, Tokenizer
 from swift_edge.engine.request import Finished
 from swift_edge.engine.signals import TokenStatistics, added
-from swift_edge.results import Candidate, FinishReason
+from swift_edge.results import Candidate, FinishReason, was_cut_off
 from swift_edge.scoring.head import RunningScore
 from swift_edge.scoring.scorer import Scorer
 
@@ -30,6 +30,9 @@ class GrowingCandidate:
         self._tokenizer = tokenizer
         self._stream = tokenizer.stream() if watched or stop else None
         self._stop = tuple(stop)
+        # Special tokens leave no text: stop strings that have some are looked for where they are written out.
+        special = tuple(each for each in stop if tokenizer.spells_special(each))
+        self._spelled = SpelledText(tokenizer, special) if special else None
         self._text = ""
         self._shown = 0
         self._token_ids: list[int] = []
@@ -89,18 +92,20 @@ class GrowingCandidate:
         """Make it a `Candidate`; `text`, if given, replaces that of the tokens."""
         if text is None:
             text = self._whole_text()
+        reason = "stop" if self.stopped else reason
         return Candidate(
             index=self.index,
             text=text,
             token_ids=tuple(self._token_ids),
             score=self.score,
             logprob=self._logprob,
-            finish_reason="stop" if self.stopped else reason,
+            finish_reason=reason,
             unscored_tokens=unscored_tokens,
             self_certainty=None if self._self_certainty is None else self._self_certainty / len(self._token_ids),
             gates=_frozen(self._gates) if self._running is not None else None,
             rewards=_frozen(self._rewards) if self._running is not None else None,
             dropped_because=dropped_because,
+            cut_off=was_cut_off(reason, can_end=bool(self._stop or self._tokenizer.eos_ids)),
         )
 
     def finish_at(self, end: Finished | None) -> Candidate:
@@ -121,6 +126,8 @@ class GrowingCandidate:
         # The stream may hold back bytes that already spell a stop string.
         text = self._text if piece or not self._stop else self._tokenizer.decode_response(self._token_ids)
         ends = [end for end in (text.find(stop, start) for stop in self._stop) if end >= 0]
+        if self._spelled is not None:
+            ends += self._spelled.add(token_id, text)
         if ends:
             self.stopped = True
             self._text = text[: min(ends)]
@@ -133,15 +140,46 @@ class GrowingCandidate:
 
     def _held_back(self) -> int:
         """Number of characters at the end that may be the beginning of a stop string."""
-        return max(
-            (
-                length
-                for stop in self._stop
-                for length in range(1, min(len(stop), len(self._text) + 1))
-                if self._text.endswith(stop[:length])
-            ),
-            default=0,
-        )
+        held = 0 if self._spelled is None else self._spelled.held_back
+        return max(held, longest_beginning(self._text, self._stop))
+
+
+class SpelledText:
+    """A response with its special tokens written out, where stop strings that have some of them are looked for."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        """Start without tokens; `stop` are the strings to look for."""
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._spelled = ""
+        self._shown: list[int] = [0]  # [characters + 1] how many characters of the response come before each of these
+
+    def add(self, token_id: int, text: str) -> list[int]:
+        """Take the next token, with which the response is `text`; returns where the response ends, if it does."""
+        start = max(0, len(self._spelled) - max(map(len, self._stop)) + 1)
+        # Text that was incomplete with the last token may have changed since then; only what has grown is looked at.
+        self._append(text[self._shown[-1] :], shown=True)
+        self._append(self._tokenizer.special_text(token_id), shown=False)
+        found = [place for place in (self._spelled.find(stop, start) for stop in self._stop) if place >= 0]
+        return [self._shown[place] for place in found]
+
+    @property
+    def held_back(self) -> int:
+        """Number of characters at the end of the response that may be the beginning of a stop string."""
+        return self._shown[-1] - self._shown[len(self._spelled) - longest_beginning(self._spelled, self._stop)]
+
+    def _append(self, text: str, *, shown: bool) -> None:
+        self._spelled += text
+        last = self._shown[-1]
+        self._shown += [last + place * shown for place in range(1, len(text) + 1)]
+
+
+def longest_beginning(text: str, stop: Sequence[str]) -> int:
+    """Number of characters at the end of a text that may be the beginning of one of the stop strings."""
+    return max(
+        (length for each in stop for length in range(1, min(len(each), len(text) + 1)) if text.endswith(each[:length])),
+        default=0,
+    )
 
 
 def _frozen(parts: list[Floats]) -> Floats:

@@ -96,35 +96,37 @@ class Decision:
     def apply(self, candidates: Sequence[Candidate]) -> Decided:
         """Decide between the candidates of a prompt, in sampling order.
 
-        Dropped candidates come last. If all were dropped, the one with the greatest score is picked, and `p_correct`
-        is None.
+        Only those that were written to their ends give answers and evidence. After them come those that were cut off,
+        and last those that were dropped. Where none was written to its end, the first of the others is picked by its
+        score, and `p_correct` is None.
         """
-        whole = [candidate for candidate in candidates if candidate.dropped_because is None]
-        if not whole:
-            ranked = rank([candidate.score for candidate in candidates])
-            return Decided("best", tuple(ranked), (), None, self.min_confidence is not None)
-        places = [place for place, candidate in enumerate(candidates) if candidate.dropped_because is None]
-        others = [place for place in rank([each.score for each in candidates]) if place not in set(places)]
-        decided = self._decide(whole)
+        by_score = rank([candidate.score for candidate in candidates])
+        dropped = [place for place in by_score if candidates[place].dropped_because is not None]
+        cut_off = [place for place in by_score if candidates[place].cut_off]
+        whole = [place for place, candidate in enumerate(candidates) if candidate.is_whole]
+        places, others = (whole, cut_off + dropped) if whole else (sorted(cut_off), dropped)
+        if not places:
+            return Decided("best", tuple(others), (), None, self.min_confidence is not None)
+        decided = self._decide([candidates[place] for place in places])
         answers = [
             replace(answer, candidates=tuple(places[place] for place in answer.candidates))
             for answer in decided.answers
         ]
         return replace(decided, ranked=(*(places[place] for place in decided.ranked), *others), answers=tuple(answers))
 
-    def answer_of(self, text: str) -> str | None:
-        """The answer of a response; None without a task, or without an answer."""
-        return None if self.task is None else self.task.extract(text)
+    def answer_of(self, candidate: Candidate) -> str | None:
+        """The answer of a candidate; None without a task, without one, and where it was not written to its end."""
+        return self.task.extract(candidate.text) if self.task is not None and candidate.is_whole else None
 
     def _decide(self, candidates: Sequence[Candidate]) -> Decided:
         scores = [candidate.score for candidate in candidates]
-        texts = [self.answer_of(candidate.text) for candidate in candidates]
+        texts = [self.answer_of(candidate) for candidate in candidates]
         groups = [] if self.task is None else self.task.groups(texts)
         strategy = self.strategy if groups or self.strategy not in BY_ANSWER else "best"
         ratios = None if self.calibration is None else self.calibration.likelihood_ratio(scores)  # [n]
         ranked = self._rank(strategy, candidates, scores, groups, ratios)
         answers = self._answers(texts, groups, ranked, ratios)
-        p_correct = self._probability(scores[ranked[0]], ranked[0], answers)
+        p_correct = self._probability(candidates[ranked[0]], ranked[0], answers)
         abstained = self.min_confidence is not None and not (p_correct or 0.0) >= self.min_confidence
         return Decided(strategy, tuple(ranked), answers, p_correct, abstained)
 
@@ -172,12 +174,15 @@ class Decision:
             for group, posterior in zip(ordered, posteriors, strict=True)
         )
 
-    def _probability(self, score: float, index: int, answers: Sequence[Answer]) -> float | None:
+    def _probability(self, picked: Candidate, place: int, answers: Sequence[Answer]) -> float | None:
         """P(correct) of the pick: that of its answer if answers are calibrated, else that of its score."""
-        for answer in answers:
-            if index in answer.candidates and answer.posterior is not None:
-                return answer.posterior
-        return None if self.calibration is None else self.calibration.chance(score)
+        if self.calibration is None or not picked.is_whole:
+            return None
+        answer = next((each for each in answers if place in each.candidates), None)
+        if answer is not None and answer.posterior is not None:
+            return answer.posterior
+        # Whatever its score, a response in which the task finds no answer gives no right one.
+        return 0.0 if answer is None and self.task is not None else self.calibration.chance(picked.score)
 
 
 def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:

@@ -193,8 +193,8 @@ class Pick(Consumer):
 
     def _completed(self, index: int) -> tuple[int, Completed]:
         candidate = self._candidate(index)
-        answer = self._planned.plan.decision.answer_of(candidate.text)
-        return index, Completed(candidate.n_tokens, candidate.score, answer)
+        answer = self._planned.plan.decision.answer_of(candidate)
+        return index, Completed(candidate.n_tokens, candidate.score, answer, candidate.cut_off)
 
     def _candidate(self, index: int) -> Candidate:
         """A candidate that has ended, frozen once, with the text that was held back until its end."""
@@ -225,7 +225,17 @@ class Pick(Consumer):
             stopped_because=None if self.steering is None else self.steering.stopped_because,
             rows=self.kept_rows,
             prompt_index=self._prompt_index,
+            limit=self._limit,
         )
+
+    @property
+    def _limit(self) -> str:
+        """What cuts candidates off, and the way out."""
+        asked, most = self._planned.options.max_new_tokens, self.generation.max_new_tokens
+        if most < asked:
+            context = self._planned.model.session.context_length
+            return f"where the context of {context} tokens is full: shorten the prompt"
+        return f"at max_new_tokens, {asked}: ask for more"
 
 
 def select(
@@ -240,13 +250,22 @@ def select(
     stopped_because: str | None = None,
     rows: int | None = None,
     prompt_index: int = 0,
+    limit: str = "",
 ) -> Selection:
-    """Decide between the candidates of a prompt and put everything together."""
+    """Decide between the candidates of a prompt and put everything together; `limit` says what cuts candidates off."""
     decided = decision.apply(candidates)
     ranked = tuple(candidates[index] for index in decided.ranked)
     warnings = planner.warnings
     if ranked[0].dropped_because is not None:
         warnings += (f"no candidate was written to its end, the pick neither: {ranked[0].dropped_because}",)
+    # Where nothing asks for answers, a text that breaks off is what was asked for.
+    elif ranked[0].cut_off and (decision.task is not None or decision.calibration is not None):
+        cut_off = sum(candidate.cut_off for candidate in candidates)
+        count = f"all {cut_off} candidates" if cut_off > 1 else "the only candidate"
+        if cut_off < len(candidates):
+            count = f"{cut_off} of {len(candidates)} candidates (the others were dropped)"
+        verb = "were" if len(candidates) > 1 else "was"
+        warnings += (f"the pick is no answer, {count} {verb} cut off {limit}",)
     return Selection(
         best=ranked[0],
         candidates=candidates,

@@ -65,8 +65,8 @@ class Replayed(Consumer):
         decided = steering.after_step(
             live,
             {
-                index: Completed(shown[index].n_tokens, shown[index].scores[HEAD], shown[index].answer)
-                for index in ended
+                index: Completed(each.n_tokens, each.scores[HEAD], each.answer, each.cut_off)
+                for index, each in ((index, shown[index]) for index in ended)
             },
             lambda index: shown[index].running[HEAD][PREFIX_TOKENS.index(live[index])],
             lambda index: shown[index].token_ids[: live[index]],

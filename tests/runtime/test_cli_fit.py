@@ -117,6 +117,17 @@ def test_defaults_that_the_help_names_are_those_of_the_fit() -> None:
     assert tuple(str(options["token_statistics"]).split(",")) == defaults["token_statistics"]
 
 
+def test_recalibrate_refuses_the_store_that_trained_the_head(run: Run, store: Path, tmp_path: Path) -> None:
+    head, copy = tmp_path / "head.npz", tmp_path / "copy"
+    assert run("fit", store, "--out", head, *QUICK).status == 0
+    shutil.copytree(store, copy)
+    for place in (store, copy):
+        assert "was trained on the problems of" in error_of(
+            run("recalibrate", head, place, "--out", tmp_path / "again")
+        )
+    assert not (tmp_path / "again").exists()
+
+
 def test_recalibrate_writes_another_head(run: Run, store: Path, local: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "head.npz", tmp_path / "int8.npz"
     run("fit", store, "--out", first, *QUICK)

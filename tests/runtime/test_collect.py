@@ -272,3 +272,13 @@ def test_few_problems_are_held(telling: OpenedModel, tmp_path: Path) -> None:
     # What was given out is not held any more.
     assert rows > 1
     assert content(tmp_path / "free") == content(tmp_path / "few") == content(tmp_path / "bytes")
+
+
+def test_a_store_tells_one_prompt_from_another(adding: OpenedModel, tmp_path: Path) -> None:
+    prompts = ["123456", "123457", "123456"]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": prompt, "answer": "0579"}) + "\n" for prompt in prompts))
+    collect(adding, data, tmp_path / "store", task="exact", n=1, max_new_tokens=4)
+    first, second, third = (each.prompt_hash for each in Store.open(tmp_path / "store").candidates)
+    assert first == third != second
+    assert first is not None

@@ -1,15 +1,18 @@
 """What adaptive and pruned picks spend: steps and seconds counted by hand, and figures of picks worked out by hand."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from swift_edge.answers import answer_task
 from swift_edge.evaluation.economy import _between, _steps, economy
+from swift_edge.evaluation.figures import draw_economy
 from swift_edge.scoring import PREFIX_TOKENS, AnswerCalibration, Calibration, PrefixCalibration
 from swift_edge.selection import Decision
-from swift_edge.selection.adaptive.step_times import StepTimes
+from swift_edge.selection.adaptive.step_times import NOISE, StepTimes, least_times
 from swift_edge.training import StoredCandidate
 
 CALIBRATION = Calibration(
@@ -66,3 +69,56 @@ def test_easy_problems_are_settled_early_and_weak_rows_are_dropped() -> None:
         less = figures["less_calibrated_at_most"]["value"]
         assert less == pytest.approx(figures["accuracy"]["value"] - right.mean())
         assert figures["best_at_equal_tokens"]["rule"] == "mine calibrated"
+
+
+def test_without_times_everything_else_is_there() -> None:
+    easy = [candidate(0, index, 3.0, correct=True) for index in range(4)]
+    chances = {size: {"oracle": np.ones(1), "mine calibrated": np.ones(1)} for size in (1, 4)}
+    timed = economy([easy], DECISION, "mine", chances, TIMES, lambda plan: plan, resamples=100)
+    found = economy([easy], DECISION, "mine", chances, None, lambda plan: plan, resamples=100)
+    assert (found["knee"], found["step_s"]) == (None, {})
+    assert {each["seconds"] for each in found["fixed"].values()} == {None}
+    for name, figures in found["plans"].items():
+        assert (figures["seconds"], figures["seconds_share"], figures["best_at_equal_seconds"]) == (None, None, None)
+        for kept in ("accuracy", "tokens", "best_at_equal_tokens"):
+            assert figures[kept] == timed["plans"][name][kept]
+
+
+def test_times_of_a_busy_machine_are_none() -> None:
+    quiet = {1: [1.0, 1.3, 1.05], 4: [2.2, 2.0, 2.1], 8: [4.0, 4.1, 9.0]}
+    assert least_times(quiet, NOISE) == StepTimes({1: 1.0, 4: 2.0, 8: 4.0})
+    assert least_times(quiet | {4: [2.0, 3.0, 2.5]}, NOISE) is None
+    # Eight rows in less time than one: what was measured is the other work.
+    assert least_times(quiet | {8: [0.5, 0.5, 0.5]}, NOISE) is None
+    # A little less is rounding, and fewer rows take no longer.
+    assert least_times(quiet | {4: [0.95, 0.95, 0.95]}, NOISE) == StepTimes({1: 0.95, 4: 0.95, 8: 4.0})
+
+
+@pytest.mark.slow
+def test_drawings_say_that_nothing_was_timed_and_have_plain_axes(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    easy = [candidate(0, index, 3.0, correct=True) for index in range(4)]
+    chances = {size: {"oracle": np.ones(1), "mine calibrated": np.ones(1)} for size in (1, 4)}
+    right = {"value": 1.0, "low": 1.0, "high": 1.0}
+    results = {
+        "run": {"heads": {"mine": {}}, "bundle": {"base_model": "tiny"}},
+        "problems": 1,
+        "sizes": [1, 4],
+        "accuracy": {name: {"1": right, "4": right} for name in chances[1]},
+    }
+
+    def texts(times: StepTimes | None) -> str:
+        """What is written in the drawing: matplotlib notes each text of an SVG in a comment."""
+        found = economy([easy], DECISION, "mine", chances, times, lambda plan: plan, resamples=100)
+        draw_economy(results | {"economy": found}, tmp_path)
+        return (tmp_path / "economy.svg").read_text()
+
+    untimed = texts(None)
+    assert "the machine was busy" in untimed
+    assert "decode time" not in untimed
+    timed = texts(StepTimes({1: 0.001, 4: 0.002}))
+    assert "milliseconds" in timed
+    for number in ("40", "160", "80"):
+        assert f"<!-- {number} -->" in timed
+    for strange in ("times 10", "mathdefault", "1e-"):
+        assert strange not in re.sub("<path.*?>", "", "".join(re.findall("<!--.*?-->", timed)))

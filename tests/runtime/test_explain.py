@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from swift_edge.explain import explain_page, require_page_path, tokens_of, write
 from swift_edge.scoring import Head
 
 ROOT = Path(__file__).parents[2]
+SMALL_STEPS = Path(__file__).parents[2] / "models" / "small-steps"
 STORIES = str(ROOT / "models" / "stories260k")
 ADDITION = str(ROOT / "tests" / "data" / "addition-gpt2-h1_l1")
 HOSTILE = "<script>alert(\"1\")</script>\n\t&amp; caf\u00e9 \u2615  'x' --> \x00\r\n"
@@ -87,7 +89,7 @@ def test_tokens_join_to_the_text_in_the_order_of_the_ranking(selection: Selectio
     for candidate, tokens in zip(selection.ranked, page.candidates, strict=True):
         assert "".join(text for _, _, text in tokens) == candidate.text
         assert len(tokens) == candidate.n_tokens
-        assert f"candidate {candidate.index}" in page.text
+        assert f"candidate {candidate.index + 1} of 4" in page.text
         assert f"score {candidate.score:.4f}" in page.text
     assert page.elements.count("polyline") == 4
     assert page.page.count('class="badge"') == 1
@@ -250,3 +252,41 @@ def test_both_commands_write_a_page(run: Callable[..., Any], arguments: tuple[st
     assert (refused.status, refused.out) == (2, "")
     assert refused.err.startswith("error: the page ")
     assert refused.err.count("\n") == 1
+
+
+QUESTION = (
+    "One day Theo owns 29 carrots. Theo has 4 carrots more than Odette. As it happens, Odette got 8 fewer carrots than "
+    "Teresa. What number of carrots does Teresa have?"
+)
+
+
+def test_candidates_are_counted_from_one_answers_are_listed_and_equal_ones_fold() -> None:
+    solver = Selector(SMALL_STEPS, threads=1)
+    selection = solver.pick(QUESTION, n=8, max_new_tokens=96)
+    page = Page(explain_page(QUESTION, selection, Tokenizer(solver.bundle)))
+    assert f"<h1>Candidate {selection.best.index + 1} of 8 is picked</h1>" in page.page
+    for answer in selection.answers:
+        numbers = ", ".join(str(index + 1) for index in answer.candidates)
+        listed = f"{answer.support} of 8 whole candidates, P(right) {answer.posterior:.2f} ({numbers})"
+        assert listed in page.page
+    texts = Counter(each.text for each in selection.candidates)
+    assert page.elements.count("details") == sum(count > 1 for count in texts.values()) > 0
+    # Nothing is lost: those behind a line that opens are there in full.
+    assert len(page.candidates) == 8
+    shown = page.page
+    while "<details>" in shown:
+        shown = shown[: shown.index("<details>")] + shown[shown.index("</details>") + len("</details>") :]
+    assert shown.count('<section class="candidate') == len(texts)
+    for text, count in texts.items():
+        _, *others = (each.index + 1 for each in selection.ranked if each.text == text)
+        if others:
+            say = "candidates {} say" if count > 2 else "candidate {} says"
+            assert f"x{count}: {say.format(', '.join(map(str, others)))} the same" in page.page
+
+
+def test_the_page_says_that_it_abstained() -> None:
+    solver = Selector(SMALL_STEPS, threads=1)
+    selection = solver.pick(QUESTION, n=2, max_new_tokens=12, min_confidence=0.9)
+    page = explain_page(QUESTION, selection, Tokenizer(solver.bundle))
+    assert "Abstained: " in page
+    assert "all 2 candidates were cut off" in page

@@ -15,7 +15,7 @@ from its_hub import BestOfN, BetaSelfConsistency, SelfConsistency
 from its_hub.api import ChatMessage, ChatMessages, GenerationUsage
 from its_hub.core.orchestrator import LMOrchestrator
 
-from swift_edge import Handle, Selection, Selector, its_hub
+from swift_edge import Candidate, Handle, Selection, Selector, its_hub
 from swift_edge.answers import answer_task
 from swift_edge.errors import InvalidOptionError, PromptError
 from swift_edge.its_hub import BatchOrchestrator, SelfScoringModel
@@ -215,7 +215,7 @@ def test_options_of_a_call_take_the_place_of_those_of_the_object(
     found = texts(asyncio.run(BatchOrchestrator().agenerate(model, [user(CARROTS)] * 3, **options)))
     picked = selector.pick(CARROTS, n=3, seed=4, strategy="best", **filters, **expected)
     assert found == written(picked)
-    assert model.score(answered(CARROTS, picked.best.text)) == picked.best.score
+    assert model.score(answered(CARROTS, picked.best.text)) == told(picked.best)
 
 
 def test_the_filters_of_the_object_are_used(selector: Watched) -> None:
@@ -227,6 +227,21 @@ def test_the_filters_of_the_object_are_used(selector: Watched) -> None:
         assert set(texts(asyncio.run(narrow.agenerate([user(CARROTS)] * 4)))) == {expected}, option
 
 
+def told(candidate: Candidate) -> float:
+    """Its score as its_hub hears of it."""
+    return candidate.score - its_hub.CUT_OFF * candidate.cut_off
+
+
+def test_the_best_of_a_batch_is_a_whole_response(selector: Watched) -> None:
+    # At 37 tokens one kind of response is just whole, the other lacks its end.
+    picked = selector.pick(CARROTS, n=8, max_new_tokens=37)
+    assert {each.cut_off for each in picked.candidates} == {False, True}
+    model = SelfScoringModel(selector, max_new_tokens=37)
+    found = BestOfN(model, BatchOrchestrator()).infer(model, CARROTS, budget=8, return_response_only=False)
+    assert not picked.candidates[found.selected_index].cut_off
+    assert found.scores == [told(each) for each in picked.candidates]
+
+
 def test_texts_of_others_are_read_prompt_by_prompt(selector: Watched) -> None:
     model = SelfScoringModel(selector, max_new_tokens=12)
     own = asyncio.run(model.agenerate(user(CARROTS)))["content"]
@@ -236,7 +251,7 @@ def test_texts_of_others_are_read_prompt_by_prompt(selector: Watched) -> None:
     carrots = selector.score(CARROTS, ["So: 33", "So: 41"]).candidates
     turtles = selector.score(TURTLES, ["So: 7"]).best
     live = selector.pick(CARROTS, n=1, max_new_tokens=12).best
-    assert scores == [carrots[0].score, turtles.score, live.score, carrots[1].score, carrots[0].score]
+    assert scores == [carrots[0].score, turtles.score, told(live), carrots[1].score, carrots[0].score]
     assert model.score(ChatMessages(answered(TURTLES, "So: 7"))) == turtles.score
     assert model.score([]) == []
 
@@ -269,7 +284,10 @@ def test_a_text_that_was_written_twice_has_the_greater_score(
 
         def __await__(self) -> Generator[Any, None, Selection]:
             selection = yield from self.handle.__await__()
-            same = (dataclasses.replace(each, text="same", score=next(scores)) for each in selection.candidates)
+            same = (
+                dataclasses.replace(each, text="same", score=next(scores), cut_off=False)
+                for each in selection.candidates
+            )
             return dataclasses.replace(selection, candidates=tuple(same))
 
         def cancel(self) -> None:
@@ -291,7 +309,7 @@ def test_a_conversation_goes_through_the_template(selector: Watched) -> None:
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": CARROTS}]
     expected = selector.pick(prompt, n=1, max_new_tokens=12).best
     assert found == expected.text != selector.pick(CARROTS, n=1, max_new_tokens=12).best.text
-    assert model.score([*messages, ChatMessage("assistant", found)]) == expected.score
+    assert model.score([*messages, ChatMessage("assistant", found)]) == told(expected)
     assert selector.scored == []
 
 

@@ -69,6 +69,10 @@ def test_line_ends_and_marks_of_other_systems_are_taken(tmp_path: Path) -> None:
         ({"messages": ["x"], "answer": "2"}, "line 2: messages is"),
         ({"messages": [{"role": "user"}], "answer": "2"}, "line 2: messages holds .*; expected a role and a content"),
         ({"messages": [{"role": "user", "content": 1}], "answer": "2"}, "line 2: messages holds"),
+        (
+            {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}], "answer": "2"},
+            "line 2: messages ends with the assistant's turn",
+        ),
         ({"prompt": "x"}, "line 2 has no answer"),
         ({"prompt": "x", "answer": None}, "line 2 has no answer"),
         ({"prompt": "x", "answer": True}, "line 2: answer is True; expected a text or a number"),

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,40 @@ def test_where_nothing_moves_a_line_comes_now_and_then_unless_it_is_not_wanted(
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_what_a_command_begins_with_is_said_where_it_takes_a_moment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = threading.Event()
+    monkeypatch.setattr(progress, "SOON_S", 0.0)
+    monkeypatch.setattr(progress, "say", lambda text, **_: (lines.append(text), said.set()))
+    lines: list[str] = []
+    with ProgressLine("reading the store") as line:
+        assert said.wait(60)
+        line.say("3 problems")
+    assert lines == ["reading the store", "3 problems"]
+    lines.clear()
+    monkeypatch.setattr(progress, "SOON_S", 3600.0)
+    with ProgressLine("reading the store") as line:
+        line.say("3 problems")
+    with ProgressLine("reading the store"):
+        pass
+    assert lines == ["3 problems"]
+
+
+@pytest.mark.parametrize("command", ["fit", "recalibrate", "collect", "eval"])
+def test_commands_that_take_long_say_what_they_begin_with(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    begun: list[str | None] = []
+    monkeypatch.setattr(ProgressLine, "__enter__", lambda line: begun.append(line._first) or line)
+    asked = ("-m", ADDITION, "--data", tmp_path / "data.jsonl", "--task", "number", "--out", tmp_path / "out")
+    arguments = {
+        "fit": ("fit", tmp_path / "store", "--out", tmp_path / "head.npz"),
+        "recalibrate": ("recalibrate", tmp_path / "a.npz", tmp_path / "store", "--out", tmp_path / "head.npz"),
+    }.get(command, (command, *asked))
+    assert run(*arguments).status == 1
+    (first,) = begun
+    assert first is not None
+    assert first.startswith(f"reading {tmp_path}")

@@ -176,13 +176,13 @@ def test_a_store_without_the_heads_layers_is_refused(head: Head, make_store: Mak
 def test_one_label_alone_is_refused(head: Head, make_store: MakeStore) -> None:
     for label in (True, False):
         with pytest.raises(TrainingError, match=f"{12 * label} of them correct"):
-            recalibrate(head, make_store(problems=4, labels=[[label] * 3] * 4))
+            recalibrate(head, make_store(problems=4, seed=1, labels=[[label] * 3] * 4))
     with pytest.raises(InvalidOptionError, match="memory_bytes"):
         recalibrate(head, make_store(problems=4), memory_bytes=10)
 
 
 def test_a_feature_that_is_not_finite_is_refused(head: Head, make_store: MakeStore) -> None:
-    store = make_store(problems=4)
+    store = make_store(problems=4, seed=1)
     states = np.array(store.shards[0].states)
     states[3, 1, 1] = math.inf
     np.save(store.path / "shard-00000.states.npy", states)
@@ -192,7 +192,7 @@ def test_a_feature_that_is_not_finite_is_refused(head: Head, make_store: MakeSto
 
 def test_few_problems_and_an_interrupted_store_are_told(head: Head, make_store: MakeStore) -> None:
     lines: list[str] = []
-    found = recalibrate(head, make_store(problems=50, written=30, shard_bytes=2_000), report=lines.append)
+    found = recalibrate(head, make_store(problems=50, seed=1, written=30, shard_bytes=2_000), report=lines.append)
     assert any("is not complete" in line for line in lines)
     assert any("rough calibration; 200 to 500" in line for line in lines)
     assert len(found.summary["recalibration"]["notes"]) == 2
@@ -205,3 +205,50 @@ def test_every_kind_of_head_can_be_recalibrated(make_store: MakeStore, options: 
     record = found.summary["recalibration"]
     assert record["after"]["within_problem_auroc"] >= record["before"]["within_problem_auroc"] - 0.01
     assert (found.gate, found.norm, found.includes_eos) == (head.gate, head.norm, head.includes_eos)
+
+
+def hashed(store: Store, first: int) -> Store:
+    """The same with hashes of prompts, as `collect` writes them; problem 0 has the hash of number `first`."""
+    shards = [
+        replace(
+            shard,
+            candidates=tuple(replace(each, prompt_hash=f"{first + each.problem:08x}") for each in shard.candidates),
+        )
+        for shard in store.shards
+    ]
+    return replace(store, shards=tuple(shards), candidates=tuple(each for shard in shards for each in shard.candidates))
+
+
+def test_the_problems_that_the_head_was_trained_on_are_refused(head: Head, make_store: MakeStore) -> None:
+    options = FitOptions(weight_decay=0.03, max_iterations=5)
+    trained = fit_head([hashed(make_store(problems=60), 0), hashed(make_store(problems=10, seed=2), 100)], options)
+    for store in (
+        make_store(problems=60),  # written by an earlier version, as its copy would be: its data file tells
+        hashed(make_store(problems=60), 0),
+        hashed(make_store(problems=40, seed=1), 0),  # a part, and drawn anew
+        hashed(make_store(problems=10, seed=5), 100),
+    ):
+        with pytest.raises(HeadMismatchError, match=r"trained on the problems of .* expected others"):
+            recalibrate(trained, store)
+    with pytest.raises(HeadMismatchError, match="trained on the problems of"):
+        recalibrate(replace(head, summary={"data_sha256": [f"{1:064x}"]}), make_store(**LOCAL))
+
+
+def test_problems_that_the_head_was_trained_on_are_left_out(make_store: MakeStore) -> None:
+    head = fit_head(hashed(make_store(problems=60), 0), FitOptions(weight_decay=0.03, max_iterations=5))
+    lines: list[str] = []
+    found = recalibrate(head, hashed(make_store(problems=150, seed=1), 30), report=lines.append)
+    assert "warning: 30 of 150 problems are left out, the head was trained on them" in lines
+    assert found.summary["recalibration"]["problems"] == 120
+    assert found.calibration is not None
+    assert found.calibration.problems == 120
+    # Only a part of the store was used.
+    part = FitOptions(weight_decay=0.03, max_iterations=5, problems=40)
+    head = fit_head(hashed(make_store(problems=60), 0), part)
+    assert recalibrate(head, hashed(make_store(problems=60), 0)).summary["recalibration"]["problems"] == 20
+
+
+def test_a_head_that_does_not_say_what_it_was_trained_on_is_told(head: Head, make_store: MakeStore) -> None:
+    lines: list[str] = []
+    recalibrate(replace(head, summary={}), make_store(**LOCAL), report=lines.append)
+    assert any("does not say which problems it was trained on" in line for line in lines)

@@ -362,8 +362,8 @@ def test_requests_that_cannot_be_served_are_refused_before_the_first_event(plain
     [
         ([], "at least one"),
         ("one text", "expected a list"),
-        (["fine", ""], "text 1 has no tokens"),
-        (["word " * 600], "text 0 has .* tokens after a prompt of 5, .* holds 512"),
+        (["fine", ""], "text 2 has no tokens"),
+        (["word " * 600], "text 1 has .* tokens after a prompt of 5, .* holds 512"),
     ],
 )
 def test_texts_that_cannot_be_scored_are_refused(plain: Selector, texts: Any, complaint: str) -> None:

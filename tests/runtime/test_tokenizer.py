@@ -381,3 +381,28 @@ def test_the_end_of_a_turn_is_the_eos_that_the_template_writes() -> None:
     assert Tokenizer(bundle_with(STORIES, template=refusing, tokens=two)).end_of_turn == 2
     assert Tokenizer(bundle_with(STORIES, tokens=two)).end_of_turn == 2
     assert Tokenizer(bundle_with(STORIES, tokens=Tokens(()))).end_of_turn is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Once", [1, 403]), ("<s>Once", [1, 403]), ("<s>", [1]), ("<s><s>Once", [1, 1, 403]), ("</s>Once", [1, 2, 403])],
+)
+def test_a_raw_prompt_that_begins_with_bos_has_it_once(text: str, expected: list[int]) -> None:
+    assert Tokenizer(bundle_with(STORIES)).encode_prompt(text, raw=True) == expected
+
+
+def test_a_token_added_at_the_end_takes_none_away(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(STORIES))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ids = Tokenizer(bundle_with(tmp_path / "tokenizer.json")).encode_prompt("OnceOnce", raw=True)
+    plain = backend.encode("OnceOnce", add_special_tokens=False).ids
+    assert ids == [*plain, 2]
+
+
+def test_messages_that_end_with_the_assistants_turn_are_refused() -> None:
+    tokenizer = Tokenizer(bundle_with(STORIES, template=QWEN))
+    messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is"}]
+    with pytest.raises(errors.PromptError, match=r"the last message .* is the assistant's; expected .* raw=True"):
+        tokenizer.encode_prompt(messages)
+    assert tokenizer.encode_prompt([*messages, {"role": "user", "content": "So?"}])

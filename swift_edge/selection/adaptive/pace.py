@@ -20,7 +20,7 @@ from swift_edge.errors import SwiftEdgeError
 from swift_edge.options import SamplingOptions
 from swift_edge.scoring.scorer import Scorer
 from swift_edge.selection.adaptive.steering import Plan
-from swift_edge.selection.adaptive.step_times import PROMPT_TOKENS, StepTimes, timed_steps
+from swift_edge.selection.adaptive.step_times import NOISE, PROMPT_TOKENS, StepTimes, least_times, timed_steps
 from swift_edge.system.cache_folder import CacheRecord
 from swift_edge.system.machine import available_memory
 
@@ -29,9 +29,6 @@ PACE_ROWS: Final = (1, 4, 8, 16)
 """Numbers of rows that are measured: they take a second at half a billion parameters on two cores."""
 NEW_TOKENS: Final = 3
 ROUNDS: Final = 3
-NOISE: Final = 1.15
-"""Largest ratio between the shortest steps of the two fastest rounds: if they differ more, the machine is busy, and the
-measurement is thrown away."""
 MOST_TRIES: Final = 3
 """Failed measurements after which this process measures no more."""
 LONG_PROMPT: Final = 1024
@@ -117,10 +114,10 @@ class Pace:
             scorer = Scorer(None, "mean_logprob")
             timed = timed_steps(engine, scorer, SamplingOptions(), PACE_ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
             # The shortest of each round: other work makes steps longer, those of many rows most.
-            least = {rows: sorted(map(min, rounds)) for rows, rounds in timed.items()}
-            if any(second > NOISE * first for first, second, *_ in least.values()):
+            least = least_times({rows: list(map(min, rounds)) for rows, rounds in timed.items()}, NOISE)
+            if least is None:
                 return
-            record.write({**key, "seconds": {str(rows): times[0] for rows, times in least.items()}})
+            record.write({**key, "seconds": {str(rows): step_s for rows, step_s in least.seconds.items()}})
             # Read back: another process may have written it meanwhile.
             self._times = _read(record.read(), key)
 

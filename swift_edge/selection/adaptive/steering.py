@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A candidate that has ended by itself."""
+    """A candidate that has ended."""
 
     tokens: int
     """Response tokens."""
@@ -90,6 +90,8 @@ class Completed:
     """Its score."""
     answer: str | None
     """What it answers; None without an answer, or without a task."""
+    cut_off: bool = False
+    """Whether it was cut off: its score is then no evidence."""
 
 
 @dataclass(slots=True)
@@ -175,7 +177,7 @@ class Steering:
             ended = {
                 index: pruning.worth(each.score, count, ended=True)
                 for index, each in self._completed.items()
-                if index not in worth
+                if index not in worth and not each.cut_off
             }
             drops |= pruning.dropped(count, arrived, worth | ended, answered=answered)
         waits = self.begun < self._plan.most
@@ -203,7 +205,7 @@ class Steering:
 
     def _settles(self, finished: int, promised: int) -> bool:
         """The same, with `finished` candidates that are complete, dropped or promised."""
-        plan, completed = self._plan, list(self._completed.values())
+        plan, completed = self._plan, [each for each in self._completed.values() if not each.cut_off]
         if finished < min(FIRST_CANDIDATES, plan.most) or not completed:
             return False
         scores = [each.score for each in completed]

@@ -3,6 +3,7 @@
 A step is all that the engine does for a pick: sampling, running the graph, and reading the states.
 """
 
+import contextlib
 import itertools
 import random
 import statistics
@@ -22,6 +23,11 @@ from swift_edge.scoring.scorer import Scorer
 PROMPT_TOKENS: Final = 48
 NEW_TOKENS: Final = 24
 ROUNDS: Final = 5
+NOISE: Final = 1.15
+"""Largest ratio between the times of the two fastest rounds: if they differ more, the machine is busy, and the times
+are thrown away. More rows are not faster than fewer by more than this, either."""
+MOST_TRIES: Final = 3
+"""Measurements before there are no times."""
 CLOSE: Final = 1.25
 """Largest ratio to the time of a step of the fewest rows at which more rows pay: twice as many then save a quarter of a
 pick's time, and write a quarter more tokens."""
@@ -62,10 +68,36 @@ class StepTimes:
         return max(itertools.takewhile(lambda rows: self.of({rows: 1}) <= limit, sizes), default=fewest)
 
 
-def measure_steps(engine: Engine, scorer: Scorer, sampling: SamplingOptions, sizes: Sequence[int]) -> StepTimes:
-    """Time steps of these numbers of rows: the median over rounds, after one round that warms up."""
-    timed = timed_steps(engine, scorer, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS + 1)
-    return StepTimes({rows: statistics.median(map(statistics.fmean, rounds[1:])) for rows, rounds in timed.items()})
+def measure_steps(engine: Engine, scorer: Scorer, sampling: SamplingOptions, sizes: Sequence[int]) -> StepTimes | None:
+    """Time steps of these numbers of rows: the least mean of the rounds, after one that warms up.
+
+    None where the rounds differ however often it is tried, because the machine has other work.
+    """
+    for _ in range(MOST_TRIES):
+        with contextlib.suppress(BusyEngineError):
+            timed = timed_steps(engine, scorer, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS + 1)
+            means = {rows: [statistics.fmean(steps) for steps in rounds[1:]] for rows, rounds in timed.items()}
+            if (least := least_times(means, NOISE)) is not None:
+                return least
+    return None
+
+
+def least_times(rounds: Mapping[int, Sequence[float]], noise: float) -> StepTimes | None:
+    """The least seconds of a step by its rows, given those of two rounds at least; None where they cannot be trusted.
+
+    >>> least_times({1: [0.010, 0.011, 0.030], 8: [0.024, 0.021, 0.022]}, 1.15)
+    StepTimes(seconds={1: 0.01, 8: 0.021})
+    >>> least_times({1: [0.010, 0.020], 8: [0.021, 0.022]}, 1.15)
+    """
+    ordered = {rows: sorted(rounds[rows]) for rows in sorted(rounds)}
+    if any(second > noise * first for first, second, *_ in ordered.values()):
+        return None
+    least = {rows: first for rows, (first, *_) in ordered.items()}
+    if any(fewer > noise * more for fewer, more in itertools.pairwise(least.values())):
+        return None
+    # Fewer rows take no longer than more.
+    least_from_here = list(itertools.accumulate(reversed(least.values()), min))[::-1]
+    return StepTimes(dict(zip(least, least_from_here, strict=True)))
 
 
 def timed_steps(

@@ -143,8 +143,13 @@ def collect(
             )
             try:
                 for problem, candidates_read in written:
-                    texts = [read.candidate.text for read in candidates_read]
-                    labels = [(grading.correct(problem, text), grading.answer(text)) for text in texts]
+                    labels = [
+                        (
+                            grading.correct(problem, each.text, cut_off=each.cut_off),
+                            grading.answer(each.text, cut_off=each.cut_off),
+                        )
+                        for each in (read.candidate for read in candidates_read)
+                    ]
                     collection.add(problem, candidates_read, labels)
             finally:
                 collection.keep_timings()

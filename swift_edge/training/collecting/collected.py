@@ -16,6 +16,7 @@ from swift_edge.system.machine import require_disk
 from swift_edge.training.collecting.features import ReadCandidate
 from swift_edge.training.collecting.generating import Tally
 from swift_edge.training.collecting.problems import Problem
+from swift_edge.training.seen import prompt_hash
 from swift_edge.training.store.format import TIMINGS_NAME, StoredCandidate
 from swift_edge.training.store.shards import CandidateRows
 from swift_edge.training.store.writer import StoreWriter
@@ -245,5 +246,7 @@ def _rows(problem: Problem, read: ReadCandidate, correct: bool, answer: str | No
         entropy=read.entropy,
         scores=read.scores,
         running=read.running,
+        prompt_hash=prompt_hash(problem.prompt),
+        cut_off=candidate.cut_off,
     )
     return CandidateRows(stored, read.states, read.statistics, read.positions)

@@ -103,16 +103,19 @@ class Grading:
                 f"{self.task.name!r}; correct the row, or choose another --task"
             )
 
-    def answer(self, text: str) -> str | None:
-        """The answer that a response gives, by the task; None without one."""
-        return None if self.task is None else self.task.extract(text)
+    def answer(self, text: str, *, cut_off: bool = False) -> str | None:
+        """The answer that a response gives, by the task; None without one, and where it was cut off."""
+        return None if self.task is None or cut_off else self.task.extract(text)
 
-    def correct(self, problem: Problem, text: str) -> bool:
-        """Whether a response is right; raises `DataError` if a callable fails or does not return True or False."""
+    def correct(self, problem: Problem, text: str, *, cut_off: bool = False) -> bool:
+        """Whether a response is right; raises `DataError` if a callable fails or does not return True or False.
+
+        To a task a response that was cut off is wrong; a callable says what it likes.
+        """
         if self._grader is None:
             assert self.task is not None
             assert problem.answer is not None
-            return self.task.correct(text, problem.answer)
+            return not cut_off and self.task.correct(text, problem.answer)
         try:
             label: object = self._grader(problem, text)
         except Exception as error:
@@ -165,6 +168,11 @@ def prompt_of(row: Mapping[str, Any], place: str) -> Prompt:
     for message in value:
         if not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise DataError(f"{place}: messages holds {_shown(message)}; expected a role and a content, both texts")
+    if value[-1]["role"] == "assistant":
+        raise DataError(
+            f"{place}: messages ends with the assistant's turn; expected one to answer: leave that turn out, what is "
+            "right belongs into the field answer"
+        )
     return tuple(value)
 
 

@@ -29,6 +29,7 @@ def calibrate(
     correct: ArrayLike,
     problems: ArrayLike,
     answers: tuple[str | None, ...],
+    cut_off: NDArray[np.bool_],
     task: AnswerTask | None,
     seed: int,
 ) -> Calibration:
@@ -36,9 +37,11 @@ def calibrate(
 
     `prefixes` `[c, s]` are their running scores at each of `PREFIX_TOKENS` and, last, their scores; `tokens` `[c]` says
     how many tokens they have. Each problem serves with its first 1, 2, 4, ... candidates, so that the evidence is worth
-    what it should be whatever their number is. Raises `TrainingError` as `fit_calibration` does.
+    what it should be whatever their number is. Candidates that were `cut_off` `[c]` say nothing about scores, as picks
+    take none of theirs for evidence; while they go on, nobody knows it yet. Raises `TrainingError` as `fit_calibration`
+    does.
     """
-    scores = prefixes[:, -1]
+    scores = np.where(cut_off, np.nan, prefixes[:, -1])
     calibration = fit_calibration(scores, correct, problems, seed)
     calibration = replace(calibration, prefixes=_running(prefixes, np.asarray(tokens), np.asarray(correct, np.bool_)))
     if task is None or not any(answer is not None for answer in answers):

@@ -38,6 +38,10 @@ class Candidates:
     """Its first row there."""
     tokens: NDArray[np.int64]  # [c]
     """Its rows, at least one."""
+    prompts: tuple[str | None, ...]  # [p]
+    """Hash of each problem's prompt; None in a store of an earlier version."""
+    cut_off: NDArray[np.bool_]  # [c]
+    """Whether it was cut off: it is then no evidence of what scores are worth."""
     without_tokens: int
     """Candidates left out because no token of theirs counts."""
 
@@ -53,6 +57,8 @@ class Candidates:
             shard=self.shard[members],
             begins=self.begins[members],
             tokens=self.tokens[members],
+            prompts=tuple(self.prompts[problem] for problem in order),
+            cut_off=self.cut_off[members],
         )
 
 
@@ -139,7 +145,8 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
     Without `includes_eos` the EOS at the end of a response does not count. A candidate without any token that counts
     is left out. Shards are numbered through all stores.
     """
-    by_problem: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int]]] = {}
+    by_problem: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int, bool]]] = {}
+    prompts: dict[tuple[str, int], str | None] = {}
     without_tokens = shard_number = 0
     for store in stores:
         data = store.info.data_sha256 or str(Path(store.path).resolve())
@@ -152,11 +159,12 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
                 if not tokens:
                     without_tokens += 1
                     continue
-                entry = (candidate.correct, candidate.answer, shard_number, begin, tokens)
+                entry = (candidate.correct, candidate.answer, shard_number, begin, tokens, candidate.cut_off)
                 by_problem.setdefault((data, candidate.problem), []).append(entry)
+                prompts[data, candidate.problem] = candidate.prompt_hash
             shard_number += 1
     entries = [entry for key in sorted(by_problem) for entry in by_problem[key]]
-    columns = list(zip(*entries, strict=True)) if entries else [()] * 5
+    columns = list(zip(*entries, strict=True)) if entries else [()] * 6
     lengths = [len(by_problem[key]) for key in sorted(by_problem)]
     return Candidates(
         correct=np.array(columns[0], np.bool_),
@@ -165,6 +173,8 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
         shard=np.array(columns[2], np.int64),
         begins=np.array(columns[3], np.int64),
         tokens=np.array(columns[4], np.int64),
+        prompts=tuple(prompts[key] for key in sorted(by_problem)),
+        cut_off=np.array(columns[5], np.bool_),
         without_tokens=without_tokens,
     )
 

@@ -39,6 +39,7 @@ from swift_edge.training.fitting.inputs import Inputs, starts_of
 from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
+from swift_edge.training.seen import SUMMARY_NAME, packed
 from swift_edge.training.store.writer import Store
 
 
@@ -89,6 +90,7 @@ def fit_head(
     tell(_counts_text(candidates, split))
     examples = read_examples(stores, candidates, inputs, places, options.memory_bytes)
     pool = pooled_bytes(examples, options.memory_bytes) > 0
+    tell(f"reading {int(candidates.tokens.sum()):,} tokens with {examples.rows.inputs:,} inputs each")
     surveyed = survey(examples, split.train, stores, pool=pool)
     search = Search(examples, surveyed, split, options, tell)
     try:
@@ -151,6 +153,8 @@ def _dealt(candidates: Candidates, options: FitOptions) -> tuple[Candidates, Spl
     both, right, wrong = _kinds(candidates)
     if both < 2:
         counts = f"{problems} problems, {right} of them with correct candidates only and {wrong} with wrong ones only"
+        if cut_off := int(candidates.cut_off.sum()):
+            counts += f" ({cut_off} candidates were cut off, which is wrong: collect with more --max-new-tokens)"
         raise TrainingError(
             f"nothing can be learned from {counts}, {both} with both; expected at least 2 problems with both: collect "
             "more problems or more candidates of each (-n), or problems that are neither too easy nor too hard"
@@ -183,11 +187,14 @@ def _calibrated(
             prefixes = part.measure(vector, gradient=False).prefixes
             members = objective.examples.members(problems)
             answers = candidates.answers[members.start : members.stop]
-            tokens = candidates.tokens[members]
-            return calibrate(prefixes, tokens, part.correct, part.numbers, answers, task, seed), note
+            tokens, cut_off = candidates.tokens[members], candidates.cut_off[members]
+            return calibrate(prefixes, tokens, part.correct, part.numbers, answers, cut_off, task, seed), note
         except TrainingError:
             note = "the calibration problems were too few: those that chose the weights served, too; collect more"
-    return None, "the head is not calibrated: no problems with both labels were left; collect more"
+    return None, (
+        "the head is not calibrated: right and wrong candidates that were written to their ends are too few; collect "
+        "more, or longer ones (--max-new-tokens)"
+    )
 
 
 def _summary(
@@ -212,6 +219,7 @@ def _summary(
         "candidates": len(examples.candidates.correct),
         "candidates_correct": int(examples.candidates.correct.sum()),
         "candidates_without_tokens": examples.candidates.without_tokens,
+        "candidates_cut_off": int(examples.candidates.cut_off.sum()),
         "tokens": int(examples.candidates.tokens.sum()),
         "inputs": examples.rows.inputs,
         "weight_decay": fitted.weight_decay,
@@ -228,12 +236,14 @@ def _summary(
             continue
         measured = part.measure(vector, gradient=False)
         answers = examples.candidates.answers[examples.members(part.problems)]
-        picks = pick_accuracy(measured.scores, part.correct, part.numbers, answers)
+        cut_off = examples.candidates.cut_off[examples.members(part.problems)]
+        picks = pick_accuracy(np.where(cut_off, np.nan, measured.scores), part.correct, part.numbers, answers)
         auroc = part.auroc(measured.scores)
         document[name] = {"loss": measured.loss, "within_problem_auroc": _plain(auroc), **picks.to_dict()}
     document["calibration_error"] = None if calibration is None else calibration.error
     document["task"] = None if task is None else task.name
     document["data_sha256"] = [store.info.data_sha256 for store in stores]
+    document[SUMMARY_NAME] = packed(examples.candidates.prompts)
     document["notes"] = list(notes)
     document["version"] = swift_edge.__version__
     return document
@@ -246,6 +256,8 @@ def _incomplete(store: Store) -> str:
 def _counts_text(candidates: Candidates, split: Split) -> str:
     both, right, wrong = _kinds(candidates)
     left_out = f"; {candidates.without_tokens} left out without tokens" if candidates.without_tokens else ""
+    if cut_off := int(candidates.cut_off.sum()):
+        left_out += f"; {cut_off} cut off by max_new_tokens, which is wrong"
     return (
         f"{len(candidates.correct)} candidates, {candidates.correct.mean():.1%} correct{left_out}; problems: "
         f"{len(split.train)} train, {len(split.validation)} validation, {len(split.calibration)} calibration; "

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swift_edge.arrays import Doubles
 from swift_edge.errors import HeadMismatchError, InvalidOptionError
@@ -21,10 +22,19 @@ from swift_edge.scoring.head import Head
 from swift_edge.scoring.quality import within_problem_auroc
 from swift_edge.training.fitting.calibrate import calibrate, task_of
 from swift_edge.training.fitting.descent import Objective, Standard, Weights
-from swift_edge.training.fitting.examples import Examples, Survey, check_stores, read_candidates, read_examples, survey
+from swift_edge.training.fitting.examples import (
+    Candidates,
+    Examples,
+    Survey,
+    check_stores,
+    read_candidates,
+    read_examples,
+    survey,
+)
 from swift_edge.training.fitting.inputs import Inputs
 from swift_edge.training.fitting.objectives import cut_after
 from swift_edge.training.fitting.options import LEAST_MEMORY
+from swift_edge.training.seen import SUMMARY_NAME, packed, seen_prompts, trained_on
 from swift_edge.training.store.writer import Store
 
 FEW_PROBLEMS: Final = 100
@@ -41,11 +51,13 @@ def recalibrate(
 ) -> Head:
     """The same head for the states and labels of `store`: matched where its precision is another, and calibrated.
 
-    The problems must not be those that the head was trained on. `report` is told how AUROC and calibration error were
-    before and are now; the head's summary has the same under `recalibration`. A store that was graded without a task
-    leaves the head its own; what an answer is worth, all candidates together, is then calibrated no longer.
+    Problems that the head was trained on are left out, and a store of nothing else is refused. `report` is told how
+    AUROC and calibration error were before and are now; the head's summary has the same under `recalibration`. A store
+    that was graded without a task leaves the head its own; what an answer is worth, all candidates together, is then
+    calibrated no longer.
 
-    Raises `HeadMismatchError` for a store of another model or of another feature, `StoreError` for one without the
+    Raises `HeadMismatchError` for a store of another model or of another feature, or of the problems that the head was
+    trained on, `StoreError` for one without the
     head's layers or with numbers that are not finite, `TrainingError` where the labels are all the same.
     """
     if memory_bytes < LEAST_MEMORY:
@@ -54,9 +66,13 @@ def recalibrate(
     _check(head, store)
     inputs = Inputs(head.layers, head.token_statistics, head.norm, head.includes_eos)
     candidates = read_candidates([store], inputs.includes_eos)
-    examples = read_examples([store], candidates, inputs, check_stores([store], inputs), memory_bytes)
+    places = check_stores([store], inputs)
+    notes: list[str] = []
+    fresh = _fresh(head, store, candidates, notes)
+    if len(fresh) < len(candidates.prompts):
+        candidates = candidates.arranged(fresh)
+    examples = read_examples([store], candidates, inputs, places, memory_bytes)
     problems = len(examples.problem_starts) - 1
-    notes = []
     if not store.complete:
         notes.append(f"{store.path} is not complete: {store.problems} of {store.info.problems} problems are there")
     if problems < FEW_PROBLEMS:
@@ -79,6 +95,7 @@ def recalibrate(
         candidates.correct,
         candidates.problems,
         candidates.answers,
+        candidates.cut_off,
         task_of([store]),
         seed,
     )
@@ -96,6 +113,7 @@ def recalibrate(
         "before": before,
         "after": after,
         "data_sha256": store.info.data_sha256,
+        SUMMARY_NAME: packed(candidates.prompts),
         "seed": seed,
         "notes": notes,
     }
@@ -123,6 +141,36 @@ def _check(head: Head, store: Store) -> None:
             f"the head reads {head.feature} of width {head.state_width}, {store.path} holds {info.feature} of width "
             f"{info.width}; expected the same: collect again from the head's model, {ours}"
         )
+
+
+def _fresh(head: Head, store: Store, candidates: Candidates, notes: list[str]) -> NDArray[np.int64]:
+    """The problems that the head was not trained on, as far as can be told; adds what is to be said to `notes`.
+
+    Raises `HeadMismatchError` where there are none.
+    """
+    prompts, seen, files = candidates.prompts, seen_prompts(head.summary), trained_on(head.summary)
+    everything = np.arange(len(prompts))
+    if seen is not None and None not in prompts:
+        fresh = everything[[prompt not in seen for prompt in prompts]]
+    elif store.info.data_sha256 in files:
+        # Of either an earlier version, so that the data file alone tells.
+        fresh = everything[:0]
+    else:
+        fresh = everything
+        if not files:
+            notes.append(
+                "the head does not say which problems it was trained on: make sure that they are not those of the store"
+            )
+    if len(prompts) and not len(fresh):
+        raise HeadMismatchError(
+            f"the head was trained on the problems of {store.path}, where its scores look better than they are; "
+            "expected others: collect candidates for problems that it has not seen"
+        )
+    if len(fresh) < len(prompts):
+        notes.append(
+            f"{len(prompts) - len(fresh)} of {len(prompts)} problems are left out, the head was trained on them"
+        )
+    return fresh
 
 
 def _matched(head: Head, surveyed: Survey, precision: str) -> tuple[Head, str]:
@@ -155,11 +203,13 @@ def _prefixes(head: Head, examples: Examples) -> Doubles:
 
 
 def _error(calibration: Calibration, scores: Doubles, examples: Examples) -> float:
-    return calibration_error(calibration.probability(scores), examples.candidates.correct)
+    whole = ~examples.candidates.cut_off
+    return calibration_error(calibration.probability(scores[whole]), examples.candidates.correct[whole])
 
 
 def _judged(examples: Examples, scores: Doubles, error: float | None) -> dict[str, float | None]:
-    auroc = within_problem_auroc(scores, examples.candidates.correct, examples.candidates.problems)
+    candidates = examples.candidates
+    auroc = within_problem_auroc(np.where(candidates.cut_off, np.nan, scores), candidates.correct, candidates.problems)
     return {"within_problem_auroc": auroc if math.isfinite(auroc) else None, "calibration_error": error}
 
 

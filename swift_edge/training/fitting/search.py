@@ -99,7 +99,7 @@ class Search:
         nothing = np.zeros(self._train.examples.rows.inputs + 1)
         for decay in self._decays:
             # Each from zero: along another one's path it would be judged with what that one found.
-            self._descend(self._starts, self._means, decay, nothing)
+            self._descend(self._starts, self._means, decay, nothing, lambda line: self._tell(f"convex start, {line}"))
             self._tell(
                 f"weight decay {decay:g}: within-problem AUROC {self._starts[decay].auroc:.4f} after the convex start"
             )

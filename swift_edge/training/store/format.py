@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from swift_edge.errors import StoreError
 from swift_edge.records import FloatOrNull, RecordError, finite_or_none, read_fields, read_record
+from swift_edge.results import was_cut_off
 
 STATISTICS: Final = ("logprob", "entropy", "self_certainty")
 """Columns of a shard's token statistics, in nats at temperature 1 and before any filter."""
@@ -74,6 +75,11 @@ class StoreInfo:
     """Heads that scored while the candidates were written: SHA-256 by name."""
 
     @property
+    def can_end(self) -> bool:
+        """Whether responses could end by themselves, by an EOS id or a stop string."""
+        return bool(self.eos_ids or (self.sampling or {}).get("stop"))
+
+    @property
     def slices(self) -> int:
         """Slices l per token: one for logits, none where nothing is kept."""
         return {"hidden": len(self.layers), "logits": 1, "none": 0}[self.feature]
@@ -124,9 +130,9 @@ class StoredCandidate:
     index: int
     """Place among the candidates of its problem, from 0."""
     correct: bool
-    """The label."""
+    """The label; a task calls a response that was cut off wrong."""
     answer: str | None
-    """The answer as the task extracts it; None where it finds none, or no task is named."""
+    """The answer as the task extracts it; None where it finds none, or no task is named, or it was cut off."""
     text: str
     """The response as text."""
     token_ids: tuple[int, ...]  # [t]
@@ -151,10 +157,15 @@ class StoredCandidate:
     """Score by each head that scored it while it was written, by the head's name."""
     running: Mapping[str, tuple[FloatOrNull, ...]] = field(default_factory=dict)
     """Running score by each of these after each of `calibration.PREFIX_TOKENS` tokens that it has."""
+    prompt_hash: str | None = None
+    """Tells its prompt from others, see `training.seen`; None in a store of an earlier version."""
+    cut_off: bool = False
+    """Whether it was cut off, see `results.was_cut_off`."""
 
     def to_line(self) -> str:
         """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
         document = asdict(self)
+        del document["cut_off"]  # told by the reason and the settings of the store
         for name in _MEANS:
             document[name] = finite_or_none(document[name])
         document["scores"] = {name: finite_or_none(score) for name, score in self.scores.items()}
@@ -162,13 +173,19 @@ class StoredCandidate:
         return json.dumps(document, ensure_ascii=False, allow_nan=False)
 
 
-def read_lines(data: bytes, path: Path) -> Iterator[StoredCandidate]:
-    """Read the lines of a shard, `data`; raises `StoreError` with file and line for anything but sound ones."""
+def read_lines(data: bytes, path: Path, info: StoreInfo) -> Iterator[StoredCandidate]:
+    """Read the lines of a shard, `data`; raises `StoreError` with file and line for anything but sound ones.
+
+    Earlier versions looked for answers in responses that were cut off: they are read as `collect` stores them now.
+    """
     shared: dict[int, int] = {}  # one object per token id: 8 bytes per token instead of 36
     for number, line in enumerate(data.splitlines(), start=1):
         try:
-            values = read_fields(json.loads(line), StoredCandidate)
+            values = read_fields(json.loads(line), StoredCandidate, optional=("cut_off",))
             values["token_ids"] = tuple(shared.setdefault(each, each) for each in values["token_ids"])
+            values["cut_off"] = was_cut_off(values["finish_reason"], can_end=info.can_end)
+            if values["cut_off"]:
+                values |= {"correct": values["correct"] and info.task is None, "answer": None}
             yield StoredCandidate(**values)
         except (ValueError, RecursionError) as error:
             raise StoreError(

@@ -103,7 +103,7 @@ class GrowingShard:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         rows = min(shard._rows_in(name) for name in info.array_names)
-        shard.resumed = _whole_problems(list(read_lines(whole, path)), info, problem, rows)
+        shard.resumed = _whole_problems(list(read_lines(whole, path, info)), info, problem, rows)
         shard._rows = sum(candidate.tokens for candidate in shard.resumed)
         lines = sum(len(line) + 1 for line in whole.split(b"\n")[: len(shard.resumed)])
         shard._open("r+b")
@@ -195,7 +195,7 @@ def open_shard(folder: Path, number: int, info: StoreInfo, problem: int) -> Shar
         data = path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); expected files that this user may read") from error
-    candidates = tuple(read_lines(data, path))
+    candidates = tuple(read_lines(data, path, info))
     following = [(problem, 0)]
     for line, candidate in enumerate(candidates, start=1):
         if (candidate.problem, candidate.index) not in following:
