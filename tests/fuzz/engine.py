@@ -11,6 +11,7 @@ import importlib
 import mmap
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -28,6 +29,7 @@ MOST_BYTES: Final = 2 * 2**30
 """Bytes of address space that a target may take beyond what it has when it starts."""
 MOST_HANDLES: Final = 64
 """Open files, and threads, beyond those after the first inputs, that tell a leak."""
+MOST_FINDINGS: Final = 100
 LONGEST_INPUT: Final = 2**18
 
 
@@ -38,8 +40,7 @@ class Engine:
         """Begin with nothing executed."""
         self._target = target
         self._findings = findings
-        self._known: dict[str, str] = {}
-        self._executions = 0
+        self._known: set[str] = set()
         self._handles: int | None = None
         self._record = record
         with record.open("r+b") as file:
@@ -67,15 +68,17 @@ class Engine:
     def _keep(self, data: bytes, error: BaseException) -> None:
         """Keep the first input of each place that breaks."""
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "swift_edge" in Path(frame.filename).parts] or frames
-        place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
-        key = f"{type(error).__name__}-{place.replace(':', '-')}"
-        if key in self._known:
+        packages = {"swift_edge", "swift_edge_export"}
+        own = [frame for frame in frames if packages & set(Path(frame.filename).parts)] or frames
+        # A broken promise is told apart by its words: all of them are raised in one place.
+        words = re.sub(r"[^a-z]+", "-", str(error).lower())[:40] if type(error).__name__ == "BrokenPromiseError" else ""
+        key = f"{type(error).__name__}-{words or f'{Path(own[-1].filename).stem}-{own[-1].lineno}'}"
+        if key in self._known or len(self._known) >= MOST_FINDINGS:
             return
         path = self._findings / f"{key}.input"
-        self._known[key] = str(path)
+        self._known.add(key)
         path.write_bytes(data)
-        told = "".join(traceback.format_exception(error))
+        told = "\n".join(line[:400] for line in "".join(traceback.format_exception(error)).split("\n"))
         path.with_suffix(".txt").write_text(told, encoding="utf-8", errors="backslashreplace")
 
     def _check_handles(self, data: bytes) -> None:
@@ -115,7 +118,13 @@ def main() -> None:
         changed = mutating.mutate(data, number, blind, words)
         return changed if 0 < len(changed) <= most else bytes(atheris.Mutate(data, most))
 
-    limits = [f"-max_len={LONGEST_INPUT}", "-timeout=90", "-report_slow_units=90", "-rss_limit_mb=6000", f"-artifact_prefix={findings}/"]
+    limits = [
+        f"-max_len={LONGEST_INPUT}",
+        "-timeout=90",
+        "-report_slow_units=1000",
+        "-rss_limit_mb=6000",
+        f"-artifact_prefix={findings}/",
+    ]
     atheris.Setup([name, corpus, seeds, *limits, *options], engine.run, custom_mutator=mutator)
     atheris.Fuzz()
 

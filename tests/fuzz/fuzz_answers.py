@@ -15,10 +15,11 @@ WORDS = tuple(
     word.encode()
     for word in (
         r"\boxed{", "}", r"\frac{1}{2}", r"\sqrt{2}", r"\dfrac", "^", "_", "{", "$", "$$", r"\[", r"\]", r"\text{cm}",
-        "The answer is ", "answer: ", "####", "**", "`", "```\n", "(A)", "B", " and ", "Yes", "no", "1,234.50", "10^6",
-        "-5", "3/4", "50%", "1e9", "[1, 2]", "{'a': 1}", "'x'", "None", "True", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
-        r"\pm", "x=3", r"\infty", "(0,1]", r"\cup", "!", "\u00bd", "\uff15", "\u00b2", ":", "12:30", r"\log_2 8", "|x|", "==",
-        r"\left(", r"\right)", r"\cdot", "9" * 400, "\u2212", "mod", r"\binom{5}{2}", "e^{i\\pi}", "\\sum_{i=1}^{9}", ".",
+        "The answer is ", "answer: ", "####", "**", "`", "```\n", "(A)", "B", " and ", "Yes", "no", "1,234.50",
+        "10^6", "-5", "3/4", "50%", "1e9", "[1, 2]", "{'a': 1}", "'x'", "None", "True",
+        "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", r"\pm", "x=3", r"\infty", "(0,1]", r"\cup", "!", "\u00bd",
+        "\uff15", "\u00b2", ":", "12:30", r"\log_2 8", "|x|", "==", r"\left(", r"\right)", r"\cdot", "9" * 400,
+        "\u2212", "mod", r"\binom{5}{2}", "e^{i\\pi}", "\\sum_{i=1}^{9}", ".",
     )
 )  # fmt: skip
 
@@ -51,7 +52,9 @@ def _check(task: AnswerTask, first: str, second: str) -> None:
     promise.require(task.equal(first, first), f"{task.name}: a text is not equal to itself")
     promise.require(same == (canonical[0] == canonical[1]), f"{task.name}: equal and canonical disagree")
     groups = task.groups([first, None, second, first])
-    promise.require(sorted(sum(groups, [])) == [0, 2, 3], f"{task.name}: groups are {groups}")
+    promise.require(
+        sorted(index for group in groups for index in group) == [0, 2, 3], f"{task.name}: groups are {groups}"
+    )
     reference = task.reference(second)
     try:
         label = task.correct(first, second)

@@ -17,14 +17,15 @@ COMMANDS = ("pick", "score", "inspect", "collect", "fit", "recalibrate", "conver
 WORDS = tuple(
     word.encode()
     for word in (
-        "\npick\n", "\nscore\n", "\ninspect\n", "\ncollect\n", "\nfit\n", "\nrecalibrate\n", "\n-m\nmodel\n", "\n-n\n2\n",
-        "\n--seed\n1\n", "\n--json\n", "\n--head\nhead.npz\n", "\n--task\nnumber\n", "\n--out\nnew\n", "\n--out\nstore\n",
-        "\n--force\n", "\n--data\nproblems.jsonl\n", "\n--responses\nresponses.jsonl\n", "\n--explain\npage.html\n",
-        "\n--stop\n", "\n--temperature\n", "\n--top-p\n", "\n--top-k\n", "\n--min-p\n", "\n--prune\n16:8\n", "\n--max-n\n",
-        "\n--min-confidence\n0.9\n", "\n--strategy\nmajority\n", "\n--signal\nself_certainty\n", "\n--raw\n", "\n--rows\n",
-        "\n--threads\n1\n", "\n--provider\ncpu\n", "\n--layers\nlast:1\n", "\n--budget-tokens\n", "\n--budget-seconds\n",
-        "\n--limit\n", "\n--feature\nlogits\n", "\n--tokens-per-candidate\n", "\n--loss\nhinge\n", "\n--no-gate\n",
-        "\n--memory\n1GiB\n", "\n--token-statistics\nnone\n", "\n--\n", "\n-h\n", "\n--version\n", "=", "nan", "inf", "1e999",
+        "\npick\n", "\nscore\n", "\ninspect\n", "\ncollect\n", "\nfit\n", "\nrecalibrate\n", "\n-m\nmodel\n",
+        "\n-n\n2\n", "\n--seed\n1\n", "\n--json\n", "\n--head\nhead.npz\n", "\n--task\nnumber\n", "\n--out\nnew\n",
+        "\n--out\nstore\n", "\n--force\n", "\n--data\nproblems.jsonl\n", "\n--responses\nresponses.jsonl\n",
+        "\n--explain\npage.html\n", "\n--stop\n", "\n--temperature\n", "\n--top-p\n", "\n--top-k\n", "\n--min-p\n",
+        "\n--prune\n16:8\n", "\n--max-n\n", "\n--min-confidence\n0.9\n", "\n--strategy\nmajority\n",
+        "\n--signal\nself_certainty\n", "\n--raw\n", "\n--rows\n", "\n--threads\n1\n", "\n--provider\ncpu\n",
+        "\n--layers\nlast:1\n", "\n--budget-tokens\n", "\n--budget-seconds\n", "\n--limit\n", "\n--feature\nlogits\n",
+        "\n--tokens-per-candidate\n", "\n--loss\nhinge\n", "\n--no-gate\n", "\n--memory\n1GiB\n",
+        "\n--token-statistics\nnone\n", "\n--\n", "\n-h\n", "\n--version\n", "=", "nan", "inf", "1e999",
     )
 )  # fmt: skip
 
@@ -34,8 +35,12 @@ def furniture() -> Path:
     """What lies in the folder before each input."""
     folder = new_folder()
     shutil.copytree(ADDITION, folder / "model")
-    (folder / "problems.jsonl").write_text('{"prompt": "331970", "answer": 1301}\n{"prompt": "100200", "answer": 300}\n')
-    (folder / "responses.jsonl").write_text('{"prompt": "331970", "completions": ["1301", "9"], "correctness": [1, 0]}\n')
+    (folder / "problems.jsonl").write_text(
+        '{"prompt": "331970", "answer": 1301}\n{"prompt": "100200", "answer": 300}\n'
+    )
+    (folder / "responses.jsonl").write_text(
+        '{"prompt": "331970", "completions": ["1301", "9"], "correctness": [1, 0]}\n'
+    )
     options = ("--data", "problems.jsonl", "--task", "number", "-n", "2", "--max-new-tokens", "3", "--out", "store")
     with _inside(folder):
         promise.command("collect", "-m", "model", *options)

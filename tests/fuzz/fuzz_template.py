@@ -18,10 +18,11 @@ WORDS = tuple(
         " ** ", "10", "99999999", "messages", "message", ".content", "['role']", "|tojson", "|tojson(indent=9999999)",
         "|length", "|list", "|join", "|replace('a', 'aaaa')", "|center(99999999)", "|slice(9999)", "|batch(9999)",
         "|indent(9999999)", "|wordwrap(1)", "|format(1)", "'%99999999d' % 1", "'a' * 99999999", "[1] * 99999999",
-        "{% set x = ", "{% macro m(x) %}", "{{ m(m) }}", "{% endmacro %}", "raise_exception('no')", "strftime_now('%Y')",
-        "namespace(a=1)", "loop.index", "cycler(1)", "lipsum(9999)", "{% generation %}", "{% endgeneration %}",
-        "{% break %}", "__class__", ".mro()", "|attr('x')", "|map('string')", "|sum", "|sort", "|xmlattr", "|filesizeformat",
-        ".format(x)", "'{:99999999}'.format(1)", "'{0.__class__}'.format(1)", "bos_token", "add_generation_prompt",
+        "{% set x = ", "{% macro m(x) %}", "{{ m(m) }}", "{% endmacro %}", "raise_exception('no')",
+        "strftime_now('%Y')", "namespace(a=1)", "loop.index", "cycler(1)", "lipsum(9999)", "{% generation %}",
+        "{% endgeneration %}", "{% break %}", "__class__", ".mro()", "|attr('x')", "|map('string')", "|sum", "|sort",
+        "|xmlattr", "|filesizeformat", ".format(x)", "'{:99999999}'.format(1)", "'{0.__class__}'.format(1)",
+        "bos_token", "add_generation_prompt",
     )
 )  # fmt: skip
 

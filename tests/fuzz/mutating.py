@@ -18,21 +18,110 @@ Blind = Callable[[bytes], bytes]
 _RAW: Final = "@raw@"
 """Begins a text that stands for itself in the document, where JSON's writer has no way to say it."""
 ODD_NUMBERS: Final = (
-    0, -1, 1, 2, 7, 255, 256, 65535, 65536, 10**6, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63) - 1,
-    10**30, 10**400, -(10**400), 0.5, -0.5, 1e-320, 1e-45, 1e300, 1e308, -1e308, 3.5,
-    float("nan"), float("inf"), float("-inf"), -0.0,
-    f"{_RAW}{'9' * 5000}", f"{_RAW}1e999", f"{_RAW}-1e999", f"{_RAW}1e-999", f"{_RAW}0.{'3' * 400}",
-)  # fmt: skip
+    0,
+    -1,
+    1,
+    2,
+    7,
+    255,
+    256,
+    65535,
+    65536,
+    10**6,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**63 - 1,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    10**30,
+    10**400,
+    -(10**400),
+    0.5,
+    -0.5,
+    1e-320,
+    1e-45,
+    1e300,
+    1e308,
+    -1e308,
+    3.5,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    -0.0,
+    f"{_RAW}{'9' * 5000}",
+    f"{_RAW}1e999",
+    f"{_RAW}-1e999",
+    f"{_RAW}1e-999",
+    f"{_RAW}0.{'3' * 400}",
+)
 ODD_TEXTS: Final = (
-    "", " ", "x", "0", "1", "-1", "null", "\ud800", "a\udfffb", "\x00", "\x1b[31m", "\x1b]0;t\x07", "\n", "\r\n",
-    "\u2028", "\ufeff", "\u202e", "\U0010ffff", "é", "../x", "/etc/passwd", "C:\\x", ".", "..", "a/b", "con",
-    "a" * 300, "a" * 70000, "é" * 300, "{{ 1 }}", "%s", "{}", "[1]", "nan", "1e400", "٣", "²", "①",
-)  # fmt: skip
+    "",
+    " ",
+    "x",
+    "0",
+    "1",
+    "-1",
+    "null",
+    "\ud800",
+    "a\udfffb",
+    "\x00",
+    "\x1b[31m",
+    "\x1b]0;t\x07",
+    "\n",
+    "\r\n",
+    "\u2028",
+    "\ufeff",
+    "\u202e",
+    "\U0010ffff",
+    "é",
+    "../x",
+    "/etc/passwd",
+    "C:\\x",
+    ".",
+    "..",
+    "a/b",
+    "con",
+    "a" * 300,
+    "a" * 70000,
+    "é" * 300,
+    "{{ 1 }}",
+    "%s",
+    "{}",
+    "[1]",
+    "nan",
+    "1e400",
+    "٣",
+    "²",
+    "①",
+)
 ODD_OTHERS: Final = (
-    None, True, False, [], {}, [[]], [None], [0], [-1], ["x"], [1, 1], [float("nan")], [10**400], {"x": 1}, {"": None},
-    [{}], [True], list(range(300)), f"{_RAW}{'[' * 100_000}", f"{_RAW}{'[' * 900}{']' * 900}",
-    f'{_RAW}{{"a":1,"a":2}}', f"{_RAW}", f"{_RAW}NaN", f"{_RAW}-",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [None],
+    [0],
+    [-1],
+    ["x"],
+    [1, 1],
+    [float("nan")],
+    [10**400],
+    {"x": 1},
+    {"": None},
+    [{}],
+    [True],
+    list(range(300)),
+    f"{_RAW}{'[' * 100_000}",
+    f"{_RAW}{'[' * 900}{']' * 900}",
+    f'{_RAW}{{"a":1,"a":2}}',
+    f"{_RAW}",
+    f"{_RAW}NaN",
+    f"{_RAW}-",
+)
 _WORDS: Final = re.compile(rb"\s+")
 _NUMBER: Final = re.compile(rb"\d+")
 
@@ -99,8 +188,13 @@ def _change_json(content: bytes, number: random.Random) -> bytes | None:
 
 def _near(value: float, number: random.Random) -> float:
     changes: tuple[Callable[[Any], Any], ...] = (
-        lambda v: v + 1, lambda v: v - 1, lambda v: -v, lambda v: v * 10, lambda v: v * 1000, lambda v: v / 2
-    )  # fmt: skip
+        lambda v: v + 1,
+        lambda v: v - 1,
+        lambda v: -v,
+        lambda v: v * 10,
+        lambda v: v * 1000,
+        lambda v: v / 2,
+    )
     try:
         return number.choice(changes)(value)
     except (OverflowError, ValueError):
@@ -168,10 +262,26 @@ def _change_array(content: bytes, number: random.Random) -> bytes:
             numbers[place : place + size] = odd[-size:]
             return header + bytes(numbers)
         case 2:
-            forms = (b"'descr': '|O'", b"'descr': '<f8'", b"'descr': '<U4'", b"'descr': [('a', '<f4')]", b"'descr': '<f2'")
+            forms = (
+                b"'descr': '|O'",
+                b"'descr': '<f8'",
+                b"'descr': '<U4'",
+                b"'descr': [('a', '<f4')]",
+                b"'descr': '<f2'",
+            )
             header = re.sub(rb"'descr': '[^']*'", number.choice(forms), header)
         case 3:
-            shapes = (b"()", b"(0,)", b"(-1,)", b"(99999999999,)", b"(2, 0)", b"(1, 1, 1)", b"(True,)", b"('x',)", b"((1,),)")
+            shapes = (
+                b"()",
+                b"(0,)",
+                b"(-1,)",
+                b"(99999999999,)",
+                b"(2, 0)",
+                b"(1, 1, 1)",
+                b"(True,)",
+                b"('x',)",
+                b"((1,),)",
+            )
             header = re.sub(rb"'shape': \([^)]*\)", b"'shape': " + number.choice(shapes), header)
         case 4:
             header = _with_number(header, number)

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from swift_edge.errors import SwiftEdgeError
+from swift_edge.errors import LONGEST_LINE, SwiftEdgeError
 
 Result = TypeVar("Result")
 
-LONGEST_LINE: Final = 4000
-"""Characters of an error; what a message shows of a value is cut."""
 LEFTOVERS: Final = (".partial", ".tmp", ".old")
 """Endings of files that are not complete."""
 
@@ -84,7 +82,8 @@ def command(*arguments: str, stdin: bytes = b"") -> Outcome:
         complaints = [line for line in lines if line.lower().startswith("error: ")]
         require(len(complaints) == 1, f"{len(complaints)} complaints instead of one: {outcome.err!r:.600}")
         require(lines[-1] == complaints[0] or status == 2, f"lines after the complaint: {outcome.err!r:.600}")
-        check_line(complaints[0])
+        if status == 1 or complaints[0].startswith("error: "):  # else it is click's, which shows arguments as they are
+            check_line(complaints[0].removeprefix("error: "))
     return outcome
 
 

@@ -1,6 +1,6 @@
 """Fuzzes the doors through which data from outside comes in, and prints a table.
 
-    python tests/fuzz/run.py                                 all targets, 60 s each, as many at a time as there are cores
+    python tests/fuzz/run.py                                 all targets, 60 s each, one per core at a time
     python tests/fuzz/run.py answers pick --seconds 600      some, for longer
     python tests/fuzz/run.py --executions 1000000            until so many inputs were run in all
     python tests/fuzz/run.py --reproduce FILE                one input, with the traceback; needs no fuzzer

@@ -131,10 +131,25 @@ def heads() -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 INFO: Final = StoreInfo(
-    base_model="tiny", fingerprint="ab", precision="fp32", bundle="models/tiny", feature="hidden", layers=(1, 3),
-    width=2, eos_ids=(2,), problems=8, n=2, seed=0, sampling={"temperature": 1.0}, max_new_tokens=3, raw=False,
-    task="number", tokens_per_candidate=None, data_sha256="cd", version="0",
-)  # fmt: skip
+    base_model="tiny",
+    fingerprint="ab",
+    precision="fp32",
+    bundle="models/tiny",
+    feature="hidden",
+    layers=(1, 3),
+    width=2,
+    eos_ids=(2,),
+    problems=8,
+    n=2,
+    seed=0,
+    sampling={"temperature": 1.0},
+    max_new_tokens=3,
+    raw=False,
+    task="number",
+    tokens_per_candidate=None,
+    data_sha256="cd",
+    version="0",
+)
 
 
 def store_files(until: int, info: StoreInfo = INFO) -> dict[str, bytes]:
@@ -146,10 +161,22 @@ def store_files(until: int, info: StoreInfo = INFO) -> dict[str, bytes]:
                 rows = []
                 for index in range(2):
                     candidate = StoredCandidate(
-                        problem=problem, index=index, correct=index == 0, answer=f"{index}", text="a", token_ids=(5, 2),
-                        tokens=2, n_tokens=2, finish_reason="stop", unscored_tokens=0, logprob=-1.0, mean_logprob=-0.5,
-                        self_certainty=math.inf, entropy=0.5, scores={"h": 0.25},
-                    )  # fmt: skip
+                        problem=problem,
+                        index=index,
+                        correct=index == 0,
+                        answer=f"{index}",
+                        text="a",
+                        token_ids=(5, 2),
+                        tokens=2,
+                        n_tokens=2,
+                        finish_reason="stop",
+                        unscored_tokens=0,
+                        logprob=-1.0,
+                        mean_logprob=-0.5,
+                        self_certainty=math.inf,
+                        entropy=0.5,
+                        scores={"h": 0.25},
+                    )
                     states = random.normal(size=(2, info.slices, info.width)).astype(np.float16)
                     statistics = -np.abs(random.normal(size=(2, 3))).astype(np.float32)
                     rows.append(CandidateRows(candidate, states, statistics, np.arange(2)))
@@ -175,33 +202,13 @@ def collections() -> Iterator[tuple[str, dict[str, bytes]]]:
         from fuzz_collect import SUMS, opened
 
         collect(opened(), data, out, **SUMS)
-        timings = (out / "timings.json").read_bytes()
+        timings = as_json(dict.fromkeys(json.loads((out / "timings.json").read_bytes()), 1.5))
         info = json.loads((out / "store.json").read_bytes()) | {"bundle": "model"}  # wherever the model lies
         settings = {"store.json": as_json(info)}
         yield "timings", {"problems.jsonl": problems, "timings.json": timings} | settings
         lines = (out / "shard-00000.jsonl").read_bytes().split(b"\n")
         partial = {"shard-00000.jsonl.partial": b"\n".join(lines[:2]) + b"\n" + lines[2][:30]}
         yield "part", {"problems.jsonl": problems} | settings | partial
-
-
-@seeds_of("rows")
-def rows() -> Iterator[tuple[str, dict[str, bytes]]]:
-    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 5"}]
-    yield "problems", {
-        "problems.jsonl": as_lines(
-            {"question": "2 + 5", "answer": 7, "family": "sums"},
-            {"prompt": "yes?", "answer": "(B) yes"},
-            {"messages": messages, "answer": r"\boxed{7}"},
-        )
-    }
-    yield "responses", {
-        "responses.jsonl": as_lines(
-            {"prompt": "2 + 5", "reference": "7", "completions": ["7", "8"], "correctness": [True, 0]},
-            {"prompt": "1", "completions": ["a"], "token_ids": [[5, 2]], "steps": [["a"]], "reference": "1"},
-        )
-    }
-    scores = [{"problem": problem, "index": index, "score": 0.25} for problem in range(2) for index in range(2)]
-    yield "scores", {"scores.jsonl": as_lines(*scores)}
 
 
 @seeds_of("records")
@@ -212,14 +219,44 @@ def records() -> Iterator[tuple[str, dict[str, bytes]]]:
     options = {"n": "auto", "max_n": 8, "prune": {"16": 4}, "stop": ["\n"], "task": "number", "min_confidence": 0.5}
     yield "options", {"pick.json": as_json(options)}
     yield "collect", {"collect.json": as_json({"temperature": 0.7, "top_p": 0.9, "seed": 3, "stop": "x", "raw": True})}
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 5"}]
+    yield (
+        "problems",
+        {
+            "problems.jsonl": as_lines(
+                {"question": "2 + 5", "answer": 7, "family": "sums"},
+                {"prompt": "yes?", "answer": "(B) yes"},
+                {"messages": messages, "answer": r"\boxed{7}"},
+            )
+        },
+    )
+    yield (
+        "responses",
+        {
+            "responses.jsonl": as_lines(
+                {"prompt": "2 + 5", "reference": "7", "completions": ["7", "8"], "correctness": [True, 0]},
+                {"prompt": "1", "completions": ["a"], "token_ids": [[5, 2]], "steps": [["a"]], "reference": "1"},
+            )
+        },
+    )
+    scores = [{"problem": problem, "index": index, "score": 0.25} for problem in range(2) for index in range(2)]
+    yield "scores", {"scores.jsonl": as_lines(*scores)}
 
 
 def tokenizers() -> Iterator[tuple[str, dict[str, Any]]]:
     """Small tokenizers of each kind; all but the first few ids are letters."""
     special = [
-        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": i,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for i, text in enumerate(("<unk>", "<s>", "</s>"))
-    ]  # fmt: skip
+    ]
     start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
     template = {
         "type": "TemplateProcessing",
@@ -228,9 +265,15 @@ def tokenizers() -> Iterator[tuple[str, dict[str, Any]]]:
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
     base: dict[str, Any] = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": None, "post_processor": template, "decoder": None,
-    }  # fmt: skip
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": template,
+        "decoder": None,
+    }
     marks = {"<unk>": 0, "<s>": 1, "</s>": 2}
     letters = {letter: 3 + place for place, letter in enumerate("\u2581Onceupatim01A.b")}
     prepend = {"type": "Prepend", "prepend": "\u2581"}
@@ -238,35 +281,68 @@ def tokenizers() -> Iterator[tuple[str, dict[str, Any]]]:
     back = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     bpe = {
-        "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-        "vocab": marks | letters | {"on": 30, "<0x41>": 31}, "merges": [["o", "n"]],
-    }  # fmt: skip
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": marks | letters | {"on": 30, "<0x41>": 31},
+        "merges": [["o", "n"]],
+    }
     bpe["vocab"] |= {"o": 32}
-    yield "bpe", base | {
-        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
-        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]},
-        "model": bpe,
-    }
+    yield (
+        "bpe",
+        base
+        | {
+            "normalizer": {"type": "Sequence", "normalizers": [prepend, replace]},
+            "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]},
+            "model": bpe,
+        },
+    )
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    yield "bytes", base | {
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]},
-        "decoder": byte_level,
-        "normalizer": {"type": "NFC"},
-        "model": bpe | {"byte_fallback": False, "vocab": marks | letters | {"\u0120": 40, "o": 32, "on": 30}},
-    }
+    yield (
+        "bytes",
+        base
+        | {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+            },
+            "decoder": byte_level,
+            "normalizer": {"type": "NFC"},
+            "model": bpe | {"byte_fallback": False, "vocab": marks | letters | {"\u0120": 40, "o": 32, "on": 30}},
+        },
+    )
     unigram = {"type": "Unigram", "unk_id": 0, "byte_fallback": False}
     scores = [["<unk>", 0.0], ["<s>", 0.0], ["</s>", 0.0], *([letter, -3.0] for letter in letters)]
     metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
     yield "unigram", base | {"pre_tokenizer": metaspace, "decoder": metaspace, "model": unigram | {"vocab": scores}}
     pattern = {"type": "Split", "pattern": {"Regex": "\\w+|\\s"}, "behavior": "Isolated", "invert": False}
-    words = {"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
-    yield "pieces", base | {
-        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
-        "pre_tokenizer": pattern,
-        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": words | {"vocab": marks | {"a": 3, "##a": 4, "b": 5, "0": 6, "1": 7}},
-    }  # fmt: skip
+    words = {
+        "type": "WordPiece",
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 9,
+    }
+    yield (
+        "pieces",
+        base
+        | {
+            "normalizer": {
+                "type": "BertNormalizer",
+                "clean_text": True,
+                "handle_chinese_chars": True,
+                "strip_accents": None,
+                "lowercase": True,
+            },
+            "pre_tokenizer": pattern,
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "model": words | {"vocab": marks | {"a": 3, "##a": 4, "b": 5, "0": 6, "1": 7}},
+        },
+    )
     level = {"type": "WordLevel", "unk_token": "<unk>", "vocab": marks | letters}
     yield "level", base | {"pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": {"type": "Fuse"}, "model": level}
 
@@ -285,7 +361,8 @@ def templates() -> Iterator[tuple[str, dict[str, bytes]]]:
     macro = b"{% macro part(x) %}{{ x|tojson }}{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages %}"
     macro += b"{% set ns.n = ns.n + 1 %}{{ part(m) }}{% if ns.n > 3 %}{% break %}{% endif %}{% endfor %}{{ ns.n }}"
     yield "macro", {"chat_template.jinja": macro, "messages.json": messages}
-    refuse = b"{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ strftime_now('%Y') }}"
+    refuse = b"{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    refuse += b"{{ strftime_now('%Y') }}"
     yield "refuse", {"chat_template.jinja": refuse, "messages.json": messages}
     marked = b"{% generation %}{{ messages[-1]['content'][:9] }}{% endgeneration %}{{ 3 * 'ab' }}{{ range(9)|list }}"
     yield "marked", {"chat_template.jinja": marked}
@@ -314,7 +391,7 @@ def picks() -> Iterator[tuple[str, dict[str, bytes]]]:
     yield "sampling", {"pick.json": as_json({"prompt": "Once upon", "options": sampling | {"seed": 7, "stop": [". "]}})}
     adaptive = {"n": "auto", "max_n": 6, "prune": {"2": 3}, "budget_tokens": 20, "budget_seconds": 5.0}
     yield "adaptive", {"pick.json": as_json({"prompt": "1", "options": adaptive})}
-    counted = {"task": "number", "strategy": "majority", "signal": "self_certainty", "min_confidence": None, "raw": True}
+    counted = {"task": "number", "strategy": "majority", "signal": "self_certainty", "raw": True}
     yield "counted", {"pick.json": as_json({"prompt": "2 + 5 is", "options": counted})}
     yield "greedy", {"pick.json": as_json({"prompt": "<s> a", "options": {"n": 1, "temperature": 0, "prune": "off"}})}
     yield "score", {"score.json": as_json({"prompt": "Once", "texts": [" upon a time", "x"], "raw": False})}
@@ -329,24 +406,30 @@ def models() -> Iterator[tuple[str, dict[str, bytes]]]:
     yield "template", {"swift_edge.json": as_json(manifest(files | template))} | template
     digits = {str(digit): digit for digit in range(10)} | {"=": 10, "+": 11}
     level = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
         "pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False},
-        "post_processor": None, "decoder": {"type": "Fuse"},
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
         "model": {"type": "WordLevel", "unk_token": "0", "vocab": digits},
-    }  # fmt: skip
+    }
     yield "tokenizer", {"swift_edge.json": as_json(manifest(files)), "tokenizer.json": as_json(level)}
 
 
 @seeds_of("arguments")
 def arguments() -> Iterator[tuple[str, dict[str, bytes]]]:
+    collecting = "collect -m model --data problems.jsonl --task number -n 2 --max-new-tokens 3"
     calls = {
         "pick": "pick 331970 -m model -n 2 --seed 3 --json",
         "auto": "pick 331970 -m model -n auto --max-n 6 --task number --strategy majority --min-confidence 0.9",
         "page": "pick - -m model -n 2 --explain page.html --raw --stop 1 --temperature 0.5",
         "score": "score 331970 1301 9 -m model --signal mean_logprob --json",
         "inspect": "inspect model --json",
-        "collect": "collect -m model --data problems.jsonl --task number -n 2 --max-new-tokens 3 --out new --layers last:1",
-        "again": "collect -m model --data problems.jsonl --task number -n 2 --max-new-tokens 3 --out store --json",
+        "collect": f"{collecting} --out new --layers last:1",
+        "again": f"{collecting} --out store --json",
         "given": "collect -m model --responses responses.jsonl --out new --feature logits",
         "fit": "fit store --out head.npz --max-iterations 1 --weight-decay 0.1 --memory 1GiB --json",
         "recalibrate": "recalibrate head.npz store --out other.npz --force",
@@ -360,7 +443,7 @@ def checkpoints() -> Iterator[tuple[str, dict[str, bytes]]]:
     import io
     import zipfile
 
-    import torch
+    import torch  # only this target needs it
 
     inputs = 2 * 64
     state = {"fused_layer.weight": torch.zeros(2, inputs), "fused_layer.bias": torch.zeros(2)}
