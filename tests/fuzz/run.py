@@ -14,6 +14,7 @@ A target is a module `fuzz_NAME.py` with a function `target(data)`, which raises
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib
 import importlib.util
 import os
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,6 +44,8 @@ class Tally:
     """What became of one target."""
 
     name: str
+    seed: int
+    """Of the next run; the same gives the same inputs, as long as code and corpus are the same."""
     executions: int = 0
     seconds: float = 0.0
     deaths: int = 0
@@ -72,7 +76,8 @@ class Fuzzing:
         record.write_bytes(bytes(8))
         started, deaths = time.monotonic(), 0
         while (left := seconds - (time.monotonic() - started)) > 0 and deaths <= MOST_RESTARTS:
-            status = self._process(tally.name, record, corpus, findings, max(1, round(left)))
+            status = self._process(tally, record, corpus, findings, max(1, round(left)))
+            tally.seed += 1
             if self._stop.is_set() or status == 0:
                 break
             deaths += 1
@@ -83,10 +88,12 @@ class Fuzzing:
         kept = {path for path in findings.iterdir() if path.suffix not in (".txt", ".log")}
         tally.findings = sorted(kept)
 
-    def _process(self, name: str, record: Path, corpus: Path, findings: Path, seconds: int) -> int:
-        command = [sys.executable, str(HERE / "engine.py"), name, str(record), str(corpus)]
-        command += [str(HERE / "corpus" / name), str(findings), f"-max_total_time={seconds}"]
+    def _process(self, tally: Tally, record: Path, corpus: Path, findings: Path, seconds: int) -> int:
+        command = [sys.executable, str(HERE / "engine.py"), tally.name, str(record), str(corpus)]
+        command += [str(HERE / "corpus" / tally.name), str(findings), f"-max_total_time={seconds}"]
+        command += [f"-seed={tally.seed}"]
         environment = os.environ | {"SWIFT_EDGE_CACHE": "off", "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
+        environment["PYTHONHASHSEED"] = "0"
         with (findings / "engine.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             try:
@@ -98,9 +105,8 @@ class Fuzzing:
         return process.returncode
 
 
-def fuzz(names: Sequence[str], seconds: float, executions: int | None, jobs: int, fuzzing: Fuzzing) -> list[Tally]:
+def fuzz(tallies: Sequence[Tally], seconds: float, executions: int | None, jobs: int, fuzzing: Fuzzing) -> None:
     """Fuzz targets side by side, and again until there are so many executions, if that is asked for."""
-    tallies = [Tally(name) for name in names]
     with ThreadPoolExecutor(jobs) as side_by_side:
         if executions is None:
             list(side_by_side.map(lambda tally: fuzzing.run(tally, seconds), tallies))
@@ -109,7 +115,6 @@ def fuzz(names: Sequence[str], seconds: float, executions: int | None, jobs: int
             while (done := sum(tally.executions for tally in tallies)) < executions:
                 print(f"{done:,} of {executions:,} executions", flush=True)
                 list(side_by_side.map(lambda tally: fuzzing.run(tally, SLICE_S), tallies))
-    return tallies
 
 
 def reproduce(path: Path, name: str) -> None:
@@ -133,6 +138,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="seconds of each target (60)")
     parser.add_argument("--executions", type=int, help="go on until all targets together have run so many inputs")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="targets at a time")
+    parser.add_argument("--seed", type=int, default=1, help="other inputs")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="keep what the corpus grows by, to go on with it")
     parser.add_argument("--findings", type=Path, metavar="DIR", help="where findings are kept (a temporary folder)")
     parser.add_argument("--reproduce", type=Path, metavar="FILE", help="run one input in this process")
@@ -150,11 +156,14 @@ def main() -> None:
     findings = arguments.findings or temporary / "findings"
     stop = threading.Event()
     fuzzing = Fuzzing(arguments.corpus or temporary / "corpus", findings, stop)
+    tallies = [Tally(name, arguments.seed) for name in names]
+    clean = False
     try:
-        tallies = fuzz(names, arguments.seconds, arguments.executions, arguments.jobs, fuzzing)
+        fuzz(tallies, arguments.seconds, arguments.executions, arguments.jobs, fuzzing)
     finally:
         stop.set()
-    sys.exit(0 if report(tallies) else 1)
+        clean = report(tallies)  # also of what was done when it was interrupted
+    sys.exit(0 if clean else 1)
 
 
 def report(tallies: Sequence[Tally]) -> bool:
@@ -169,12 +178,18 @@ def report(tallies: Sequence[Tally]) -> bool:
             clean = False
             text = path.with_suffix(".txt")
             last = text.read_text(encoding="utf-8").splitlines()[-1] if text.exists() else "the process died"
-            print(f"{path}\n    {last[:300]}\n    python tests/fuzz/run.py --reproduce {path}")
+            print(f"{path}\n    {last[:300]}\n    python tests/fuzz/run.py --reproduce {path}\n    {_as_text(path)}")
         if tally.executions == 0 or tally.deaths > MOST_RESTARTS:
             clean = False
             log = tally.findings[0].parent if tally.findings else None
             print(f"{tally.name} did not run: see engine.log{f' in {log}' if log else ''}")
     return clean
+
+
+def _as_text(path: Path) -> str:
+    """An input as a line that makes it again, where it is short: a machine of CI is gone when its log is read."""
+    text = base64.b64encode(zlib.compress(path.read_bytes(), 9)).decode()
+    return f"zlib, base64: {text}" if len(text) <= 4000 else "too long to print"
 
 
 if __name__ == "__main__":
