@@ -38,6 +38,8 @@ ADDITION: Final = ROOT / "tests" / "data" / "addition-gpt2-h1_l1"
 CHECKPOINT: Final = ROOT / "tests" / "data" / "checkpoints" / "addition-gpt2-h1_l1"
 LEFTOVERS: Final = (".partial", ".tmp", ".old")
 """Endings of what is not complete."""
+LOCK: Final = ".lock"
+"""Ending of a file that says who writes to a place, and may stay."""
 VOLATILE: Final = ("timings.json", "results.json", "results.md", "economy.png", "economy.svg")
 """Outputs that hold times, which no two runs share."""
 LOOK_S: Final = 0.001
@@ -95,7 +97,8 @@ def stable(files: Tree, output: str) -> Tree:
     """The output's files that two runs share; of a manifest, what does not say when and how fast."""
     kept = {}
     for name, content in files.items():
-        if not (name == output or name.startswith(f"{output}/")) or name.rpartition("/")[2] in VOLATILE:
+        inside = name == output or name.startswith(f"{output}/")
+        if not inside or name.rpartition("/")[2] in VOLATILE or name.endswith(LOCK):
             continue
         if name.endswith(".html") or name.endswith("swift_edge.json"):
             content = b"there"
@@ -208,7 +211,7 @@ def _members(session: int) -> list[int]:
 
 
 def _state(stage: Stage, reference: Reference, after: Tree) -> str | None:
-    """Whether the output is absent, as it was before, whole and new, or a part where that is of use; None if neither."""
+    """Whether the output is absent, as it was (old), new and whole, or a part where that is of use; None if neither."""
     now = stable(after, stage.output)
     old, new = stable(reference.before, stage.output), stable(reference.after, stage.output)
     if now == new and (not stage.grows or not any(name.endswith(LEFTOVERS) for name in now)):

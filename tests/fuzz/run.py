@@ -92,8 +92,8 @@ class Fuzzing:
         command = [sys.executable, str(HERE / "engine.py"), tally.name, str(record), str(corpus)]
         command += [str(HERE / "corpus" / tally.name), str(findings), f"-max_total_time={seconds}"]
         command += [f"-seed={tally.seed}"]
-        environment = os.environ | {"SWIFT_EDGE_CACHE": "off", "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore"}
-        environment["PYTHONHASHSEED"] = "0"
+        environment = os.environ | {"SWIFT_EDGE_CACHE": "off", "PYTHONWARNINGS": "ignore", "PYTHONHASHSEED": "0"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
         with (findings / "engine.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             try:
