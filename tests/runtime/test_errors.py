@@ -35,3 +35,11 @@ def test_a_file_with_a_value_of_any_length_is_refused_in_a_line_that_a_person_re
     assert "input_ids is" in outcome.err
     assert "expected 'input_ids'" in outcome.err
     assert len(outcome.err) < LONGEST_LINE + 20
+
+
+def test_a_name_of_any_length_that_the_system_refuses_is_told_in_a_line_that_a_person_reads(
+    run: Callable[..., Any],
+) -> None:
+    outcome = run("pick", "Once", "-m", ROOT / "models" / "stories260k", "--explain", "a" * 5000)
+    assert outcome.status == 1
+    assert len(outcome.err) < LONGEST_LINE + 20
