@@ -8,8 +8,8 @@ from folders import unpack
 from swift_edge.answers import ANSWER_TASKS, AnswerTask
 from swift_edge.errors import InvalidOptionError
 
-MOST_CHARACTERS = 4000
-LONG = 60_000
+MOST_CHARACTERS = 1000
+LONG = 30_000
 """Characters of the long form of some inputs: work that grew with their square would pass the limit of time."""
 WORDS = tuple(
     word.encode()
@@ -29,7 +29,7 @@ def target(data: bytes) -> None:
     first, second = (_text(files.get(name, b""))[:MOST_CHARACTERS] for name in ("a.txt", "b.txt"))
     for task in ANSWER_TASKS.values():
         _check(task, first, second)
-    if zlib.crc32(data) % 400 == 0 and first:
+    if zlib.crc32(data) % 2000 == 0 and first:
         long = (first * (LONG // len(first) + 1))[:LONG]
         for task in ANSWER_TASKS.values():
             _check(task, long, second)
