@@ -132,7 +132,8 @@ def mutate(data: bytes, number: random.Random, blind: Blind, words: Sequence[byt
     if not files or number.random() < 0.05:
         return blind(data)
     for _ in range(number.choice((1, 1, 1, 2, 4))):
-        name = number.choice(list(files))
+        # What has a structure has most to break.
+        name = number.choices(list(files), [3 if ".json" in each else 1 for each in files])[0]
         if number.random() < 0.02:
             files.pop(name)
             if not files:
@@ -313,6 +314,6 @@ def _change_text(content: bytes, number: random.Random, words: Sequence[bytes]) 
             return content.replace(part, number.choice(parts), 1) if part else content + b" "
         case 3:
             end = min(len(content), place + number.randrange(1, 40))
-            return content[:end] + content[place:end] * number.choice((1, 3, 100)) + content[end:]
+            return content[:end] + content[place:end] * number.choice((1, 3, 30, 1000)) + content[end:]
         case _:
             return content[:place] + number.choice(ODD_TEXTS).encode("utf-8", "surrogatepass") + content[place:]
