@@ -46,7 +46,7 @@ from typing import Any
 
 GIB = 1024**3
 MIB = 1024**2
-LONGEST_LINE = 2000
+LONGEST_MESSAGE = 2000
 """Characters of a message; of a longer one the beginning and the end stay: what was found, and the way out."""
 
 
@@ -56,8 +56,8 @@ def one_line(error: Exception) -> str:
 
 
 def shortened(line: str) -> str:
-    """A line of `LONGEST_LINE` characters at most: of a longer one the middle is left out."""
-    return line if len(line) <= LONGEST_LINE else f"{line[:1300]} [...] {line[-600:]}"
+    """A line of at most `LONGEST_MESSAGE` characters: of a longer one the middle is left out."""
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:1300]} [...] {line[-600:]}"
 
 
 def size_text(size: int) -> str:

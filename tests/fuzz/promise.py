@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from swift_edge.errors import LONGEST_LINE, SwiftEdgeError
+from swift_edge.errors import LONGEST_MESSAGE, SwiftEdgeError
 
 Result = TypeVar("Result")
 
@@ -46,7 +46,7 @@ def check_line(line: str) -> None:
     """Check that an error is told in one line."""
     require(bool(line.strip()), "the error says nothing")
     require("\n" not in line and "\r" not in line, f"the error has more than one line: {line!r:.300}")
-    require(len(line) <= LONGEST_LINE, f"the error is {len(line)} characters long: {line!r:.300}")
+    require(len(line) <= LONGEST_MESSAGE, f"the error is {len(line)} characters long: {line!r:.300}")
 
 
 def check_no_leftovers(folder: Path) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from swift_edge.errors import LONGEST_LINE, TemplateError
+from swift_edge.errors import LONGEST_MESSAGE, TemplateError
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_a_message_of_any_length_is_a_line_that_keeps_its_beginning_and_its_end() -> None:
     error = TemplateError("the template says " + "no\n" * 100_000 + "; repair it")
-    assert len(str(error)) < LONGEST_LINE
+    assert len(str(error)) < LONGEST_MESSAGE
     assert "\n" not in str(error)
     assert str(error).startswith("the template says no no")
     assert str(error).endswith("; repair it")
@@ -34,7 +34,7 @@ def test_a_file_with_a_value_of_any_length_is_refused_in_a_line_that_a_person_re
     assert outcome.status == 1
     assert "input_ids is" in outcome.err
     assert "expected 'input_ids'" in outcome.err
-    assert len(outcome.err) < LONGEST_LINE + 20
+    assert len(outcome.err) < LONGEST_MESSAGE + 20
 
 
 def test_a_name_of_any_length_that_the_system_refuses_is_told_in_a_line_that_a_person_reads(
@@ -42,4 +42,4 @@ def test_a_name_of_any_length_that_the_system_refuses_is_told_in_a_line_that_a_p
 ) -> None:
     outcome = run("pick", "Once", "-m", ROOT / "models" / "stories260k", "--explain", "a" * 5000)
     assert outcome.status == 1
-    assert len(outcome.err) < LONGEST_LINE + 20
+    assert len(outcome.err) < LONGEST_MESSAGE + 20
