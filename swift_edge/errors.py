@@ -46,11 +46,18 @@ from typing import Any
 
 GIB = 1024**3
 MIB = 1024**2
+LONGEST_MESSAGE = 2000
+"""Characters of a message; of a longer one the beginning and the end stay: what was found, and the way out."""
 
 
 def one_line(error: Exception) -> str:
     """What an exception says, in one line of 300 characters at most."""
     return " ".join(str(error).split())[:300]
+
+
+def shortened(line: str) -> str:
+    """A line of at most `LONGEST_MESSAGE` characters: of a longer one the middle is left out."""
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:1300]} [...] {line[-600:]}"
 
 
 def size_text(size: int) -> str:
@@ -67,8 +74,8 @@ class SwiftEdgeError(Exception):
 
     def __init__(self, message: str, *arguments: object) -> None:
         """Take the finished message; `arguments` are those of a leaf that builds its message itself."""
-        # Texts from elsewhere (a template's complaint, a library's error) may bring line ends along.
-        super().__init__(" ".join(line.strip() for line in message.splitlines()))
+        # Texts from elsewhere (a template's complaint, a library's error) may bring line ends along, and any length.
+        super().__init__(shortened(" ".join(line.strip() for line in message.splitlines())))
         self._arguments = arguments
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from swift_edge.cli.inspecting import inspect
 from swift_edge.cli.output import discard, prepare_output, require_output, say, telling
 from swift_edge.cli.selecting import pick, score
 from swift_edge.cli.training import collect
-from swift_edge.errors import InvalidOptionError, SwiftEdgeError
+from swift_edge.errors import InvalidOptionError, SwiftEdgeError, shortened
 
 EXIT_FAILED = 1
 EXIT_CALLED_WRONGLY = 2
@@ -91,7 +91,7 @@ def system_refusal(error: OSError) -> str:
     what = error.strerror or str(error) or type(error).__name__
     where = f": {os.fspath(error.filename)!r}" if error.filename is not None else ""
     way_out = "; free some space or write to another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return " ".join(f"{what}{where}{way_out}".split())
+    return shortened(" ".join(f"{what}{where}{way_out}".split()))
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
