@@ -37,6 +37,7 @@ from swift_edge.errors import (
     SwiftEdgeError,
     UnknownFolderError,
 )
+from swift_edge.system.documents import TEMPLATE_BYTES
 from swift_edge.system.files import exchange, write_whole
 from swift_edge.system.locks import Lock, lock_beside
 
@@ -132,7 +133,7 @@ def _open_bundle(folder: Path) -> Bundle:
         model_path=folder / MODEL_NAME,
         tokenizer_path=folder / TOKENIZER_NAME,
         # A template that the manifest does not list was put there later: it would change every prompt unnoticed.
-        chat_template=read_text(folder / TEMPLATE_NAME) if TEMPLATE_NAME in manifest.files else None,
+        chat_template=read_text(folder / TEMPLATE_NAME, TEMPLATE_BYTES) if TEMPLATE_NAME in manifest.files else None,
         # A head may well be added later, and says itself which model it is for.
         head_path=head if head.is_file() else None,
     )

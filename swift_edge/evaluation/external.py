@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from swift_edge.checks import is_number, is_whole
 from swift_edge.errors import DataError
+from swift_edge.records import shown
 from swift_edge.training.collecting.problems import read_rows
 
 _FIELDS = ("problem", "index", "score")
@@ -30,8 +31,8 @@ def read_external(path: Path, problems: int, n: int) -> NDArray[np.float64]:
         problem, index, score = (row.get(name) for name in _FIELDS)
         if not _whole(problem, problems) or not _whole(index, n) or not is_number(score):
             raise DataError(
-                f"{place} has {', '.join(f'{name} {row.get(name)!r}' for name in _FIELDS)}; expected a problem from 0 "
-                f"to {problems - 1}, an index from 0 to {n - 1} and a finite score"
+                f"{place} has {', '.join(f'{name} {shown(row.get(name))}' for name in _FIELDS)}; expected a problem "
+                f"from 0 to {problems - 1}, an index from 0 to {n - 1} and a finite score"
             )
         if not math.isnan(scores[problem, index]):
             raise DataError(f"{place} is the second row about candidate {index} of problem {problem}; expected one")
