@@ -113,13 +113,15 @@ def _read_torch(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32],
         # What torch wrote before its version 1.6 is no archive, and says only while it is read how large it is.
         with opened_archive(source, MOST_BYTES) as (_, data):
             state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # refused pickles, damaged archives: torch raises many kinds
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise HeadFileError(f"{source} does not hold a state dict of tensors; expected an official SWIFT checkpoint")
+        # A tensor may be a single number that stands for billions.
+        prefix = _prefix({str(name): tuple(value.shape) for name, value in state.items()}, source)
+        return _head_numbers(state, prefix, source)
+    except HeadFileError:
+        raise
+    except Exception as error:  # refused pickles, damaged archives, odd tensors: torch raises many kinds
         raise _unreadable(source, error) from error
-    if not isinstance(state, dict) or not all(type(value) is torch.Tensor for value in state.values()):
-        raise HeadFileError(f"{source} does not hold a state dict of tensors; expected an official SWIFT checkpoint")
-    # A tensor may be a single number that stands for billions.
-    prefix = _prefix({str(name): tuple(value.shape) for name, value in state.items()}, source)
-    return _head_numbers(state, prefix, source)
 
 
 def _package(name: str, source: Path) -> Any:
@@ -133,7 +135,7 @@ def _unreadable(source: Path, error: Exception) -> HeadFileError:
     lines = str(error).strip().splitlines()
     return HeadFileError(
         f"{source} does not read as a checkpoint ({lines[0][:120] if lines else type(error).__name__}); "
-        "expected a state dict of tensors: download it again"
+        "expected a state dict of tensors: download it again, or save it again with torch.save"
     )
 
 

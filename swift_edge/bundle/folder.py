@@ -15,6 +15,7 @@ from swift_edge.bundle import foreign
 from swift_edge.bundle.external_data import check_external_data
 from swift_edge.bundle.manifest import (
     HEAD_NAME,
+    MANIFEST_BYTES,
     MANIFEST_NAME,
     MODEL_NAME,
     TEMPLATE_NAME,
@@ -142,7 +143,7 @@ def _open_bundle(folder: Path) -> Bundle:
 def read_manifest(folder: Path) -> Manifest:
     """Read `swift_edge.json` of a folder, without a look at the other files."""
     path = folder / MANIFEST_NAME
-    return Manifest.from_json(read_text(path), path)
+    return Manifest.from_json(read_text(path, MANIFEST_BYTES), path)
 
 
 def write_bundle(folder: Path, manifest: Manifest) -> Manifest:

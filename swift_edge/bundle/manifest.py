@@ -18,6 +18,8 @@ TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
 HEAD_NAME = "head.npz"
 
+MANIFEST_BYTES = 2**20
+"""Most of a manifest: one of a few files has 3 KB."""
 MOST_LAYERS = 10_000
 """More than any model's: the deepest have a few hundred."""
 MOST_EOS_IDS = 1000
