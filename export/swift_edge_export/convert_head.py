@@ -114,7 +114,9 @@ def _read_torch(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32],
         with opened_archive(source, MOST_BYTES) as (_, data):
             state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise HeadFileError(f"{source} does not hold a state dict of tensors; expected an official SWIFT checkpoint")
+            raise HeadFileError(
+                f"{source} does not hold a state dict of tensors; expected an official SWIFT checkpoint"
+            )
         # A tensor may be a single number that stands for billions.
         prefix = _prefix({str(name): tuple(value.shape) for name, value in state.items()}, source)
         return _head_numbers(state, prefix, source)

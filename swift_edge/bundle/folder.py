@@ -37,6 +37,7 @@ from swift_edge.errors import (
     OutputExistsError,
     SwiftEdgeError,
     UnknownFolderError,
+    size_text,
 )
 from swift_edge.system.documents import TEMPLATE_BYTES
 from swift_edge.system.files import exchange, write_whole
@@ -46,6 +47,9 @@ PARTIAL = ".partial"
 """At the end of the name of a bundle that is being written."""
 OLD = ".old"
 """At the end of the name of a folder that holds the bundle which is replaced."""
+
+TOKENIZER_BYTES = 256 * MIB
+"""Most of a tokenizer: those of the largest vocabularies have 35 MB."""
 
 
 def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
@@ -57,6 +61,12 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
     folder = Path(path)
     with _refusals(folder):
         bundle = _open_bundle(folder)
+        size = bundle.tokenizer_path.stat().st_size
+        if size > TOKENIZER_BYTES:  # it is read whole, by a library that does not ask
+            raise BundleError(
+                f"{bundle.tokenizer_path} has {size_text(size)}; expected at most {size_text(TOKENIZER_BYTES)}: "
+                "copy it again from the original model"
+            )
     if hashes:
         check_hashes(bundle, bundle.manifest.fixed_files)
         with _refusals(folder):

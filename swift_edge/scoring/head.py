@@ -41,6 +41,8 @@ Norm = Literal["none", "rms"]
 
 _LARGEST_FILE = 2**28
 """Most bytes of a head's arrays: a head of a million inputs has 8 MB, so more is damage or malice."""
+_LARGEST_WEIGHT = 1e20
+"""Beyond it the products with a token's states might not be finite in float32."""
 _METADATA: Final = (
     "layers",
     "token_statistics",
@@ -104,6 +106,8 @@ class Head:
         for name in ("weight", "bias"):
             array = np.array(getattr(self, name), dtype=np.float32, order="C")
             require(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
+            largest = float(np.abs(array).max(initial=0.0))
+            require(largest <= _LARGEST_WEIGHT, f"the head's {name}", f"{largest:g} somewhere", "numbers up to 1e20")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         layers = tuple(int(layer) for layer in self.layers)

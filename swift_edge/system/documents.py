@@ -111,7 +111,7 @@ def parse_json(text: str | bytes, place: str, *, strict: bool = True) -> Any:
     except RecursionError:
         raise _too_deep(place) from None
     except (json.JSONDecodeError, _StrictError) as error:
-        raise DocumentError(f"{place} is not JSON ({error}); expected what JSON has") from error
+        raise DocumentError(f"{place} is not JSON ({error}); expected valid JSON") from error
     except ValueError:  # from Python's own limit, which it tells in words for programmers
         digits = sys.get_int_max_str_digits()
         raise DocumentError(f"{place} holds a number of more than {digits} digits; expected fewer") from None
