@@ -46,6 +46,8 @@ from typing import Any
 
 GIB = 1024**3
 MIB = 1024**2
+LONGEST_MESSAGE = 2000
+"""Characters of a message: ten lines of a terminal."""
 
 
 def one_line(error: Exception) -> str:
@@ -67,8 +69,9 @@ class SwiftEdgeError(Exception):
 
     def __init__(self, message: str, *arguments: object) -> None:
         """Take the finished message; `arguments` are those of a leaf that builds its message itself."""
-        # Texts from elsewhere (a template's complaint, a library's error) may bring line ends along.
-        super().__init__(" ".join(line.strip() for line in message.splitlines()))
+        # Texts from elsewhere (a template's complaint, a library's error, a name) may be long, or of many lines.
+        line = " ".join(line.strip() for line in message.splitlines())
+        super().__init__(line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 3] + "...")
         self._arguments = arguments
 
     def __reduce__(self) -> tuple[Any, ...]:

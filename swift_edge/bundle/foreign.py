@@ -252,16 +252,16 @@ def _sampling(values: Mapping[str, Any], path: Path) -> SamplingOptions:
 def _check_names(actual: Mapping[str, Any], expected: Mapping[str, str], optional: set[str], where: str) -> None:
     for key, name in expected.items():
         if actual.get(key) != name and not (key in optional and key not in actual):
-            shown = repr(actual[key]) if key in actual else "missing"
+            value = f"{actual[key]!r:.80}" if key in actual else "missing"
             raise ManifestError(
-                f"{where}.{key} is {shown}; expected {name!r}: build the folder for a text model with default names, "
+                f"{where}.{key} is {value}; expected {name!r}: build the folder for a text model with default names, "
                 "or run: swift-edge export MODEL --out DIR"
             )
     unknown = sorted(actual.keys() - expected.keys())
     if unknown:
         raise ManifestError(
-            f"{where} has {unknown[0]!r}, which this runtime cannot feed or read; expected token ids and one key and "
-            "value per layer: run: swift-edge export MODEL --out DIR"
+            f"{where} has {unknown[0]!r:.80}, which this runtime cannot feed or read; expected token ids and "
+            "one key and value per layer: run: swift-edge export MODEL --out DIR"
         )
 
 

@@ -329,7 +329,7 @@ def save_head(path: Path | str, head: Head) -> None:
     try:
         text = json_text(metadata | {"format_version": HEAD_FORMAT_VERSION}, sort_keys=True)
         parse_json(text, "its summary")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise HeadFileError(
             f"the head cannot be written to {path} ({error}); expected a summary of texts, numbers, lists and mappings"
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from swift_edge.errors import StoreError
-from swift_edge.records import FloatOrNull, RecordError, finite_or_none, json_text, read_fields, read_record, shown
+from swift_edge.records import FloatOrNull, RecordError, json_text, read_fields, read_record, shown
 from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, parse_json, read_text
 
 STATISTICS: Final = ("logprob", "entropy", "self_certainty")
@@ -28,7 +28,6 @@ StoredFeature: TypeAlias = Literal["hidden", "logits", "none"]
 _LARGEST_WIDTH: Final = 2**24
 _LAST_LAYER: Final = 10_000
 
-_MEANS = ("logprob", "mean_logprob", "self_certainty", "entropy")
 _UNCOMPARED = ("bundle", "version")
 """Fields that do not change a candidate: where the bundle lay, and who wrote the store."""
 
@@ -163,12 +162,7 @@ class StoredCandidate:
 
     def to_line(self) -> str:
         """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
-        document = asdict(self)
-        for name in _MEANS:
-            document[name] = finite_or_none(document[name])
-        document["scores"] = {name: finite_or_none(score) for name, score in self.scores.items()}
-        document["running"] = {name: list(map(finite_or_none, scores)) for name, scores in self.running.items()}
-        return json.dumps(document, ensure_ascii=False, allow_nan=False)
+        return json_text(asdict(self))
 
 
 def read_lines(path: Path, *, growing: bool = False) -> Iterator[tuple[StoredCandidate, bytes]]:
