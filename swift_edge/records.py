@@ -82,6 +82,8 @@ def read_value(value: Any, annotation: Any, where: str) -> Any:
             for item in (min(value), max(value)) if value else ():
                 read_value(item, int, where)
             return tuple(value)
+        if arguments[0] == FloatOrNull and all(item is None or type(item) is float for item in value):
+            return tuple(math.nan if item is None else item for item in value)
         return tuple(read_value(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
     if is_dataclass(annotation):
         assert isinstance(annotation, type)

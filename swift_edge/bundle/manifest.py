@@ -245,6 +245,8 @@ class Bundle:
 
 def file_inside(folder: Path, name: str) -> Path:
     """Path of the file `name` of `folder`, existing or not; `UnsafePathError` if it leads out of the folder."""
+    if len(name) > LONGEST_NAME:
+        raise UnsafePathError(folder, name[:80] + "...", f"which has {len(name)} characters")
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if not name or "\0" in name or posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root:
         raise UnsafePathError(folder, name, "which is not a relative path")

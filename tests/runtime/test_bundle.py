@@ -200,7 +200,7 @@ def test_a_wrong_value_is_named(folder: Path, section: str, key: str, value: obj
 
 def test_a_name_of_5000_letters_in_the_manifest_is_one_line(folder: Path) -> None:
     edit(folder, lambda document: document["files"].update({"x" * 5000: {"sha256": "0" * 64, "size": 1}}))
-    assert "cannot be read (File name too long)" in refused(errors.BundleError, folder)
+    assert "which has 5000 characters" in refused(errors.UnsafePathError, folder)
 
 
 def test_figures_that_are_no_numbers_and_names_that_are_no_text_can_be_written(folder: Path) -> None:
