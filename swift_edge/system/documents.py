@@ -31,6 +31,8 @@ MOST_LEVELS: Final = 64
 """Most levels of lists and objects in one another."""
 
 _HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+_ESCAPED_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
+"""As half characters are written in JSON; two in a row are a whole one."""
 _KINDS: Final = (
     (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "pipe"),
@@ -104,6 +106,7 @@ def parse_json(text: str | bytes, place: str, *, strict: bool = True) -> Any:
     is `strict`, names that an object has twice, NaN and numbers beyond those of a float, too. Otherwise these are read
     as Python reads them.
     """
+    odd = isinstance(text, str) and _HALF_CHARACTER.search(text) is not None
     if isinstance(text, bytes):
         text = _text(text, place)
     try:
@@ -115,7 +118,7 @@ def parse_json(text: str | bytes, place: str, *, strict: bool = True) -> Any:
     except ValueError:  # from Python's own limit, which it tells in words for programmers
         digits = sys.get_int_max_str_digits()
         raise DocumentError(f"{place} holds a number of more than {digits} digits; expected fewer") from None
-    if "\\u" in text or _HALF_CHARACTER.search(text) or text.count("[") + text.count("{") > MOST_LEVELS:
+    if odd or _ESCAPED_HALF.search(text) or text.count("[") + text.count("{") > MOST_LEVELS:
         _check_levels(document, place)
     return document
 
