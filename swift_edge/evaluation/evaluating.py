@@ -17,7 +17,7 @@ from typing import Any, Final
 from swift_edge.answers import answer_task
 from swift_edge.arrays import Doubles
 from swift_edge.engine.model import OpenedModel
-from swift_edge.errors import InvalidOptionError, OutputExistsError, StoreError
+from swift_edge.errors import InvalidOptionError, OutputExistsError
 from swift_edge.evaluation.ablations import Ablations
 from swift_edge.evaluation.bootstrap import RESAMPLES
 from swift_edge.evaluation.economy import economy

@@ -69,7 +69,7 @@ def map_array(path: Path) -> NDArray[Any]:
         dtype, shape, fortran = read_header(stream, size)
         if fortran and len(shape) > 1:
             raise ValueError("its first axis varies fastest; expected the last")
-        return np.memmap(stream, dtype, "r", stream.tell(), shape).view(np.ndarray)
+        return np.memmap(path, dtype, "r", stream.tell(), shape).view(np.ndarray)
 
 
 @contextlib.contextmanager

@@ -239,7 +239,7 @@ def _require_whole(array: NDArray[Any]) -> None:
         base = base.base
     if isinstance(base, mmap.mmap) and base.size() < len(base):
         raise StoreError(
-            f"{name} was cut short while it was open: {base.size()} bytes are left; expected {len(base)}: {_AGAIN}"
+            f"{name} was cut short while it was open: {base.size()} bytes are left; expected {len(base)}: {AGAIN}"
         )
 
 
