@@ -136,7 +136,7 @@ def _package(name: str, source: Path) -> Any:
 def _unreadable(source: Path, error: Exception) -> HeadFileError:
     lines = str(error).strip().splitlines()
     return HeadFileError(
-        f"{source} does not read as a checkpoint ({lines[0][:120] if lines else type(error).__name__}); "
+        f"{source} does not read as a checkpoint ({lines[0][:300] if lines else type(error).__name__}); "
         "expected a state dict of tensors: download it again, or save it again with torch.save"
     )
 
