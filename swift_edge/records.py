@@ -7,11 +7,14 @@ Names that a dataclass does not have are passed over, so that a later version ma
 
 import json
 import math
+import re
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 Record = TypeVar("Record")
 
@@ -57,6 +60,8 @@ def read_value(value: Any, annotation: Any, where: str) -> Any:
     """Turn a JSON value into the annotated type; raises `RecordError`, whose text begins with `where`."""
     if annotation in _PLAIN:
         _expect(_PLAIN[annotation](value), where, value, annotation)
+        if annotation is int and not -(2**63) <= value < 2**64:
+            raise RecordError(_wrong(where, value, "an integer of at most 64 bits"))
         return value
     if annotation is Any:
         return value
@@ -74,14 +79,18 @@ def read_value(value: Any, annotation: Any, where: str) -> Any:
         _expect(isinstance(value, list), where, value, annotation)
         # A response has thousands of tokens: their places are worked out only where one is wrong.
         if arguments[0] is int and all(type(item) is int for item in value):
+            for item in (min(value), max(value)) if value else ():
+                read_value(item, int, where)
             return tuple(value)
+        if arguments[0] == FloatOrNull and all(item is None or type(item) is float for item in value):
+            return tuple(math.nan if item is None else item for item in value)
         return tuple(read_value(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
     if is_dataclass(annotation):
         assert isinstance(annotation, type)
         return annotation(**read_fields(value, annotation, where=where))
     _expect(isinstance(value, dict), where, value, annotation)
     by_number = arguments[0] is int
-    _expect(not by_number or all(name.isdecimal() for name in value), where, value, annotation)
+    _expect(not by_number or all(_WHOLE.fullmatch(name) for name in value), where, value, annotation)
     return {
         int(name) if by_number else name: read_value(item, arguments[1], f"{where}.{name}")
         for name, item in value.items()
@@ -109,9 +118,32 @@ def described(annotation: Any) -> str:
     return names.get(annotation, "an object")
 
 
+def json_text(document: object, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Write plain data and NumPy's as JSON that `system.documents` reads, without a line end.
+
+    Numbers that JSON does not have are null; half characters, as in names of files that are no text, are `?`. Raises
+    `TypeError` for what JSON has no form for.
+    """
+    return json.dumps(_plain(document), indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
+
+
 def finite_or_none(number: float) -> float | None:
     """A number as JSON has it: NaN and infinity, as a token of probability zero gives, are null there."""
     return number if math.isfinite(number) else None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return finite_or_none(value)
+    if isinstance(value, Mapping):
+        return {_plain(name) if isinstance(name, str) else name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _plain(value.tolist())
+    return value
 
 
 @cache
@@ -126,6 +158,9 @@ def _fields_of(kind: type) -> dict[str, tuple[Any, bool]]:
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
+
+_WHOLE: Final = re.compile("0|[1-9][0-9]{0,17}")
+"""Names that stand for whole numbers, each in one way."""
 
 _PLAIN: Final[dict[Any, Callable[[object], bool]]] = {
     int: _is_integer,

@@ -1,10 +1,12 @@
 """Official SWIFT checkpoints to head files.
 
 Such a checkpoint is a state dict with a weight and a bias and nothing else: what it was trained on comes from the
-bundle it is meant for and, where that leaves two readings, from the caller. Imports torch only to read a `.pt`.
+bundle it is meant for and, where that leaves two readings, from the caller. Imports torch only to read a file.
 """
 
-from collections.abc import Sequence
+import importlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,19 @@ from numpy.typing import NDArray
 from swift_edge.bundle.manifest import Manifest
 from swift_edge.errors import HeadFileError, InvalidOptionError, MissingExtraError
 from swift_edge.scoring.head import Feature, Head, check_head, save_head
+from swift_edge.system.array_files import opened_archive
+from swift_edge.system.documents import opened
 
 GATED_PREFIX = "fused_layer"
 """Parameters of a head with a gate: weight [2, f], bias [2]."""
 UNGATED_PREFIX = "reward_layer"
 """Parameters of a head without one: weight [1, f], bias [1]."""
+ROWS = {GATED_PREFIX: 2, UNGATED_PREFIX: 1}
+"""Rows of the weight, by what the parameters' names begin with."""
+MOST_BYTES = 2**28
+"""Most of a checkpoint: one of a million inputs has 8 MB."""
+MOST_INPUTS = MOST_BYTES // 8
+"""Most inputs: as many as two rows of fp32 have in a file of that size."""
 
 
 def convert_head(
@@ -49,8 +59,7 @@ def convert_head(
             "a head trained with the final norm on every hidden state cannot be converted: it needs the norm's own "
             "weights, which a bundle does not hold apart; train a head with swift-edge fit --norm rms instead"
         )
-    state = read_checkpoint(source)
-    weight, bias, gate = _parameters(state, source)
+    weight, bias, gate = read_checkpoint(source)
     chosen = _layers(weight.shape[1], manifest, layers, feature)
     head = Head(
         weight,
@@ -60,7 +69,7 @@ def convert_head(
         feature="hidden" if chosen else "logits",
         includes_eos=True,  # the reference counts the end-of-turn token
         fingerprint=manifest.fingerprint,
-        precision=manifest.precision.name,
+        precision=manifest.precision.label,
         base_model=manifest.base_model,
         summary={"converted_from": source.name},
     )
@@ -69,8 +78,12 @@ def convert_head(
     return head
 
 
-def read_checkpoint(source: Path) -> dict[str, NDArray[np.float32]]:
-    """Tensors of a `.pt` or `.safetensors` file by name; nothing in the file is executed."""
+def read_checkpoint(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
+    """Weight, bias and whether there is a gate, from a `.pt` or `.safetensors` file.
+
+    Nothing in the file is executed, and no more memory is taken than the two tensors need. Raises `HeadFileError`,
+    and `MissingExtraError` where a package to read the file is absent.
+    """
     if not source.is_file():
         raise HeadFileError(f"there is no file {source}; expected a SWIFT checkpoint (.pt or .safetensors)")
     if source.suffix == ".safetensors":
@@ -80,60 +93,90 @@ def read_checkpoint(source: Path) -> dict[str, NDArray[np.float32]]:
     raise HeadFileError(f"{source} has the ending {source.suffix!r}; expected a SWIFT checkpoint: .pt or .safetensors")
 
 
-def _read_safetensors(source: Path) -> dict[str, NDArray[np.float32]]:
+def _read_safetensors(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
+    safe_open: Any = _package("safetensors", source).safe_open
+    _package("torch", source)  # NumPy has neither bfloat16 nor the types of eight bits
     try:
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise MissingExtraError(f"reading {source.name}", "safetensors", "export") from error
-    try:
-        return {name: np.asarray(array, np.float32) for name, array in load_file(source).items()}
+        with opened(source, MOST_BYTES), safe_open(str(source), framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+            prefix = _prefix(shapes, source)
+            return _head_numbers({name: file.get_tensor(name) for name in shapes}, prefix, source)
+    except HeadFileError:
+        raise
     except Exception as error:  # the reader's own errors, unknown types, and whatever damage brings
         raise _unreadable(source, error) from error
 
 
-def _read_torch(source: Path) -> dict[str, NDArray[np.float32]]:
+def _read_torch(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
+    torch = _package("torch", source)
     try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError(f"reading {source.name}", "torch", "export") from error
-    try:
-        state: Any = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # refused pickles, damaged archives: torch raises many kinds
+        # What torch wrote before its version 1.6 is no archive, and says only while it is read how large it is.
+        with opened_archive(source, MOST_BYTES) as (_, data):
+            state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise HeadFileError(
+                f"{source} does not hold a state dict of tensors; expected an official SWIFT checkpoint"
+            )
+        # A tensor may be a single number that stands for billions.
+        prefix = _prefix({str(name): tuple(value.shape) for name, value in state.items()}, source)
+        return _head_numbers(state, prefix, source)
+    except HeadFileError:
+        raise
+    except Exception as error:  # refused pickles, damaged archives, odd tensors: torch raises many kinds
         raise _unreadable(source, error) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise HeadFileError(f"{source} does not hold a state dict of tensors; expected an official SWIFT checkpoint")
-    return {str(name): value.detach().to(torch.float32).numpy() for name, value in state.items()}
+
+
+def _package(name: str, source: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(f"reading {source.name}", name, "export") from error
 
 
 def _unreadable(source: Path, error: Exception) -> HeadFileError:
     lines = str(error).strip().splitlines()
     return HeadFileError(
-        f"{source} does not read as a checkpoint ({lines[0][:120] if lines else type(error).__name__}); "
-        "expected a state dict of tensors: download it again"
+        f"{source} does not read as a checkpoint ({lines[0][:300] if lines else type(error).__name__}); "
+        "expected a state dict of tensors: download it again, or save it again with torch.save"
     )
 
 
-def _parameters(
-    state: dict[str, NDArray[np.float32]], source: Path
-) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
-    """Weight, bias and whether there is a gate."""
-    for prefix, rows in ((GATED_PREFIX, 2), (UNGATED_PREFIX, 1)):
-        if set(state) != {f"{prefix}.weight", f"{prefix}.bias"}:
+def _prefix(shapes: Mapping[str, tuple[int, ...]], source: Path) -> str:
+    """What the names of the parameters begin with; raises `HeadFileError` for other names or shapes."""
+    for prefix, rows in ROWS.items():
+        if shapes.keys() != {f"{prefix}.weight", f"{prefix}.bias"}:
             continue
-        weight, bias = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
-        if weight.ndim != 2 or weight.shape[0] != rows or weight.shape[1] == 0 or bias.shape != (rows,):
+        weight, bias = shapes[f"{prefix}.weight"], shapes[f"{prefix}.bias"]
+        if len(weight) != 2 or weight[0] != rows or not 1 <= weight[1] <= MOST_INPUTS or bias != (rows,):
             raise HeadFileError(
-                f"{source} has {prefix}.weight {list(weight.shape)} and {prefix}.bias {list(bias.shape)}; "
-                f"expected [{rows}, f] and [{rows}]"
+                f"{source} has {prefix}.weight {list(weight)} and {prefix}.bias {list(bias)}; "
+                f"expected [{rows}, f] and [{rows}], with at most {MOST_INPUTS} inputs f"
             )
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise HeadFileError(f"{source} holds NaN or infinite weights; expected finite ones: download it again")
-        return weight, bias, rows == 2
-    tensor_names = ", ".join(sorted(state)[:6]) + (", ..." if len(state) > 6 else "") if state else "nothing"
+        return prefix
+    tensor_names = ", ".join(sorted(shapes)[:6])[:200] + (", ..." if len(shapes) > 6 else "") if shapes else "nothing"
     raise HeadFileError(
         f"{source} holds {tensor_names}; expected {GATED_PREFIX}.weight and .bias (with a gate) "
         f"or {UNGATED_PREFIX}.weight and .bias (without)"
     )
+
+
+def _head_numbers(
+    state: Mapping[str, Any], prefix: str, source: Path
+) -> tuple[NDArray[np.float32], NDArray[np.float32], bool]:
+    """Weight, bias and whether there is a gate, out of torch's tensors."""
+    arrays = []
+    for name in (f"{prefix}.weight", f"{prefix}.bias"):
+        tensor = state[name]
+        # Whole numbers are codes of quantised weights, whose scales are not here.
+        if not tensor.is_floating_point() or tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided":
+            raise HeadFileError(
+                f"{source} has {name} of {tensor.dtype}, {tensor.layout}; expected plain numbers such as torch.float32"
+            )
+        array: NDArray[np.float32] = tensor.detach().float().numpy()
+        if not np.isfinite(array).all():
+            raise HeadFileError(f"{source} holds NaN or infinite weights; expected finite ones: download it again")
+        arrays.append(array)
+    return arrays[0], arrays[1], prefix == GATED_PREFIX
 
 
 def _layers(inputs: int, manifest: Manifest, layers: Sequence[int] | None, feature: Feature | None) -> tuple[int, ...]:

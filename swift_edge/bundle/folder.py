@@ -15,6 +15,7 @@ from swift_edge.bundle import foreign
 from swift_edge.bundle.external_data import check_external_data
 from swift_edge.bundle.manifest import (
     HEAD_NAME,
+    MANIFEST_BYTES,
     MANIFEST_NAME,
     MODEL_NAME,
     TEMPLATE_NAME,
@@ -36,7 +37,9 @@ from swift_edge.errors import (
     OutputExistsError,
     SwiftEdgeError,
     UnknownFolderError,
+    size_text,
 )
+from swift_edge.system.documents import TEMPLATE_BYTES
 from swift_edge.system.files import exchange, write_whole
 from swift_edge.system.locks import Lock, lock_beside
 
@@ -44,6 +47,9 @@ PARTIAL = ".partial"
 """At the end of the name of a bundle that is being written."""
 OLD = ".old"
 """At the end of the name of a folder that holds the bundle which is replaced."""
+
+TOKENIZER_BYTES = 256 * MIB
+"""Most of a tokenizer: those of the largest vocabularies have 35 MB."""
 
 
 def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
@@ -55,6 +61,12 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
     folder = Path(path)
     with _refusals(folder):
         bundle = _open_bundle(folder)
+        size = bundle.tokenizer_path.stat().st_size
+        if size > TOKENIZER_BYTES:  # it is read whole, by a library that does not ask
+            raise BundleError(
+                f"{bundle.tokenizer_path} has {size_text(size)}; expected at most {size_text(TOKENIZER_BYTES)}: "
+                "copy it again from the original model"
+            )
     if hashes:
         check_hashes(bundle, bundle.manifest.fixed_files)
         with _refusals(folder):
@@ -132,7 +144,7 @@ def _open_bundle(folder: Path) -> Bundle:
         model_path=folder / MODEL_NAME,
         tokenizer_path=folder / TOKENIZER_NAME,
         # A template that the manifest does not list was put there later: it would change every prompt unnoticed.
-        chat_template=read_text(folder / TEMPLATE_NAME) if TEMPLATE_NAME in manifest.files else None,
+        chat_template=read_text(folder / TEMPLATE_NAME, TEMPLATE_BYTES) if TEMPLATE_NAME in manifest.files else None,
         # A head may well be added later, and says itself which model it is for.
         head_path=head if head.is_file() else None,
     )
@@ -141,7 +153,7 @@ def _open_bundle(folder: Path) -> Bundle:
 def read_manifest(folder: Path) -> Manifest:
     """Read `swift_edge.json` of a folder, without a look at the other files."""
     path = folder / MANIFEST_NAME
-    return Manifest.from_json(read_text(path), path)
+    return Manifest.from_json(read_text(path, MANIFEST_BYTES), path)
 
 
 def write_bundle(folder: Path, manifest: Manifest) -> Manifest:

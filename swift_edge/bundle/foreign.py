@@ -1,12 +1,12 @@
 """Folders that others wrote: recognised by their configuration, and described as a bundle without hidden states."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from swift_edge.bundle.manifest import (
     HEAD_NAME,
+    LONGEST_NAME,
     MODEL_NAME,
     TEMPLATE_NAME,
     TOKENIZER_NAME,
@@ -21,9 +21,10 @@ from swift_edge.bundle.manifest import (
     read_text,
 )
 from swift_edge.checks import is_number
-from swift_edge.errors import InvalidOptionError, ManifestError, UnknownFolderError
+from swift_edge.errors import InvalidOptionError, ManifestError, UnknownFolderError, size_text
 from swift_edge.options import SamplingOptions, options_of
-from swift_edge.records import RecordError, described, read_value
+from swift_edge.records import RecordError, described, read_value, shown
+from swift_edge.system.documents import TEMPLATE_BYTES, DocumentError, parse_json
 
 GENAI_CONFIG_NAME = "genai_config.json"
 CONFIG_NAME = "config.json"
@@ -82,7 +83,7 @@ def _from_genai(folder: Path) -> Bundle:
             "build the folder for the CPU, or run: swift-edge export MODEL --out DIR"
         )
     architecture = Architecture(
-        model_type=str(model.get("type", "unknown")),
+        model_type=_name(model.get("type")) or "unknown",
         num_layers=_value(decoder, "num_hidden_layers", int, path),
         hidden_size=_value(decoder, "hidden_size", int, path),
         num_attention_heads=_value(decoder, "num_attention_heads", int, path),
@@ -100,7 +101,7 @@ def _from_genai(folder: Path) -> Bundle:
             base_model=folder.resolve().name,
             architecture=architecture,
             kv="in-place" if shared else "concatenated",
-            tokens=_tokens((model,), path),
+            tokens=_tokens((model,), architecture.vocab_size, path),
             sampling=_sampling(search, path),
             source=path,
         ),
@@ -118,23 +119,22 @@ def _from_optimum(folder: Path) -> Bundle:
     heads = sizes["num_attention_heads"]
     head_dim = config.get("head_dim")
     architecture = Architecture(
-        model_type=str(config.get("model_type", "unknown")),
+        model_type=_name(config.get("model_type")) or "unknown",
         num_key_value_heads=_value(
             {"num_key_value_heads": heads} | _set_values(config), "num_key_value_heads", int, path
         ),
         head_dim=sizes["hidden_size"] // max(heads, 1) if head_dim is None else _value(config, "head_dim", int, path),
         **sizes,
     )
-    name = document.get("_name_or_path")
     return _bundle(
         folder,
         _optimum_graph(folder),
         "optimum",
         _manifest(
-            base_model=name if isinstance(name, str) and name else folder.resolve().name,
+            base_model=_name(document.get("_name_or_path")) or folder.resolve().name,
             architecture=architecture,
             kv="concatenated",
-            tokens=_tokens((generation, config), path),
+            tokens=_tokens((generation, config), architecture.vocab_size, path),
             sampling=_sampling(generation, generation_path),
             source=path,
         ),
@@ -209,27 +209,29 @@ def _manifest(
 
 def _chat_template(folder: Path) -> str | None:
     if (folder / TEMPLATE_NAME).is_file():
-        return read_text(folder / TEMPLATE_NAME)
+        return read_text(folder / TEMPLATE_NAME, TEMPLATE_BYTES)
     path = folder / "tokenizer_config.json"
     template = _read_object(path).get("chat_template") if path.is_file() else None
-    if isinstance(template, list):  # several by name: the one for plain chat is "default"
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        # Several by name: the one for plain chat is "default".
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    if template is not None and not (isinstance(template, str) and len(template) <= TEMPLATE_BYTES):
         raise ManifestError(
-            f"{path}: chat_template is {type(template).__name__}; expected a string or a list with 'default'"
+            f"{path}: chat_template is {shown(template)}; expected one text of at most {size_text(TEMPLATE_BYTES)}, or "
+            f"a list of which one is named 'default': put the one to use into {TEMPLATE_NAME}"
         )
     return template
 
 
-def _tokens(sources: tuple[Mapping[str, Any], ...], path: Path) -> Tokens:
+def _tokens(sources: tuple[Mapping[str, Any], ...], vocab_size: int, path: Path) -> Tokens:
     def ids(name: str) -> tuple[int, ...]:
         value = next((source[name] for source in sources if source.get(name) is not None), None)
         items = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-            raise ManifestError(f"{path}: {name} is {value!r}; expected an integer or a list of integers")
-        # genai writes -1 or an empty list where a model has no such token.
-        return tuple(item for item in items if item >= 0)
+            raise ManifestError(f"{path}: {name} is {value!r:.80}; expected an integer or a list of integers")
+        # genai writes -1 or an empty list where a model has no such token; a config's own default, which the model's
+        # makers left as it was, may lie beyond a small vocabulary, where nothing is ever written.
+        return tuple(dict.fromkeys(item for item in items if 0 <= item < vocab_size))
 
     bos, pad = ids("bos_token_id"), ids("pad_token_id")
     return Tokens(eos_ids=ids("eos_token_id"), bos_id=bos[0] if bos else None, pad_id=pad[0] if pad else None)
@@ -250,27 +252,32 @@ def _sampling(values: Mapping[str, Any], path: Path) -> SamplingOptions:
 def _check_names(actual: Mapping[str, Any], expected: Mapping[str, str], optional: set[str], where: str) -> None:
     for key, name in expected.items():
         if actual.get(key) != name and not (key in optional and key not in actual):
-            shown = repr(actual[key]) if key in actual else "missing"
+            value = f"{actual[key]!r:.80}" if key in actual else "missing"
             raise ManifestError(
-                f"{where}.{key} is {shown}; expected {name!r}: build the folder for a text model with default names, "
+                f"{where}.{key} is {value}; expected {name!r}: build the folder for a text model with default names, "
                 "or run: swift-edge export MODEL --out DIR"
             )
     unknown = sorted(actual.keys() - expected.keys())
     if unknown:
         raise ManifestError(
-            f"{where} has {unknown[0]!r}, which this runtime cannot feed or read; expected token ids and one key and "
-            "value per layer: run: swift-edge export MODEL --out DIR"
+            f"{where} has {unknown[0]!r:.80}, which this runtime cannot feed or read; expected token ids and "
+            "one key and value per layer: run: swift-edge export MODEL --out DIR"
         )
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ManifestError(f"{path} is not JSON ({error}); copy the folder again") from error
+        # As the program reads it that wrote it: strange values of what is not used here do no harm.
+        document = parse_json(read_text(path), str(path), strict=False)
+    except DocumentError as error:
+        raise ManifestError(f"{error}: copy the folder again") from error
     if not isinstance(document, dict):
         raise ManifestError(f"{path} holds a {type(document).__name__}; expected an object: copy the folder again")
     return document
+
+
+def _name(value: object) -> str | None:
+    return value if isinstance(value, str) and len(value) <= LONGEST_NAME else None
 
 
 def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The manifest of a bundle as data: what its fields mean, how they are read from JSON and checked."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -8,7 +7,9 @@ from typing import Any, Literal
 
 from swift_edge.errors import InvalidOptionError, ManifestError, NewerFormatError, UnsafePathError
 from swift_edge.options import SamplingOptions
-from swift_edge.records import RecordError, read_fields, read_record, shown
+from swift_edge.records import RecordError, json_text, read_fields, read_record, shown
+from swift_edge.system.documents import DOCUMENT_BYTES, DocumentError, parse_json
+from swift_edge.system.documents import read_text as read_document
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "swift_edge.json"
@@ -16,6 +17,27 @@ MODEL_NAME = "model.onnx"
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
 HEAD_NAME = "head.npz"
+
+MANIFEST_BYTES = 2**20
+"""Most of a manifest: one of a few files has 3 KB."""
+MOST_LAYERS = 10_000
+"""More than any model's: the deepest have a few hundred."""
+MOST_EOS_IDS = 1000
+"""More than any model's: those that have many have about ten."""
+LONGEST_NAME = 1000
+"""Characters of a name, such as the model's."""
+_LARGEST: Mapping[str, int] = {
+    "num_layers": MOST_LAYERS,
+    "hidden_size": 2**20,
+    "num_attention_heads": 2**16,
+    "num_key_value_heads": 2**16,
+    "head_dim": 2**16,
+    "vocab_size": 2**24,
+    "context_length": 2**31 - 1,
+}
+"""The most of each size: far beyond any model's, and small enough that tensors can be counted and named."""
+_MOST_BYTES = 2**50
+"""Of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +154,15 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Check what types cannot say; a wrong value is a `ManifestError`."""
-        for name, value in asdict(self.architecture).items():
-            if isinstance(value, int):
-                _expect(value >= 1, f"architecture.{name}", value, "an integer of at least 1")
+        sizes = asdict(self.architecture)
+        for name, most in _LARGEST.items():
+            value = sizes[name]
+            bound = "at least 1" if value < 1 else f"at most {most}"
+            _expect(1 <= value <= most, f"architecture.{name}", value, f"an integer of {bound}")
+        names = {name: getattr(self, name) or "" for name in ("base_model", "base_revision", "fingerprint")}
+        for name, text in (names | {"architecture.model_type": self.architecture.model_type}).items():
+            _expect(len(text) <= LONGEST_NAME, name, text, f"at most {LONGEST_NAME} characters")
+        self._check_tokens()
         indices, layers = self.hidden_states.indices, self.architecture.num_layers
         ascending = list(indices) == sorted(set(indices))
         inside = all(0 <= index <= layers for index in indices)
@@ -148,7 +176,18 @@ class Manifest:
         for name, record in self.files.items():
             digits = set(record.sha256) <= set("0123456789abcdef") and len(record.sha256) == 64
             _expect(digits, f"files.{name}.sha256", record.sha256, "64 lower-case hex digits")
-            _expect(record.size >= 0, f"files.{name}.size", record.size, "a number of bytes")
+            _expect(0 <= record.size <= _MOST_BYTES, f"files.{name}.size", record.size, "a number of bytes")
+
+    def _check_tokens(self) -> None:
+        vocab_size, eos_ids = self.architecture.vocab_size, self.tokens.eos_ids
+        _expect(len(eos_ids) <= MOST_EOS_IDS, "tokens.eos_ids", list(eos_ids), f"at most {MOST_EOS_IDS} of them")
+        named = {f"eos_ids[{place}]": token for place, token in enumerate(eos_ids)} | {"bos_id": self.tokens.bos_id}
+        for name, token in named.items():
+            inside = token is None or 0 <= token < vocab_size
+            _expect(inside, f"tokens.{name}", token, f"an id of the vocabulary, from 0 to {vocab_size - 1}")
+        # One that was added for training alone may lie beyond the logits.
+        pad_id = self.tokens.pad_id
+        _expect(pad_id is None or 0 <= pad_id < 2**31, "tokens.pad_id", pad_id, "an id, from 0 up")
 
     @property
     def fixed_files(self) -> tuple[str, ...]:
@@ -164,15 +203,15 @@ class Manifest:
         type; both name `source`.
         """
         try:
-            document = json.loads(text)
+            document = parse_json(text, str(source))
             # The version comes first: a later format may well look different in every other field.
             version = read_fields(document, cls, ("format_version",))["format_version"]
             _expect(version >= 1, "format_version", version, "an integer of at least 1")
             if version > FORMAT_VERSION:
                 raise NewerFormatError(source, version, FORMAT_VERSION)
             return read_record(document, cls)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ManifestError(f"{source} is not JSON ({error}); export or copy the bundle again") from error
+        except DocumentError as error:
+            raise ManifestError(f"{error}: export or copy the bundle again") from error
         except (RecordError, ManifestError) as error:
             raise ManifestError(f"{source}: {error}; export or copy the bundle again") from error
         except InvalidOptionError as error:
@@ -181,7 +220,7 @@ class Manifest:
     def to_json(self) -> str:
         """Write the manifest; `Manifest.from_json` reads it back unchanged."""
         document = {"format_version": self.format_version} | asdict(self)
-        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(document, indent=2) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +245,8 @@ class Bundle:
 
 def file_inside(folder: Path, name: str) -> Path:
     """Path of the file `name` of `folder`, existing or not; `UnsafePathError` if it leads out of the folder."""
+    if len(name) > LONGEST_NAME:
+        raise UnsafePathError(folder, name[:80] + "...", f"which has {len(name)} characters")
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if not name or "\0" in name or posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root:
         raise UnsafePathError(folder, name, "which is not a relative path")
@@ -217,12 +258,12 @@ def file_inside(folder: Path, name: str) -> Path:
     return path
 
 
-def read_text(path: Path) -> str:
-    """Read a text file of a bundle; `ManifestError` if it is not UTF-8."""
+def read_text(path: Path, most: int = DOCUMENT_BYTES) -> str:
+    """Read a text file of a bundle; `ManifestError` if it is not UTF-8, no file or too large to be one of these."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8 (byte {error.start}); export or copy the bundle again") from error
+        return read_document(path, most)
+    except DocumentError as error:
+        raise ManifestError(f"{error}: export or copy the bundle again") from error
 
 
 def _expect(condition: bool, where: str, value: object, expected: str) -> None:

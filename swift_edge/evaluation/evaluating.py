@@ -9,7 +9,6 @@ Candidates come from the same loop as those that heads are trained on, and heads
 is where the bundle, the problems, heads and figures meet.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Final
 from swift_edge.answers import answer_task
 from swift_edge.arrays import Doubles
 from swift_edge.engine.model import OpenedModel
-from swift_edge.errors import InvalidOptionError, OutputExistsError, StoreError
+from swift_edge.errors import InvalidOptionError, OutputExistsError
 from swift_edge.evaluation.ablations import Ablations
 from swift_edge.evaluation.bootstrap import RESAMPLES
 from swift_edge.evaluation.economy import economy
@@ -31,16 +30,17 @@ from swift_edge.evaluation.selectors import RESERVED, expected_by_size
 from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Trial
 from swift_edge.options import CollectOptions, PickOptions, SamplingOptions
+from swift_edge.records import json_text
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.head import Head, load_head
 from swift_edge.selection.adaptive.step_times import measure_steps
 from swift_edge.selection.decision import Decision
 from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
-from swift_edge.training.collecting.collected import CollectProgress
+from swift_edge.training.collecting.collected import CollectProgress, read_timings
 from swift_edge.training.collecting.problems import read_problems
 from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
-from swift_edge.training.store.format import STORE_NAME, TIMINGS_NAME, read_info
+from swift_edge.training.store.format import STORE_NAME, read_info
 from swift_edge.training.store.writer import Store
 
 DEFAULT_HEAD: Final = "default"
@@ -137,14 +137,14 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
     families = {name: members for name, members in families.items() if any(members)}
     by_size = expected_by_size(sampled, trial.sizes, trial.writing.seed)
     results = measure(sampled, by_size, families, seed=trial.writing.seed, resamples=trial.resamples)
-    timings = _timings(store)
+    timings = read_timings(store.path)
     tokens = sum(candidate.n_tokens for candidate in store.candidates)
     results["usage"] = {
-        "prompt_tokens": int(timings.pop("prompt_tokens", 0)),
+        "prompt_tokens": int(timings["prompt_tokens"]),
         "completion_tokens": tokens,
         "completion_tokens_per_candidate": tokens / len(store.candidates),
     }
-    results["timings"] = {name: value for name, value in timings.items() if name.endswith("_s")}
+    results["timings"] = {name: float(value) for name, value in timings.items() if name.endswith("_s")}
     results["notes"] = [*_notes(sampled, store), *_seen(heads, trial)]
     if (spent := _economy(trial, store, by_size, heads)) is not None:
         results["economy"] = spent
@@ -273,9 +273,8 @@ def _run(
 
 def _write(results: Mapping[str, Any], out: Path) -> None:
     """Write results, tables and drawings."""
-    document = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(out / "results.json", document.encode())
-    write_whole(out / "results.md", markdown(results).encode())
+    write_whole(out / "results.json", (json_text(results, indent=1) + "\n").encode())
+    write_whole(out / "results.md", markdown(results).encode(errors="replace"))
     draw_accuracy(results, out)
     draw_calibration(results, out)
     draw_economy(results, out)
@@ -318,16 +317,3 @@ def _head_files(opened: OpenedModel, heads: Mapping[str, str | os.PathLike[str]]
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _timings(store: Store) -> dict[str, float]:
-    """Seconds and tokens of all runs that filled the store; raises `StoreError` for a file that is damaged."""
-    path = store.path / TIMINGS_NAME
-    names = ("total_s", "prefill_s", "decode_s", "sample_s", "head_s", "prompt_tokens")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return {name: float(values[name]) for name in names}
-    except FileNotFoundError:
-        return dict.fromkeys(names, 0.0)
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreError(f"{path} does not read ({error!r}); delete it, and the times are left out") from error

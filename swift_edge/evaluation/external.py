@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from swift_edge.checks import is_number, is_whole
 from swift_edge.errors import DataError
+from swift_edge.records import shown
 from swift_edge.training.collecting.problems import read_rows
 
 _FIELDS = ("problem", "index", "score")
+_LARGEST_SCORE = 1e100
+"""Beyond it the differences of scores might not be finite."""
 
 
 def read_external(path: Path, problems: int, n: int) -> NDArray[np.float64]:
@@ -28,10 +31,11 @@ def read_external(path: Path, problems: int, n: int) -> NDArray[np.float64]:
     scores = np.full((problems, n), np.nan)
     for place, row in read_rows(path)[1]:
         problem, index, score = (row.get(name) for name in _FIELDS)
-        if not _whole(problem, problems) or not _whole(index, n) or not is_number(score):
+        bounded = is_number(score) and abs(score) <= _LARGEST_SCORE
+        if not _whole(problem, problems) or not _whole(index, n) or not bounded:
             raise DataError(
-                f"{place} has {', '.join(f'{name} {row.get(name)!r}' for name in _FIELDS)}; expected a problem from 0 "
-                f"to {problems - 1}, an index from 0 to {n - 1} and a finite score"
+                f"{place} has {', '.join(f'{name} {shown(row.get(name))}' for name in _FIELDS)}; expected a problem "
+                f"from 0 to {problems - 1}, an index from 0 to {n - 1} and a finite score, {_LARGEST_SCORE:g} at most"
             )
         if not math.isnan(scores[problem, index]):
             raise DataError(f"{place} is the second row about candidate {index} of problem {problem}; expected one")

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from swift_edge.checks import is_number, is_whole, require
+from swift_edge.checks import expect, is_number, is_whole, require
 from swift_edge.errors import InvalidOptionError, TrainingError
 
 PREFIX_TOKENS: Final = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
@@ -34,6 +34,8 @@ _RIDGE: Final = 0.1
 """Pull of the slope of standardised scores towards 0, in candidates: keeps it finite if the classes are separable."""
 _ANSWER_RIDGE: Final = 0.1
 """Pull of the slope of answers towards 1, which takes the evidence as it is, in problems."""
+_LARGEST_NUMBER: Final = 1e100
+"""Bound of slopes and intercepts: beyond it a product with a score might not be finite."""
 _LARGEST_LOG_RATIO: Final = 500.0
 """Bound of log ratios: beyond it the exponential would not be finite."""
 
@@ -350,9 +352,10 @@ def _require_numbers(calibration: object, numbers: Sequence[str], counts: Sequen
     """Check that fields hold finite numbers, or integers of at least 1, and convert them to Python's own types."""
     for name in numbers:
         value = getattr(calibration, name)
-        require(is_number(value), f"the calibration's {name}", repr(value), "a finite number")
+        bounded = is_number(value) and abs(value) <= _LARGEST_NUMBER
+        expect(bounded, f"the calibration's {name}", value, f"a finite number, {_LARGEST_NUMBER:g} at most")
         object.__setattr__(calibration, name, float(value))
     for name in counts:
         value = getattr(calibration, name)
-        require(is_whole(value, 1), f"the calibration's {name}", repr(value), "an integer of at least 1")
+        expect(is_whole(value, 1), f"the calibration's {name}", value, "an integer of at least 1")
         object.__setattr__(calibration, name, int(value))

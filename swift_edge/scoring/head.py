@@ -8,9 +8,7 @@ thread without BLAS, whose threads would fight onnxruntime's. A row's result doe
 """
 
 import io
-import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +17,15 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from swift_edge.bundle.manifest import Manifest
-from swift_edge.checks import require
+from swift_edge.bundle.manifest import MOST_LAYERS, Manifest
+from swift_edge.checks import expect, require
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights, state_products
-from swift_edge.errors import HeadFileError, HeadMismatchError
-from swift_edge.records import read_fields
+from swift_edge.errors import HeadFileError, HeadMismatchError, one_line
+from swift_edge.records import json_text, read_fields
 from swift_edge.scoring.calibration import Calibration
+from swift_edge.system.array_files import read_arrays
+from swift_edge.system.documents import parse_json
 from swift_edge.system.files import write_whole
 
 HEAD_FORMAT_VERSION: Final = 1
@@ -41,6 +41,8 @@ Norm = Literal["none", "rms"]
 
 _LARGEST_FILE = 2**28
 """Most bytes of a head's arrays: a head of a million inputs has 8 MB, so more is damage or malice."""
+_LARGEST_WEIGHT = 1e20
+"""Beyond it the products with a token's states might not be finite in float32."""
 _METADATA: Final = (
     "layers",
     "token_statistics",
@@ -104,6 +106,8 @@ class Head:
         for name in ("weight", "bias"):
             array = np.array(getattr(self, name), dtype=np.float32, order="C")
             require(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
+            largest = float(np.abs(array).max(initial=0.0))
+            require(largest <= _LARGEST_WEIGHT, f"the head's {name}", f"{largest:g} somewhere", "numbers up to 1e20")
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         layers = tuple(int(layer) for layer in self.layers)
@@ -120,8 +124,11 @@ class Head:
         if self.feature == "logits":
             require(not layers, "the head's layers", list(layers), "none, because the feature is logits")
         else:
-            ascending = bool(layers) and list(layers) == sorted(set(layers)) and layers[0] >= 0
-            require(ascending, "the head's layers", list(layers), "ascending numbers from 0 up, at least one")
+            ascending = bool(layers) and list(layers) == sorted(set(layers))
+            inside = ascending and layers[0] >= 0 and layers[-1] <= MOST_LAYERS
+            expect(
+                inside, "the head's layers", list(layers), f"ascending numbers from 0 to {MOST_LAYERS}, at least one"
+            )
         state_inputs = self.weight.shape[1] - len(names)
         whole = state_inputs > 0 and state_inputs % self._slices == 0
         require(whole, "the head's weight", f"{self.weight.shape[1]} inputs wide", self._width_text("d"))
@@ -293,25 +300,22 @@ def load_head(path: Path | str) -> Head:
     path = Path(path)
     if not path.is_file():
         raise HeadFileError(f"there is no head file at {path}; expected an .npz written by swift-edge")
-    # A damaged archive surfaces as almost any exception of zipfile, zlib, numpy's header parser or json.
+    # A damaged archive surfaces as almost any exception of zipfile or zlib.
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > _LARGEST_FILE:
-            raise HeadFileError(f"it unpacks to {size} bytes, expected at most {_LARGEST_FILE}")
-        with np.load(path, allow_pickle=False) as arrays:
-            names = ("weight", "bias", "metadata")
-            absent = [name for name in names if name not in arrays]
-            if absent:
-                raise HeadFileError(f"it has no {', '.join(absent)}, expected {', '.join(names)}")
-            values = {name: arrays[name] for name in (*names, *_STANDARDISATION) if name in arrays}
-        metadata = values.pop("metadata")
-        for name, array in values.items():
+        names = ("weight", "bias", "metadata")
+        arrays: dict[str, Any] = read_arrays(path, (*names, *_STANDARDISATION), _LARGEST_FILE)
+        absent = [name for name in names if name not in arrays]
+        if absent:
+            raise HeadFileError(f"it has no {', '.join(absent)}, expected {', '.join(names)}")
+        metadata = arrays.pop("metadata")
+        if metadata.shape != () or metadata.dtype.kind != "U":
+            raise HeadFileError(f"its metadata is {metadata.dtype} {list(metadata.shape)}, expected one text")
+        for name, array in arrays.items():
             if array.dtype != np.float32:
                 raise HeadFileError(f"its {name} is {array.dtype}, expected float32")
-        return Head(**values, **_read_metadata(json.loads(str(metadata[()]))))
+        return Head(**arrays, **_read_metadata(parse_json(str(metadata[()]), "its metadata")))
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise HeadFileError(
             f"{path} does not read as a head: {reason}; expected a file written by save_head or swift-edge convert-head"
         ) from error
@@ -320,8 +324,15 @@ def load_head(path: Path | str) -> Head:
 def save_head(path: Path | str, head: Head) -> None:
     """Write a head file whole, or raise `HeadFileError` and leave nothing; the same head gives the same bytes."""
     path = Path(path)
-    metadata = {"format_version": HEAD_FORMAT_VERSION} | {name: getattr(head, name) for name in _METADATA}
-    text = json.dumps(metadata, default=_plain, allow_nan=False, sort_keys=True)
+    calibration = None if head.calibration is None else head.calibration.to_dict()
+    metadata = {name: getattr(head, name) for name in _METADATA} | {"calibration": calibration}
+    try:
+        text = json_text(metadata | {"format_version": HEAD_FORMAT_VERSION}, sort_keys=True)
+        parse_json(text, "its summary")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HeadFileError(
+            f"the head cannot be written to {path} ({error}); expected a summary of texts, numbers, lists and mappings"
+        ) from error
     standardisation = {name: array for name in _STANDARDISATION if (array := getattr(head, name)) is not None}
     archive = io.BytesIO()
     np.savez(archive, weight=head.weight, bias=head.bias, metadata=np.array(text), **standardisation)
@@ -343,20 +354,13 @@ def _read_metadata(document: Any) -> dict[str, Any]:
     return read_fields(document, Head, _METADATA, optional=_LATER)
 
 
-def _plain(value: object) -> object:
-    """Calibrations, mappings and NumPy numbers as plain data for JSON."""
-    if isinstance(value, Calibration):
-        return value.to_dict()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written to a head file")
+def _cut(text: str) -> str:
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _not_exported(missing: Sequence[int], available: Sequence[int]) -> str:
     there = ",".join(map(str, available)) or "no hidden states"
     return (
-        f"the head reads hidden states {','.join(map(str, missing))}, the bundle has {there}; "
+        f"the head reads hidden states {_cut(','.join(map(str, missing)))}, the bundle has {_cut(there)}; "
         f"export the model again with these layers: swift-edge export MODEL --out DIR --layers all"
     )

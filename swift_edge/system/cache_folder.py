@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from swift_edge.system.documents import DocumentError, read_json
 from swift_edge.system.files import write_whole
 
 VARIABLE: Final = "SWIFT_EDGE_CACHE"
@@ -59,8 +60,8 @@ class CacheRecord:
         if self._path is None:
             return None
         try:
-            return json.loads(self._path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            return read_json(self._path)
+        except (OSError, DocumentError):
             return None
 
     def write(self, document: Mapping[str, Any]) -> None:

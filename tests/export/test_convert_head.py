@@ -1,9 +1,12 @@
 """Official SWIFT checkpoints convert to heads that score as the original formula does in torch."""
 
 import importlib
+import os
 import pickle
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from safetensors.torch import save_file
 from swift_edge.bundle.manifest import Architecture, Graph, HiddenStates, Manifest, Precision, Tokens
 from swift_edge.errors import HeadFileError, HeadMismatchError, InvalidOptionError, MissingExtraError
 from swift_edge.options import SamplingOptions
-from swift_edge.scoring.head import load_head
+from swift_edge.scoring.head import check_head, load_head
 from swift_edge_export.convert_head import convert_head
 
 WIDTH, LAYERS, VOCABULARY = 16, 3, 50  # d, L, v
@@ -168,6 +171,83 @@ def test_layers_that_the_bundle_does_not_have_are_refused(tmp_path: Path) -> Non
 def test_other_contents_are_refused(tmp_path: Path, state: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(HeadFileError, match=message):
         convert_head(write(tmp_path, state), tmp_path / "head.npz", make_manifest())
+
+
+def test_a_tensor_that_stands_for_billions_of_numbers_is_refused_by_its_shape(tmp_path: Path) -> None:
+    state = {"fused_layer.weight": torch.zeros(1).expand(2, 10**10), "fused_layer.bias": torch.zeros(2)}
+    source = write(tmp_path, state)
+    assert source.stat().st_size < 4096
+    with pytest.raises(HeadFileError, match=r"weight \[2, 10000000000\].*with at most 33554432 inputs"):
+        convert_head(source, tmp_path / "head.npz", make_manifest())
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    whole = write(tmp_path, checkpoint(64))
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in source.infolist():
+            with archive.open(entry.filename, "w") as member:
+                member.write(source.read(entry))
+                if entry.filename.endswith("data/0"):
+                    for _ in range(300):
+                        member.write(bytes(2**20))
+    assert bomb.stat().st_size < 2**20
+    with pytest.raises(HeadFileError, match=r"it unpacks to 300\.\d MiB; expected at most 256.0 MiB"):
+        convert_head(bomb, tmp_path / "head.npz", make_manifest())
+    (tmp_path / "huge.safetensors").touch()
+    os.truncate(tmp_path / "huge.safetensors", 20 * 10**9)
+    with pytest.raises(HeadFileError, match=r"18\.63 GiB; expected at most 256.0 MiB"):
+        convert_head(tmp_path / "huge.safetensors", tmp_path / "head.npz", make_manifest())
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+def test_numbers_of_every_width_become_fp32(tmp_path: Path, ending: str, dtype: torch.dtype) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in checkpoint(64).items()}
+    convert_head(write(tmp_path, state, ending), tmp_path / "head.npz", make_manifest())
+    head = load_head(tmp_path / "head.npz")
+    np.testing.assert_array_equal(head.weight, state["fused_layer.weight"].float().numpy())
+    np.testing.assert_array_equal(head.bias, state["fused_layer.bias"].float().numpy())
+
+
+def test_the_stamp_of_the_precision_is_the_one_that_is_compared(tmp_path: Path) -> None:
+    manifest = replace(make_manifest(), precision=Precision("int4", 32, 4, kv_cache="int8"))
+    convert_head(write(tmp_path, checkpoint(64)), tmp_path / "head.npz", manifest)
+    assert check_head(load_head(tmp_path / "head.npz"), manifest) == []
+
+
+ODD_TENSORS = {
+    "codes": lambda weight: weight.to(torch.int8),
+    "truth": lambda weight: weight > 0,
+    "complex": lambda weight: weight.to(torch.complex64),
+    "sparse": lambda weight: weight.to_sparse(),
+    "meta": lambda weight: weight.to("meta"),
+    "too large": lambda weight: weight.double() * 1e300,
+    "without inputs": lambda weight: weight[:, :0],
+    "transposed": lambda weight: weight.T,
+    "one number": lambda weight: weight[0, 0],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_that_are_no_plain_numbers_are_one_line(tmp_path: Path, kind: str) -> None:
+    state = checkpoint(64)
+    state["fused_layer.weight"] = ODD_TENSORS[kind](state["fused_layer.weight"])
+    with pytest.raises(HeadFileError, match="expected") as caught:
+        convert_head(write(tmp_path, state), tmp_path / "head.npz", make_manifest())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "head.npz").exists()
+
+
+def test_a_state_dict_of_parameters_is_taken_and_a_file_of_before_there_were_archives_is_not(tmp_path: Path) -> None:
+    state = {name: torch.nn.Parameter(tensor) for name, tensor in checkpoint(64).items()}
+    assert convert_head(write(tmp_path, state), tmp_path / "head.npz", make_manifest()).gate
+    torch.save(checkpoint(64), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(HeadFileError, match=r"save it again with torch\.save"):
+        convert_head(tmp_path / "old.pt", tmp_path / "head.npz", make_manifest())
 
 
 class Malicious:

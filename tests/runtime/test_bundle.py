@@ -98,17 +98,17 @@ def test_a_head_may_be_added_later_but_a_template_may_not(folder: Path) -> None:
 
 
 @given(
-    sizes=st.lists(st.integers(1, 2**40), min_size=7, max_size=7),
+    sizes=st.lists(st.integers(1, 5000), min_size=7, max_size=7),
     indices=st.sets(st.integers(0, 5)),
-    eos=st.lists(st.integers(0, 2**31)),
-    name=st.text(st.characters(codec="utf-8")),
+    eos=st.sets(st.integers(0, 5000)),
+    name=st.text(st.characters(codec="utf-8"), max_size=1000),
     numbers=st.dictionaries(st.text(st.characters(codec="utf-8")), st.floats(allow_nan=False, allow_infinity=False)),
     revision=st.none() | st.text(st.characters(codec="utf-8")),
 )
 def test_any_manifest_comes_back_from_json_unchanged(
     sizes: list[int],
     indices: set[int],
-    eos: list[int],
+    eos: set[int],
     name: str,
     numbers: dict[str, float],
     revision: str | None,
@@ -117,11 +117,11 @@ def test_any_manifest_comes_back_from_json_unchanged(
         MANIFEST,
         base_model=name,
         base_revision=revision,
-        architecture=Architecture(name, 5 + sizes[0], *sizes[1:]),
+        architecture=Architecture(name, 5 + sizes[0], *sizes[1:5], 5001, sizes[6]),
         hidden_states=HiddenStates(tuple(sorted(indices))),
         tokens=Tokens(tuple(eos)),
         parity=numbers,
-        files={name: FileRecord("0" * 64, sizes[0])},
+        files={name: FileRecord("0" * 64, 2 ** (sizes[0] % 50))},
     )
     assert Manifest.from_json(manifest.to_json()) == manifest
 
@@ -143,6 +143,17 @@ def test_a_manifest_that_is_not_utf8_is_refused(folder: Path) -> None:
         ("architecture", "num_layers", "5", 'architecture.num_layers is "5"; expected an integer'),
         ("architecture", "num_layers", True, "architecture.num_layers is true; expected an integer"),
         ("architecture", "head_dim", 0, "architecture.head_dim is 0; expected an integer of at least 1"),
+        (
+            "architecture",
+            "num_layers",
+            10**6,
+            "architecture.num_layers is 1000000; expected an integer of at most 10000",
+        ),
+        ("architecture", "num_key_value_heads", -1, "architecture.num_key_value_heads is -1; expected"),
+        ("architecture", "hidden_size", 2**40, "architecture.hidden_size is 1099511627776; expected"),
+        ("architecture", "context_length", 2**31, "architecture.context_length is 2147483648; expected"),
+        ("architecture", "vocab_size", 10**30, "architecture.vocab_size is 1000000000000000000000000000000; expected"),
+        ("architecture", "model_type", "x" * 1001, "architecture.model_type is"),
         ("architecture", "vocab_size", None, "architecture.vocab_size is null; expected an integer"),
         ("precision", "name", "fp8", 'precision.name is "fp8"; expected one of fp32, fp16, int8, int4'),
         ("precision", "kv_cache", "int4", 'precision.kv_cache is "int4"; expected int8'),
@@ -154,6 +165,19 @@ def test_a_manifest_that_is_not_utf8_is_refused(folder: Path) -> None:
         ),
         ("hidden_states", "indices", [1, 1], "hidden_states.indices is [1, 1]"),
         ("hidden_states", "indices", [0, "1"], 'hidden_states.indices[1] is "1"; expected an integer'),
+        ("hidden_states", "indices", list(range(10**5)), "hidden_states.indices is [0, 1, 2, "),
+        ("tokens", "eos_ids", [16], "tokens.eos_ids[0] is 16; expected an id of the vocabulary, from 0 to 15"),
+        ("tokens", "eos_ids", [2, -1], "tokens.eos_ids[1] is -1; expected an id of the vocabulary"),
+        ("tokens", "eos_ids", [1] * 1001, "tokens.eos_ids is [1, 1, "),
+        (
+            "tokens",
+            "eos_ids",
+            [10**30],
+            "tokens.eos_ids is 1000000000000000000000000000000; expected an integer of at most",
+        ),
+        ("tokens", "bos_id", 16, "tokens.bos_id is 16; expected an id of the vocabulary"),
+        ("tokens", "pad_id", 2**31, "tokens.pad_id is 2147483648; expected an id"),
+        ("sampling", "temperature", 10**400, "sampling.temperature is 1000"),
         ("tokens", "eos_ids", 2, "tokens.eos_ids is 2; expected a list"),
         ("sampling", "temperature", -1, "sampling.temperature is -1.0; expected 0 or a number of at least"),
         ("sampling", "top_p", 0, "sampling.top_p is 0.0"),
@@ -161,6 +185,10 @@ def test_a_manifest_that_is_not_utf8_is_refused(folder: Path) -> None:
         ("sampling", "min_p", 2, "sampling.min_p is 2.0"),
         ("sampling", "repetition_penalty", 0, "sampling.repetition_penalty is 0.0"),
         ("files", "model.onnx", {"sha256": "zz", "size": 5}, 'files.model.onnx.sha256 is "zz"; expected 64'),
+        ("files", "model.onnx", {"sha256": "0" * 64, "size": -1}, "files.model.onnx.size is -1; expected a number"),
+        ("files", "model.onnx", {"sha256": "0" * 64, "size": 10**18}, "files.model.onnx.size is 1000000000000000000"),
+        ("files", "\ud800", {"sha256": "0" * 64, "size": 1}, "a name has half a character (U+D800)"),
+        ("parity", "x", float("nan"), "NaN is no number of JSON"),
         ("files", "model.onnx", 5, "files.model.onnx is 5; expected an object"),
         ("exporter", "torch", 2, "exporter.torch is 2; expected a string"),
     ],
@@ -168,6 +196,19 @@ def test_a_manifest_that_is_not_utf8_is_refused(folder: Path) -> None:
 def test_a_wrong_value_is_named(folder: Path, section: str, key: str, value: object, said: str) -> None:
     edit(folder, lambda document: document[section].update({key: value}))
     assert said in refused(errors.ManifestError, folder)
+
+
+def test_a_name_of_5000_letters_in_the_manifest_is_one_line(folder: Path) -> None:
+    edit(folder, lambda document: document["files"].update({"x" * 5000: {"sha256": "0" * 64, "size": 1}}))
+    assert "which has 5000 characters" in refused(errors.UnsafePathError, folder)
+
+
+def test_figures_that_are_no_numbers_and_names_that_are_no_text_can_be_written(folder: Path) -> None:
+    figures = {"logits": float("nan"), "nested": {"states": [float("inf"), 1.0]}}
+    write_bundle(folder, dataclasses.replace(MANIFEST, base_model="caf\udce9", parity=figures))
+    manifest = open_bundle(folder).manifest
+    assert manifest.base_model == "caf?"
+    assert manifest.parity == {"logits": None, "nested": {"states": [None, 1.0]}}
 
 
 def test_a_manifest_of_before_there_were_int8_keys_and_values_reads(folder: Path) -> None:

@@ -178,7 +178,7 @@ GOOD = {"prompt": "123456", "completions": ["579"], "correctness": [True]}
         ({"prompt": "1234567890"}, {}, "line 2: the prompt has 10 tokens"),
         ({"completions": ["1" * 9]}, {}, "line 2: text 1 has 9 tokens after a prompt of 6"),
         ({"completions": [""]}, {}, "line 2: text 1 has no tokens"),
-        ({"completions": ["\ud800"]}, {}, "line 2: the answer has half a character"),
+        ({"completions": ["\ud800"]}, {}, "line 2: completions has half a character"),
         ({"token_ids": [[1, 10]]}, {}, "line 2: token_ids 0 goes from 1 to 10; expected ids from 0 to 9"),
         ({"token_ids": [[-1, 1]]}, {}, "line 2: token_ids 0 goes from -1"),
         ({"token_ids": [[1] * 5]}, {}, "line 2: token_ids 0 has 5 tokens after a prompt of 6"),

@@ -194,7 +194,21 @@ def test_a_prompt_that_cannot_be_answered_is_named_before_anything_is_written(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"data.jsonl line 2: "):
         collect(adding, data, tmp_path / "store", **SUMS)
-    assert not list((tmp_path / "store").iterdir())
+    assert not list(tmp_path.glob("store/*"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[1]", "{}", '{"total_s": 1e999}', '{"total_s": "1"}', "[" * 10**5, '{"runs": ' + "1" * 5000 + "}", "\0"],
+)
+def test_times_that_are_damaged_do_not_cost_what_was_collected(
+    adding: OpenedModel, sums: Path, tmp_path: Path, content: str
+) -> None:
+    with pytest.raises(Stop):
+        collect(adding, sums, tmp_path / "store", **SUMS, progress=stop_at(1))
+    (tmp_path / "store" / "timings.json").write_text(content, encoding="utf-8")
+    assert collect(adding, sums, tmp_path / "store", **SUMS).problems == Store.open(tmp_path / "store").problems
+    assert json.loads((tmp_path / "store" / "timings.json").read_text(encoding="utf-8"))["runs"] == 1
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="how much memory there is, Linux alone says")

@@ -280,6 +280,30 @@ class TestEvaluate:
                 run(problems, tmp_path / "out", **options)
             assert not (tmp_path / "out").exists()
 
+    def test_what_could_not_be_written_is_refused_before_anything_is_computed(
+        self, problems: Path, tmp_path: Path
+    ) -> None:
+        rows = [json.loads(line) for line in problems.read_text(encoding="utf-8").splitlines()[:2]]
+        rows[1]["family"] = "\ud800"
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with pytest.raises(DataError, match=r"data.jsonl line 2: family has half a character \(U\+D800\)"):
+            run(data, tmp_path / "out")
+        for score in ("1" * 400, "1e999", "NaN", "1e200", '"1"', "null"):
+            scores = tmp_path / "scores.jsonl"
+            scores.write_text(f'{{"problem": 0, "index": 0, "score": {score}}}\n', encoding="utf-8")
+            with pytest.raises(DataError, match=r"scores.jsonl line 1 has .*a finite score"):
+                run(problems, tmp_path / "out", external=scores)
+        assert not (tmp_path / "out").exists()
+
+    def test_files_whose_names_are_no_text_leave_results_that_are_whole(self, problems: Path, tmp_path: Path) -> None:
+        data = tmp_path / "caf\udce9.jsonl"
+        data.write_bytes(problems.read_bytes())
+        run(data, tmp_path / "out", limit=3)
+        written = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+        assert written["run"]["data"]["name"] == "caf?.jsonl"
+        assert (tmp_path / "out" / "results.md").is_file()
+
     def test_without_matplotlib_nothing_begins(
         self, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -113,6 +113,15 @@ def test_a_genai_folder_without_a_shared_buffer_concatenates(tmp_path: Path) -> 
         (("model", "decoder", "head_size"), "16", 'head_size is "16"; expected an integer'),
         (("model", "decoder", "head_size"), 0, "architecture.head_dim is 0; expected an integer of at least 1"),
         (("model", "decoder"), None, "decoder is missing; expected an object"),
+        (
+            ("model", "decoder", "num_hidden_layers"),
+            10**6,
+            "architecture.num_layers is 1000000; expected an integer of at",
+        ),
+        (("model", "context_length"), 10**400, "context_length is 1000"),
+        (("model", "vocab_size"), float("nan"), "vocab_size is NaN; expected an integer"),
+        (("model", "decoder", "inputs", "input_ids"), [1] * 10**5, "inputs.input_ids is [1, 1, 1, "),
+        (("model", "eos_token_id"), [2] * 10**5 + ["2"], "eos_token_id is [2, 2, 2, "),
         (("model", "eos_token_id"), ["2"], "eos_token_id is ['2']"),
     ],
 )
@@ -135,6 +144,41 @@ def optimum(root: Path, generation: object = None, graph: str = "model.onnx", **
     if generation is not None:
         documents["generation_config.json"] = generation
     return open_bundle(folder_with(root, documents, graph))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "which is not a relative path"),
+        ("/model.onnx", "which is not a relative path"),
+        ("a\0", "which is not a relative path"),
+        ("../model.onnx", "which leads out of the folder"),
+        ("x" * 300, "cannot be read"),
+        ("x" * 5000, "which has 5000 characters"),
+        ("absent.onnx", "has no absent.onnx"),
+    ],
+)
+def test_a_graph_of_an_odd_name_is_one_line(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(errors.BundleError, match=said) as caught:
+        open_bundle(genai(tmp_path, "model", "decoder", "filename", value=name))
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("temperature", [10**400, float("nan"), float("inf"), "1", [1]])
+def test_sampling_that_no_model_has_is_one_line(tmp_path: Path, temperature: object) -> None:
+    with pytest.raises(errors.ManifestError, match=r"generation_config.json: temperature is ") as caught:
+        optimum(tmp_path, generation={"do_sample": True, "temperature": temperature})
+    assert len(str(caught.value)) < 500
+
+
+def test_ids_that_the_model_cannot_write_end_nothing(tmp_path: Path) -> None:
+    tokens = optimum(tmp_path, eos_token_id=[2, 50256, -1, 2, 10**30], bos_token_id=50256).manifest.tokens
+    assert tokens == Tokens((2,), None, None)
+
+
+def test_names_that_are_no_names_are_passed_over(tmp_path: Path) -> None:
+    manifest = optimum(tmp_path, model_type=["llama"] * 10**5, _name_or_path="x" * 5000).manifest
+    assert (manifest.architecture.model_type, manifest.base_model) == ("unknown", tmp_path.resolve().name)
 
 
 def test_an_optimum_folder_opens_with_concatenated_kv_and_no_hidden_states(tmp_path: Path) -> None:

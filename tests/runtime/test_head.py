@@ -353,13 +353,27 @@ def write_members(path: Path, **changes: object) -> None:
         ({"weight": "ABSENT"}, "no weight"),
         ({"weight": np.zeros((2, 10))}, "weight is float64"),
         ({"weight": np.zeros((2, 11), np.float32)}, "11 inputs wide"),
-        ({"weight": np.array([[None] * 10] * 2)}, "allow_pickle"),
+        ({"weight": np.array([[None] * 10] * 2)}, r"weight does not read: it holds '\|O'; expected numbers"),
         ({"metadata": np.array("{")}, "does not read"),
         ({"metadata": np.array("[1]")}, "the document is .* expected an object"),
         ({"metadata": np.array("[" * 100_000)}, "does not read"),
         ({"format_version": 2}, "format version 2.*pip install --upgrade"),
         ({"layers": "ABSENT"}, "layers is missing"),
         ({"layers": [1, 2.5]}, r"layers\[1\] is 2.5; expected an integer"),
+        ({"layers": [1, 10**6]}, r"the head's layers is \[1, 1000000\]; expected ascending numbers from 0 to 10000"),
+        ({"layers": [1, 10**30]}, "expected an integer of at most 64 bits"),
+        ({"summary": {"x": math.nan}}, "NaN is no number of JSON"),
+        ({"weight": np.full((2, 10), 3e38, np.float32)}, r"the head's weight is 3e\+38 somewhere; expected"),
+        ({"weight": np.full((2, 10), np.nan, np.float32)}, "the head's weight is not finite"),
+        ({"weight": np.zeros((2, 10), ">f4")}, "weight is >f4, expected float32"),
+        ({"weight": np.zeros((2, 10), np.float16)}, "weight is float16, expected float32"),
+        ({"weight": np.zeros((2, 0), np.float32)}, "0 inputs wide"),
+        ({"metadata": np.array(["{}"])}, r"its metadata is <U2 \[1\], expected one text"),
+        ({"calibration": full_head().calibration.to_dict() | {"slope": 1e300}}, "the calibration's slope is 1e.300"),
+        (
+            {"calibration": full_head().calibration.to_dict() | {"prefixes": {"9" * 5000: {}}}},
+            "calibration.prefixes is",
+        ),
         ({"layers": [True, 3]}, r"layers\[0\] is true; expected an integer"),
         ({"gate": 1}, "gate is 1; expected true or false"),
         (
@@ -443,3 +457,68 @@ def test_unknown_fingerprint_is_a_warning() -> None:
     assert warning.startswith("the bundle does not say")
     (warning,) = check_head(replace(make_head(), fingerprint=""), make_manifest())
     assert warning.startswith("the head does not say")
+
+
+def npy(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    length = len(header).to_bytes(2 if version == b"\x01\x00" else 4, "little")
+    return b"\x93NUMPY" + version + length + header.encode() + data
+
+
+def test_an_array_whose_header_claims_what_is_not_there_is_refused_before_room_is_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "head.npz"
+    header = "{{'descr': {}, 'fortran_order': False, 'shape': {}}}"
+    damaged = [
+        (npy(header.format("'<f4'", "(2, 10000000000)"), bytes(80)), "but 80 bytes of numbers follow"),
+        (npy(header.format("'<f4'", "(2, 18446744073709551617, 0)"), bytes(80)), "but 80 bytes of numbers follow"),
+        (npy(header.format("'<f4'", "(2, -10)"), bytes(80)), r"its shape is \(2, -10\); expected whole numbers"),
+        (npy(header.format("'<f4'", "(True, 10)"), bytes(40)), "expected whole numbers"),
+        (npy(header.format("'<f4'", "(2, 10)"), bytes(79)), "but 79 bytes of numbers follow"),
+        (npy(header.format("'|O'", "(2, 10)"), bytes(80)), "expected numbers"),
+        (npy(header.format("[('a', '<f4')]", "(2, 10)"), bytes(80)), "expected numbers"),
+        (npy(header.format("'<f4'", "(2, 10)"), bytes(80), b"\x03\x00"), "expected an array in NumPy's format"),
+        (npy("__import__('os').abort()"), "its header is"),
+        (npy("(" * 9000), "its header is"),
+        (npy("{" * 20_000, version=b"\x02\x00"), "its header has 20000 bytes"),
+        (b"PK\x03\x04", "expected an array in NumPy's format"),
+        (b"", "expected an array in NumPy's format"),
+    ]
+    for content, said in damaged:
+        write_members(path)
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in (members | {"weight.npy": content}).items():
+                archive.writestr(name, data)
+        with pytest.raises(HeadFileError, match=f"its weight does not read: .*{said}"):
+            load_head(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_that_hides_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "head.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:  # a block of 45 bytes may unpack to 900 KB
+        archive.writestr("weight.npy", bytes(10**6))
+    with pytest.raises(HeadFileError, match="packed in an unusual way"):
+        load_head(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weight.npy", b"1")
+        archive.writestr("weight.npy", b"2")
+    with pytest.raises(HeadFileError, match="two members of one name"):
+        load_head(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(1001):
+            archive.writestr(str(number), b"")
+    with pytest.raises(HeadFileError, match="1001 members; expected at most 1000"):
+        load_head(path)
+
+
+def test_a_summary_of_odd_numbers_is_written_as_json_has_it_and_any_other_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "head.npz"
+    odd = {"loss": math.nan, "runs": [math.inf, np.float32(0.5), np.array([1, 2])], "source": "caf\udce9.pt"}
+    save_head(path, replace(full_head(), summary=odd))
+    assert load_head(path).summary == {"loss": None, "runs": [None, 0.5, [1, 2]], "source": "caf?.pt"}
+    before = path.read_bytes()
+    for summary in ({"x": {1, 2}}, {1: "a", "1": "b"}, {"x": 10**5000}):
+        with pytest.raises(HeadFileError, match="the head cannot be written"):
+            save_head(path, replace(full_head(), summary=summary))
+    assert path.read_bytes() == before

@@ -92,6 +92,19 @@ def test_answers_may_be_absent_where_nobody_needs_them(tmp_path: Path) -> None:
     assert read_problems(path, answers=False).rows[0].answer is None
 
 
+def test_an_answer_of_400_digits_is_taken_digit_by_digit(tmp_path: Path) -> None:
+    digits = "1" * 400
+    row = f'{{"prompt": "x", "answer": {digits}}}'.encode()
+    assert read_problems(file_of(tmp_path, row)).rows[0].answer == digits
+
+
+@pytest.mark.parametrize("answer", [b"Infinity", b"-Infinity", b"1e999", b"NaN"])
+def test_an_answer_that_is_no_number_is_named(tmp_path: Path, answer: bytes) -> None:
+    path = file_of(tmp_path, b'{"prompt": "x", "answer": ' + answer + b"}")
+    with pytest.raises(DataError, match=r"data.jsonl line 1: answer is .*; expected a text or a number"):
+        read_problems(path)
+
+
 def test_files_without_rows_are_refused(tmp_path: Path) -> None:
     for content in (b"", b"\n \n"):
         (tmp_path / "empty.jsonl").write_bytes(content)

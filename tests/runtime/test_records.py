@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.records import FloatOrNull, RecordError, finite_or_none, read_fields, read_record
+from swift_edge.records import FloatOrNull, RecordError, finite_or_none, json_text, read_fields, read_record
 from swift_edge.scoring import Calibration
 
 
@@ -96,6 +96,10 @@ def test_what_holds_nothing_by_default_may_be_missing_and_nothing_else() -> None
     ("changes", "said"),
     [
         ({"count": True}, "count is true; expected an integer"),
+        ({"count": 10**30}, f"count is {10**30}; expected an integer of at most 64 bits"),
+        ({"ids": [1, -(10**30)]}, f"ids is -{10**30}; expected an integer of at most 64 bits"),
+        ({"steps": {"9" * 5000: {}}}, f'steps is {{"{"9" * 75}...; expected an object whose names are whole numbers'),
+        ({"steps": {"01": {}}}, 'steps is {"01": {}}; expected an object whose names are whole numbers'),
         ({"count": 1.0}, "count is 1.0; expected an integer"),
         ({"share": "1"}, 'share is "1"; expected a number'),
         ({"share": None}, "share is null; expected a number"),
@@ -124,6 +128,19 @@ def test_what_is_wrong_is_named_with_its_place(changes: dict[str, Any], said: st
 def test_a_document_has_to_be_an_object(document: object) -> None:
     with pytest.raises(RecordError, match=r"^the document is .*; expected an object$"):
         read_record(document, Whole)
+
+
+@given(
+    document=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=3), inner),
+        max_leaves=10,
+    )
+)
+def test_whatever_is_written_is_json_and_utf8(document: object) -> None:
+    text = json_text(document)
+    text.encode()
+    json.loads(text, parse_constant=pytest.fail)
 
 
 CALIBRATION = Calibration(slope=1.5, intercept=-0.5, base_rate=0.4, error=0.1, candidates=80, problems=10)

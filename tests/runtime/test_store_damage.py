@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import json
 import math
 import os
 import subprocess
@@ -88,6 +89,15 @@ def test_a_damaged_array_is_named(whole: Path, name: str, spoil: str) -> None:
         (lambda rows: rows[0].update(token_ids=[1, "2"]), r"token_ids\[1\] is .2.; expected an integer"),
         (lambda rows: rows[0].update(scores={"head": "good"}), "scores.head is .good.; expected a number"),
         (lambda rows: rows[0].update(text=5), "text is 5; expected a string"),
+        (lambda rows: rows[0].update(tokens=10**30), "line 1 .*tokens is 1000.*expected an integer of at most 64 bits"),
+        (lambda rows: rows[0].update(tokens=-1), "line 1 .*tokens is -1; expected a number of rows"),
+        (lambda rows: rows[0].update(n_tokens=99), "line 1 .*n_tokens is 99; expected the number of token_ids"),
+        (lambda rows: rows[1].update(token_ids=[2**31], n_tokens=1), "line 2 .*token_ids is 2147483648; expected ids"),
+        (lambda rows: rows[1].update(token_ids=[-1], n_tokens=1), "line 2 .*token_ids is -1; expected ids"),
+        (lambda rows: rows[0].update(logprob=10**400), "line 1 .*logprob is 1000.*expected a number"),
+        (lambda rows: rows[2].update(logprob=math.nan), "line 3 .*NaN is no number of JSON"),
+        (lambda rows: rows[0].update(text="\ud800"), "line 1 .*text has half a character"),
+        (lambda rows: rows[0].update(index=10**18), "line 1 holds candidate 1000000000000000000"),
         (lambda rows: rows.__setitem__(0, [1]), r"the document is \[1\]; expected an object"),
         (lambda rows: rows.pop(0), "line 1 holds candidate 1"),
         (lambda rows: rows.pop(1), "line 2 holds candidate 2.*expected candidate 1"),
@@ -99,6 +109,55 @@ def test_damaged_lines_are_named(whole: Path, change: Any, reason: str) -> None:
     change_lines(whole, change)
     with pytest.raises(StoreError, match=f"shard-00001.*{reason}"):
         Store.open(whole)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"PK\x03\x04" + data,  # NumPy would take it for an archive, which has no type
+        lambda data: b"\x80\x04." + data,  # and this for a pickle
+        lambda data: data[:6] + b"\x03" + data[7:],
+        lambda data: data.replace(b"'<", b"'>", 1),
+        lambda data: data[:20] + b"\xff" * 40 + data[60:],
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+    ],
+)
+@pytest.mark.parametrize("name", ["states.npy", "statistics.npy", "tokens.npy", "positions.npy"])
+def test_an_array_whose_header_is_damaged_is_one_line(whole: Path, name: str, damage: Any) -> None:
+    file = whole / f"shard-00001.{name}"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(StoreError, match=f"shard-00001.{name}"):
+        Store.open(whole)
+
+
+def test_an_array_in_the_order_of_fortran_is_not_read_in_the_other(whole: Path) -> None:
+    file = whole / "shard-00001.states.npy"
+    file.write_bytes(file.read_bytes().replace(b"False", b"True ", 1))
+    with pytest.raises(StoreError, match="its first axis varies fastest"):
+        Store.open(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"problems": 0}, "problems is 0; expected an integer of at least 1"),
+        ({"n": -3}, "n is -3; expected an integer of at least 1, or null"),
+        ({"width": -4}, "width is -4; expected an integer from 0"),
+        ({"width": 10**12}, "width is 1000000000000; expected"),
+        ({"width": 0}, "of a width, for hidden"),
+        ({"layers": [3, 1]}, r"layers is \[3, 1\]; expected ascending"),
+        ({"layers": []}, "expected some"),
+        ({"seed": 10**30}, "seed is 1000.*at most 64 bits"),
+        ({"sampling": {"temperature": math.nan}}, "NaN is no number of JSON"),
+    ],
+)
+def test_settings_that_no_store_has_are_named(whole: Path, changes: dict[str, Any], reason: str) -> None:
+    path = whole / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    for opening in (lambda: Store.open(whole), lambda: StoreWriter(whole, INFO)):
+        with pytest.raises(StoreError, match=rf"store.json.*{reason}"):
+            opening()
 
 
 def test_no_store_and_damaged_settings_are_named(whole: Path, tmp_path: Path) -> None:

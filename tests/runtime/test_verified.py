@@ -90,6 +90,19 @@ def test_a_bundle_that_is_only_looked_at_is_hashed_every_time(
         open_bundle(folder)
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 10**5, b'{"version": NaN}', b"1" * 5000, b"{}", b"sparse"])
+def test_a_record_that_is_damaged_or_huge_is_made_again(
+    folder: Path, cache: Path, hashed: Callable[[Path], set[str]], content: bytes
+) -> None:
+    hashed(folder)
+    (record,) = records(cache)
+    record.write_bytes(content)
+    if content == b"sparse":
+        os.truncate(record, 20 * 10**9)
+    assert hashed(folder) == HASHED
+    assert hashed(folder) == set()
+
+
 def damage(file: Path) -> None:
     """Change a byte, and set the time of the last write back."""
     before = file.stat()

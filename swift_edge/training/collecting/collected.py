@@ -1,16 +1,17 @@
 """One run of collecting: it stores candidates, reports progress, and sums up at the end."""
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from swift_edge.errors import DiskSpaceError, size_text
+from swift_edge.errors import DiskSpaceError, StoreError, size_text
+from swift_edge.records import json_text, read_value
+from swift_edge.system.documents import read_json
 from swift_edge.system.files import write_whole
 from swift_edge.system.machine import require_disk
 from swift_edge.training.collecting.features import ReadCandidate
@@ -27,6 +28,7 @@ BYTES_PER_LINE = 512
 """About how many a candidate's line has, without its tokens and text."""
 BYTES_PER_TOKEN = 32
 """About how many a token takes besides its features: statistics, id, position, and its part of the line."""
+_TIMINGS = ("runs", "tokens", "prompt_tokens", "total_s", "prefill_s", "decode_s", "sample_s", "head_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +156,13 @@ class Collection:
             return
         path = self._writer.path / TIMINGS_NAME
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = {}
+            before = read_timings(path.parent)
+        except StoreError:  # times of earlier runs are not worth an error
+            before = dict.fromkeys(_TIMINGS, 0)
         mine = {"runs": 1, "tokens": self.tally.tokens, "prompt_tokens": self.tally.prompt_tokens} | self._seconds()
-        after = {name: value + before.get(name, 0) for name, value in mine.items()}
+        after = {name: value + before[name] for name, value in mine.items()}
         with contextlib.suppress(OSError):  # on a full disk, say, which is reported anyway
-            write_whole(path, (json.dumps(after, indent=2) + "\n").encode())
+            write_whole(path, (json_text(after, indent=2) + "\n").encode())
 
     def summary(self) -> Collected:
         """The summary of a complete store."""
@@ -212,6 +214,22 @@ class Collection:
             "which fewer --layers or --tokens-per-candidate make smaller,"
         )
         require_disk(writer.path, round(mean * left), what)
+
+
+def read_timings(folder: Path) -> dict[str, float]:
+    """Seconds and tokens of all runs that filled a store, by name; 0 where none are kept.
+
+    Raises `StoreError` for a file that is damaged.
+    """
+    path = folder / TIMINGS_NAME
+    try:
+        document = read_json(path)
+        read_value(document, Mapping[str, float], "it")
+        return {name: document[name] for name in _TIMINGS}
+    except FileNotFoundError:
+        return dict.fromkeys(_TIMINGS, 0)
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path} does not read ({error!r:.200}); delete it, and the times are left out") from error
 
 
 def require_disk_or_warn(path: Path, needed: int, report: Callable[[str], None]) -> None:

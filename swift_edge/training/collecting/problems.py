@@ -1,7 +1,6 @@
 """Problems: prompts with reference answers, read from JSONL and checked row by row before anything is computed."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,16 @@ import numpy as np
 from swift_edge.answers import AnswerTask, answer_task
 from swift_edge.checks import is_number
 from swift_edge.engine.model import Prompt
-from swift_edge.errors import DataError, InvalidOptionError, SwiftEdgeError
+from swift_edge.errors import MIB, DataError, InvalidOptionError, SwiftEdgeError
+from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, parse_json
+from swift_edge.system.machine import require_memory
 
 PROMPT_FIELDS = ("prompt", "question", "messages")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LARGE = 256 * MIB
+"""Size of a file from which on it is asked whether its rows fit into memory."""
+_MEMORY_PER_BYTE = 2
+"""At least how much of it they take: texts hardly more than in the file, numbers of a few digits six times that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,19 +140,31 @@ class Grading:
 def read_rows(path: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     """Read JSONL: the SHA-256 of the file, and each row with its place, file and line as text for messages.
 
-    Raises `DataError` for a file that is absent or empty, and for a row that is not UTF-8, not JSON or not an object.
+    Raises `DataError` for a file that is absent, empty or no file, for a row that is not UTF-8, not JSON or not an
+    object, and for more than `LINES_BYTES`; `MemoryLimitError` where the rows do not fit into memory.
     """
+    digest = hashlib.sha256()
+    rows: list[tuple[str, dict[str, Any]]] = []
+    empty: str | None = None  # the first of the empty lines that came last
     try:
-        data = path.read_bytes()
+        with opened(path, LINES_BYTES) as (stream, size):
+            if size > _LARGE:
+                require_memory(size * _MEMORY_PER_BYTE, f"reading {path}", "free some memory, or split the file")
+            for place, line in json_lines(stream, path):
+                digest.update(line)
+                if not line.removeprefix(_BYTE_ORDER_MARK).strip():
+                    empty = empty or place
+                    continue
+                if empty is not None:
+                    raise DataError(f"{empty} is empty; expected a JSON object: empty lines may stand at the end only")
+                rows.append((place, _row(line, place)))
+    except DocumentError as error:
+        raise DataError(f"{error}: correct the file, or name another one") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); expected a file of JSON lines") from error
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
+    if not rows:
         raise DataError(f"{path} is empty; expected one JSON object per line")
-    rows = [(f"{path} line {number}", line) for number, line in enumerate(lines, start=1)]
-    return hashlib.sha256(data).hexdigest(), [(place, _row(line, place)) for place, line in rows]
+    return digest.hexdigest(), rows
 
 
 def prompt_of(row: Mapping[str, Any], place: str) -> Prompt:
@@ -181,7 +199,8 @@ def text_of(row: Mapping[str, Any], name: str, place: str) -> str | None:
     value = row.get(name)
     if value is None or isinstance(value, str):
         return value
-    if not is_number(value):
+    # A whole number is exact at any length: as a text it need not fit into a float.
+    if not (is_number(value) or (isinstance(value, int) and not isinstance(value, bool))):
         raise DataError(f"{place}: {name} is {_shown(value)}; expected a text or a number")
     return str(value)
 
@@ -199,14 +218,7 @@ def naming(problem: Problem, error: SwiftEdgeError) -> DataError:
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:
-    if not line.strip():
-        raise DataError(f"{place} is empty; expected a JSON object: empty lines may stand at the end only")
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place} is not UTF-8 (byte 0x{line[error.start]:02x}); convert the file first") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} is not JSON ({error}); expected one object per line") from error
+    row = parse_json(line, place, strict=False)
     if not isinstance(row, dict):
         raise DataError(f"{place} is {_shown(row)}; expected a JSON object")
     return row

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from swift_edge.errors import StoreError
-from swift_edge.records import FloatOrNull, RecordError, finite_or_none, read_fields, read_record
+from swift_edge.records import FloatOrNull, RecordError, json_text, read_fields, read_record, shown
 from swift_edge.results import was_cut_off
+from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, parse_json, read_text
 
 STATISTICS: Final = ("logprob", "entropy", "self_certainty")
 """Columns of a shard's token statistics, in nats at temperature 1 and before any filter."""
@@ -20,9 +21,14 @@ PARTIAL: Final = ".partial"
 ARRAY_NAMES: Final = ("states", "statistics", "tokens", "positions")
 """Arrays of a shard; `states` is left out where no features are kept."""
 
+AGAIN: Final = "delete the files of this shard and of all later ones, and run the same collect again"
+"""The way out of a damaged shard."""
+
 StoredFeature: TypeAlias = Literal["hidden", "logits", "none"]
 
-_MEANS = ("logprob", "mean_logprob", "self_certainty", "entropy")
+_LARGEST_WIDTH: Final = 2**24
+_LAST_LAYER: Final = 10_000
+
 _UNCOMPARED = ("bundle", "version")
 """Fields that do not change a candidate: where the bundle lay, and who wrote the store."""
 
@@ -91,15 +97,15 @@ class StoreInfo:
 
     def to_json(self) -> str:
         """Write it; `from_json` reads it back unchanged."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> "StoreInfo":
         """Read what `to_json` wrote; raises `StoreError`, which names `path`."""
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path} is not JSON ({error}); collect again into another folder") from error
+            document = parse_json(text, str(path))
+        except DocumentError as error:
+            raise StoreError(f"{error}: collect again into another folder") from error
         version = document.get("format_version") if isinstance(document, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise StoreError(
@@ -107,7 +113,9 @@ class StoreInfo:
                 "run: pip install --upgrade swift-edge"
             )
         try:
-            return read_record(document, cls)
+            info = read_record(document, cls)
+            _check_info(info)
+            return info
         except RecordError as error:
             raise StoreError(f"{path}: {error}; collect again into another folder") from None
 
@@ -166,32 +174,65 @@ class StoredCandidate:
         """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
         document = asdict(self)
         del document["cut_off"]  # told by the reason and the settings of the store
-        for name in _MEANS:
-            document[name] = finite_or_none(document[name])
-        document["scores"] = {name: finite_or_none(score) for name, score in self.scores.items()}
-        document["running"] = {name: list(map(finite_or_none, scores)) for name, scores in self.running.items()}
-        return json.dumps(document, ensure_ascii=False, allow_nan=False)
+        return json_text(document)
 
 
-def read_lines(data: bytes, path: Path, info: StoreInfo) -> Iterator[StoredCandidate]:
-    """Read the lines of a shard, `data`; raises `StoreError` with file and line for anything but sound ones.
+def read_lines(path: Path, info: StoreInfo, *, growing: bool = False) -> Iterator[tuple[StoredCandidate, bytes]]:
+    """Read the lines of a shard, each as a candidate and as it is.
 
     Earlier versions looked for answers in responses that were cut off: they are read as `collect` stores them now.
+    Raises `StoreError` with file and line for anything but sound ones; in a `growing` file the last may be cut off.
     """
     shared: dict[int, int] = {}  # one object per token id: 8 bytes per token instead of 36
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            values = read_fields(json.loads(line), StoredCandidate, optional=("cut_off",))
-            values["token_ids"] = tuple(shared.setdefault(each, each) for each in values["token_ids"])
-            values["cut_off"] = was_cut_off(values["finish_reason"], can_end=info.can_end)
-            if values["cut_off"]:
-                values |= {"correct": values["correct"] and info.task is None, "answer": None}
-            yield StoredCandidate(**values)
-        except (ValueError, RecursionError) as error:
-            raise StoreError(
-                f"{path} line {number} does not read as a candidate ({error}); "
-                "delete the files of this shard and of all later ones, and run the same collect again"
-            ) from error
+    try:
+        with opened(path, LINES_BYTES) as (stream, _):
+            for place, line in json_lines(stream, path):
+                if not (growing and not line.endswith(b"\n")):
+                    yield _candidate(line, place, info, shared), line
+    except DocumentError as error:
+        raise StoreError(f"{error}: {AGAIN}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); expected files that this user may read") from error
+
+
+def _candidate(line: bytes, place: str, info: StoreInfo, shared: dict[int, int]) -> StoredCandidate:
+    try:
+        values = read_fields(parse_json(line, "it"), StoredCandidate, optional=("cut_off",))
+        values["token_ids"] = tuple(shared.setdefault(each, each) for each in values["token_ids"])
+        values["cut_off"] = was_cut_off(values["finish_reason"], can_end=info.can_end)
+        if values["cut_off"]:
+            values |= {"correct": values["correct"] and info.task is None, "answer": None}
+        candidate = StoredCandidate(**values)
+        _check_candidate(candidate)
+    except ValueError as error:
+        raise StoreError(f"{place} does not read as a candidate ({error}); {AGAIN}") from error
+    return candidate
+
+
+def _check_info(info: StoreInfo) -> None:
+    """Raise `RecordError` for settings that no store has."""
+    places = list(info.layers)
+    _expect(info.problems >= 1, "problems", info.problems, "an integer of at least 1")
+    _expect(info.n is None or info.n >= 1, "n", info.n, "an integer of at least 1, or null")
+    _expect(0 <= info.width <= _LARGEST_WIDTH, "width", info.width, f"an integer from 0 to {_LARGEST_WIDTH}")
+    ascending = places == sorted(set(places)) and all(0 <= layer <= _LAST_LAYER for layer in places)
+    _expect(ascending, "layers", places, f"ascending integers from 0 to {_LAST_LAYER}")
+    if info.feature != "none":
+        _expect(info.slices >= 1 and info.width >= 1, "layers", places, f"some, of a width, for {info.feature}")
+
+
+def _check_candidate(candidate: StoredCandidate) -> None:
+    """Raise `RecordError` for numbers that do not belong together, or that arrays do not hold."""
+    ids = candidate.token_ids
+    _expect(candidate.n_tokens == len(ids), "n_tokens", candidate.n_tokens, f"the number of token_ids, {len(ids)}")
+    _expect(0 <= candidate.tokens < 2**31, "tokens", candidate.tokens, "a number of rows")
+    for token in (min(ids), max(ids)) if ids else ():
+        _expect(0 <= token < 2**31, "token_ids", token, "ids of a vocabulary")
+
+
+def _expect(condition: bool, where: str, value: object, expected: str) -> None:
+    if not condition:
+        raise RecordError(f"{where} is {shown(value)}; expected {expected}")
 
 
 def array_path(folder: Path, shard: int, name: str) -> Path:
@@ -213,10 +254,12 @@ def read_info(folder: Path) -> StoreInfo:
     """Read the settings of the store in `folder`; raises `StoreError` where there is none."""
     path = folder / STORE_NAME
     try:
-        return StoreInfo.from_json(path.read_text(encoding="utf-8"), path)
+        return StoreInfo.from_json(read_text(path), path)
     except FileNotFoundError:
         raise StoreError(
             f"{folder} holds no {STORE_NAME}; expected a store, as swift-edge collect --out DIR makes"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except DocumentError as error:
+        raise StoreError(f"{error}: collect again into another folder") from error
+    except OSError as error:
         raise StoreError(f"{path} cannot be read ({error}); expected a store that this user may read") from error

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.errors import StoreError
+from swift_edge.system.array_files import map_array
 from swift_edge.training.store.format import (
+    AGAIN,
     STATISTICS,
     StoredCandidate,
     StoreInfo,
@@ -25,7 +27,6 @@ from swift_edge.training.store.format import (
 _HEADER_BYTES: Final = 128
 """Length of the header of every array; numpy pads it so that the first axis can grow."""
 _DTYPES: Final = {"states": "<f2", "statistics": "<f4", "tokens": "<i4", "positions": "<i4"}
-_AGAIN: Final = "delete the files of this shard and of all later ones, and run the same collect again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,13 +100,14 @@ class GrowingShard:
             for path in shard._paths.values():
                 partial_path(path).unlink(missing_ok=True)
             return shard
-        path = partial_path(shard._paths["lines"])
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
+        candidates, sizes = [], []
+        for candidate, line in read_lines(partial_path(shard._paths["lines"]), info, growing=True):
+            candidates.append(candidate)
+            sizes.append(len(line))
         rows = min(shard._rows_in(name) for name in info.array_names)
-        shard.resumed = _whole_problems(list(read_lines(whole, path, info)), info, problem, rows)
+        shard.resumed = _whole_problems(candidates, info, problem, rows)
         shard._rows = sum(candidate.tokens for candidate in shard.resumed)
-        lines = sum(len(line) + 1 for line in whole.split(b"\n")[: len(shard.resumed)])
+        lines = sum(sizes[: len(shard.resumed)])
         shard._open("r+b")
         for name, file in shard._files.items():
             size = lines if name == "lines" else _HEADER_BYTES + shard._rows * shard._row_bytes(name)
@@ -191,21 +193,17 @@ class GrowingShard:
 def open_shard(folder: Path, number: int, info: StoreInfo, problem: int) -> Shard:
     """Map the arrays of a shard and check that they fit its lines, which begin with `problem`."""
     path = lines_path(folder, number)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}); expected files that this user may read") from error
-    candidates = tuple(read_lines(data, path, info))
+    candidates = tuple(candidate for candidate, _ in read_lines(path, info))
     following = [(problem, 0)]
     for line, candidate in enumerate(candidates, start=1):
         if (candidate.problem, candidate.index) not in following:
             raise StoreError(
                 f"{path} line {line} holds candidate {candidate.index} of problem {candidate.problem}; expected "
-                f"candidate {following[0][1]} of problem {following[0][0]}: {_AGAIN}"
+                f"candidate {following[0][1]} of problem {following[0][0]}: {AGAIN}"
             )
         following = [(candidate.problem, candidate.index + 1), (candidate.problem + 1, 0)]
     if not candidates:
-        raise StoreError(f"{path} has no lines; expected one per candidate: {_AGAIN}")
+        raise StoreError(f"{path} has no lines; expected one per candidate: {AGAIN}")
     starts = np.concatenate([[0], np.cumsum([candidate.tokens for candidate in candidates])]).astype(np.int64)
     rows = int(starts[-1])
     shapes = {
@@ -222,16 +220,15 @@ def open_shard(folder: Path, number: int, info: StoreInfo, problem: int) -> Shar
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Map an array of exactly this type and shape."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{path} does not read as an array ({error}): {_AGAIN}") from error
+        array = map_array(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} does not read as an array ({error}): {AGAIN}") from error
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         raise StoreError(
             f"{path} holds {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} {list(shape)}, as its .jsonl "
-            f"says: {_AGAIN}"
+            f"says: {AGAIN}"
         )
-    mapped: NDArray[Any] = array.view(np.ndarray)
-    return mapped
+    return array
 
 
 def _require_whole(array: NDArray[Any]) -> None:
@@ -242,7 +239,7 @@ def _require_whole(array: NDArray[Any]) -> None:
         base = base.base
     if isinstance(base, mmap.mmap) and base.size() < len(base):
         raise StoreError(
-            f"{name} was cut short while it was open: {base.size()} bytes are left; expected {len(base)}: {_AGAIN}"
+            f"{name} was cut short while it was open: {base.size()} bytes are left; expected {len(base)}: {AGAIN}"
         )
 
 
