@@ -1,6 +1,6 @@
 """How often the tasks number and literal agree with the labels of real responses, those of GSM8K and of CRUXEval.
 
-    python tests/bench/grader_agreement.py gsm8k/example_model_solutions.jsonl cruxeval/cruxeval.jsonl cruxeval/SCORED.json
+    python tests/bench/grader_agreement.py example_model_solutions.jsonl cruxeval.jsonl SCORED.json
 
 The files are those of openai/grade-school-math and of facebookresearch/cruxeval. Every disagreement is printed.
 """
