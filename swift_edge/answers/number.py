@@ -108,7 +108,7 @@ LISTED: Final = re.compile(
     | [*$%°]{{0,4}}\s?,\s{{0,2}}{_NAMED}[0-9.,]{{0,20}}[$%°*}}\])\\]{{0,4}}\s*(?:$|[,;.)\]}}!]|(?:and|or)\b)
     | ,\s{{0,2}}(?:[A-Za-z]\w{{0,10}}\s?=\s?[-+]?[0-9] | [-+]?(?:\\infty|∞) | [a-z]\))
     | \s?[A-Za-z%°$]{{1,15}}(?:\s[A-Za-z]{{1,15}})?,?\s(?:and|or|and/or)\s{_HEDGE}{_SIGNED}
-    | \s?{_MEASURES},?\s?(?:and\s)?[0-9]
+    | \s?{_MEASURES},?\s?(?:and\s)?[0-9] | \s?[A-Za-z]{{1,15}}\s[x×]\s[0-9] | \sand\sa\s(?:half|third|quarter)
     | [ \t][-+$€£]?\.?[0-9]
     """,
     re.IGNORECASE | re.VERBOSE,

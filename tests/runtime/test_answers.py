@@ -231,7 +231,7 @@ def test_a_number_is_itself_in_every_spelling(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", sorted(ANSWER_TASKS))
+@pytest.mark.parametrize("task", sorted(ANSWER_TASKS.keys() - {"latex"}))
 def test_repetitions_of_anything_cost_no_more_than_their_length(task: str) -> None:
     used = answer_task(task)
     parts = [
