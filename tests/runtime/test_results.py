@@ -113,7 +113,9 @@ def test_the_shape_of_the_data_is_the_same_whatever_there_is_to_say() -> None:
     assert set(documents[0]) == {each.name for each in fields(Selection)}
     for document in documents:
         for each in document["candidates"]:
-            assert set(each) == {field.name for field in fields(Candidate)} - {"gates", "rewards"} | {"n_tokens"}
+            assert set(each) == {field.name for field in fields(Candidate)} - {"gates", "rewards", "cut_off"} | {
+                "n_tokens"
+            }
     assert documents[1]["ranked"] == [1, 0]
     assert documents[1]["candidates"][1]["score"] is documents[1]["candidates"][0]["self_certainty"] is None
     assert documents[1]["answers"] == [{"text": "7", "candidates": [0, 1], "posterior": 0.9, "support": 2}]
