@@ -381,7 +381,9 @@ def test_the_bundle_gives_messages_the_ids_that_transformers_gives_them(
     both: tuple[Any, Tokenizer], texts: list[str]
 ) -> None:
     reference, tokenizer = both
-    messages = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+    # Taking turns, so that the last one is the user's.
+    roles = [("user", "assistant")[left % 2] for left in reversed(range(len(texts)))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
     given = reference.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
     assert tokenizer.encode_prompt(messages) == list(given["input_ids"] if hasattr(given, "keys") else given)
     if len(texts) == 1:
