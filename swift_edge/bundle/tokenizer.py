@@ -1,27 +1,22 @@
 """Text to token ids and back: the tokenizer, the chat template, and text that grows token by token."""
 
 import contextlib
-import datetime
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from swift_edge.bundle.manifest import Bundle
 from swift_edge.errors import EmptyPromptError, PromptError, TemplateError, TokenizerError
 
 if TYPE_CHECKING:
-    import jinja2
-    import jinja2.sandbox
     import tokenizers
+
+    from swift_edge.bundle.template import ChatTemplate
 
 Message = Mapping[str, str]
 """A chat message: `{"role": "user", "content": "What is 2 + 2?"}`."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-# What a template gets that insists on today's date: a prompt must not change from one day to the next.
-FIXED_DATE = datetime.datetime(2024, 7, 26)
 
 # Digits first: most tokenizers keep them apart from letters, so that they do not merge with what follows.
 _ANCHORS = ("1", "0", "a", "A", ".")
@@ -152,44 +147,16 @@ class Tokenizer:
             "documents": None,
             **self._special_tokens,
         }
-        text = self._rendered(values)
+        text = self._template.render(values)
         _check_text(text, "the text that the chat template made")
         return text
 
-    def _rendered(self, values: Mapping[str, Any]) -> str:
-        import jinja2
-
-        try:
-            try:
-                return self._template.render(values)
-            except jinja2.UndefinedError as error:
-                # Left undefined at first, because templates that ask for it politely have a date of their own.
-                if "strftime_now" not in str(error):
-                    raise
-                return self._template.render(values, strftime_now=FIXED_DATE.strftime)
-        except _RefusalError as error:
-            raise TemplateError(f"the chat template refuses the messages: {error}; change the messages") from None
-        except TemplateError:
-            raise
-        # A template is a program from elsewhere and may fail in any way.
-        except Exception as error:
-            raise TemplateError(
-                f"the chat template of {self._bundle.path} failed ({type(error).__name__}: {error}); "
-                "change the messages, or repair the template and export the bundle again"
-            ) from error
-
     @functools.cached_property
-    def _template(self) -> "jinja2.Template":
-        import jinja2
+    def _template(self) -> "ChatTemplate":
+        from swift_edge.bundle.template import ChatTemplate
 
         assert self._bundle.chat_template is not None
-        try:
-            return _environment().from_string(self._bundle.chat_template)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(
-                f"the chat template of {self._bundle.path} does not parse (line {error.lineno}: {error.message}); "
-                "repair it and export the bundle again"
-            ) from error
+        return ChatTemplate(self._bundle.chat_template, self._bundle.path)
 
     @functools.cached_property
     def _special_tokens(self) -> dict[str, str]:
@@ -360,46 +327,3 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
     if not any(message["content"].strip() for message in checked):
         raise EmptyPromptError("all messages of the prompt are empty; expected some text to answer")
     return checked
-
-
-class _RefusalError(Exception):
-    """A template called raise_exception."""
-
-
-def _environment() -> "jinja2.sandbox.ImmutableSandboxedEnvironment":
-    import jinja2
-    import jinja2.ext
-    import jinja2.nodes
-    import jinja2.parser
-    import jinja2.sandbox
-
-    class GenerationBlocks(jinja2.ext.Extension):
-        """Take `{% generation %}` blocks, which mark answers for training, as if the marks were not there."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: "jinja2.parser.Parser") -> list["jinja2.nodes.Node"]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlocks]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    environment.filters["tojson"] = _to_json
-    return environment
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _RefusalError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
