@@ -85,9 +85,9 @@ class OpenedModel:
             answer = self.tokenizer.encode_response(text)
         except PromptTooLongError as error:
             raise InvalidOptionError(
-                f"text {place} has at least {error.prompt_tokens} tokens after a prompt of {prompt_tokens} "
-                f"({error.nbytes} bytes or more), but the model's context holds {error.context_length}; "
-                "shorten the text or the prompt"
+                f"text {place} has {error.nbytes} bytes or more, at least {error.prompt_tokens} tokens after a prompt "
+                f"of {prompt_tokens}, but the model's context holds {error.context_length}; shorten the text or the "
+                "prompt"
             ) from None
         end = self.tokenizer.end_of_turn
         ended = bool(answer) and answer[-1] in self.bundle.manifest.tokens.eos_ids

@@ -7,7 +7,7 @@ import numpy as np
 
 from swift_edge.arrays import Ids
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.checks import is_whole
+from swift_edge.checks import expect, is_whole
 from swift_edge.engine.graph import DecoderGraph
 from swift_edge.engine.host import HostLogits, HostStates
 from swift_edge.engine.kv_cache import ConcatenatedCache, KVCache, cache_tokens
@@ -37,10 +37,12 @@ class ModelSession:
         Raises `ProviderError` if the session does not get a provider that was asked for, `InvalidOptionError` for a
         number of threads below 1, `BundleError` for a graph that onnxruntime does not open.
         """
-        if threads is not None and not (is_whole(threads, 1) and threads <= MOST_THREADS):
-            raise InvalidOptionError(
-                f"threads is {threads!r}; expected at least 1, or None for every core there is; at most {MOST_THREADS}"
-            )
+        expect(
+            threads is None or (is_whole(threads, 1) and threads <= MOST_THREADS),
+            "threads",
+            threads,
+            f"at least 1, or None for every core there is; at most {MOST_THREADS}",
+        )
         self.threads = threads or default_threads()
         self.graph = graph = DecoderGraph.open(bundle, providers, self.threads)
         self.providers: tuple[str, ...] = graph.providers
