@@ -250,6 +250,11 @@ class MemoryLimitError(SwiftEdgeError, MemoryError):
         )
 
 
+def out_of_memory(what: str) -> MemoryLimitError:
+    """The error of work that the system refused more memory for on the way."""
+    return MemoryLimitError(what, None, None, "ask for fewer candidates or fewer tokens, or free some memory")
+
+
 class DeviceMemoryError(SwiftEdgeError, MemoryError):
     """More memory is wanted than a device has left; `needed` are bytes, where that is known. What is left is not."""
 

@@ -13,7 +13,7 @@ from swift_edge.arrays import Ids
 from swift_edge.checks import expect, is_number
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.request import Consumer, Request, Ticket
-from swift_edge.errors import EngineClosedError, InvalidOptionError
+from swift_edge.errors import EngineClosedError, InvalidOptionError, SwiftEdgeError, out_of_memory
 from swift_edge.results import Event, Picked, Selection
 from swift_edge.selection.pick import Pick
 from swift_edge.selection.planning import PlannedPick
@@ -210,7 +210,12 @@ class Handle:
             raise self._outbox.error
         with self._finished:
             if self._selection is None:
-                self._selection = self._finish()
+                try:
+                    self._selection = self._finish()
+                except MemoryError as error:
+                    if isinstance(error, SwiftEdgeError):
+                        raise
+                    raise out_of_memory("the selection") from error
             return self._selection
 
 

@@ -188,7 +188,9 @@ class Selector:
         All prompts share the batch: rows that end are taken over by the candidates that wait. Each selection is what
         `pick` gives for that prompt and the same options, and says by `prompt_index` which prompt it belongs to.
         Options are checked at once, prompts when their turn comes. With `on_error="raise"` the error of one is raised
-        when those before it have been answered, with `"yield"` it is given as a `FailedPick` and the others go on.
+        when all that are under way have been answered and given, and no further prompt is begun; what a `list` has
+        gathered until then is lost with it: loop, or let `on_error="yield"` give it as a `FailedPick` in its place
+        while all others go on.
         """
         asked = PickOptions.of(options, changes)
         if isinstance(prompts, (str, bytes, Mapping)):

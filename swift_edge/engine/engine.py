@@ -29,6 +29,7 @@ from swift_edge.errors import (
     RequestCancelledError,
     SwiftEdgeError,
     one_line,
+    out_of_memory,
 )
 from swift_edge.options import MOST_ROWS as LARGEST_BATCH
 
@@ -461,6 +462,9 @@ class Engine:
         """End a request: its rows are free before the next step."""
         if ticket.state == "closed":
             return
+        if isinstance(error, MemoryError) and not isinstance(error, SwiftEdgeError):
+            cause, error = error, out_of_memory("the request")
+            error.__cause__ = cause
         ticket.state = "closed"
         self._rows.drop(ticket)
         self._scheduler.remove(ticket)
@@ -481,7 +485,7 @@ class Engine:
         self.failures += 1
         self._rows = Rows(self.session)
         self._prompts.clear()
-        is_ours = isinstance(error, SwiftEdgeError)
+        is_ours = isinstance(error, SwiftEdgeError | MemoryError)  # which becomes one of ours
         for ticket in list(self._tickets):
             failure: Exception = error
             if not is_ours:
