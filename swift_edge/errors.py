@@ -22,7 +22,6 @@
     ├── TokenizerError               (ValueError)   a tokenizer that does not read or does not belong to the model
     ├── LogitsError                  (FloatingPointError) logits without a distribution
     ├── ProviderError                (RuntimeError) an execution provider that the session did not get
-    │   └── UnknownProviderError       (InvalidOptionError) one that this onnxruntime does not have
     ├── DeviceError                  (RuntimeError) a small graph that failed on its device
     ├── MemoryLimitError             (MemoryError)  more memory wanted than there is
     ├── DeviceMemoryError            (MemoryError)  more memory wanted than a device has left
@@ -219,10 +218,6 @@ class LogitsError(SwiftEdgeError, FloatingPointError):
 
 class ProviderError(SwiftEdgeError, RuntimeError):
     """The session did not get an execution provider that was asked for."""
-
-
-class UnknownProviderError(ProviderError, InvalidOptionError):
-    """An execution provider that this onnxruntime does not have: the name is wrong, or the build."""
 
 
 class DeviceError(SwiftEdgeError, RuntimeError):

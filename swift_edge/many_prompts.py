@@ -161,15 +161,8 @@ def in_order_of_prompts(answered: Iterator[Any]) -> Iterator[Any]:
     """Keep back what is done before one of an earlier prompt."""
     kept: dict[int, Any] = {}
     due = 0
-    try:
-        for answer in answered:
-            kept[answer.prompt_index] = answer
-            while due in kept:
-                yield kept.pop(due)
-                due += 1
-    except GeneratorExit:
-        raise
-    except BaseException:
-        # One has failed: those after it that are done are no less done.
-        yield from (kept[index] for index in sorted(kept))
-        raise
+    for answer in answered:
+        kept[answer.prompt_index] = answer
+        while due in kept:
+            yield kept.pop(due)
+            due += 1

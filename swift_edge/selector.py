@@ -187,10 +187,9 @@ class Selector:
 
         All prompts share the batch: rows that end are taken over by the candidates that wait. Each selection is what
         `pick` gives for that prompt and the same options, and says by `prompt_index` which prompt it belongs to.
-        Options are checked at once, prompts when their turn comes. With `on_error="raise"` the error of one is raised
-        when all that are under way have been answered and given, and no further prompt is begun; what a `list` has
-        gathered until then is lost with it: loop, or let `on_error="yield"` give it as a `FailedPick` in its place
-        while all others go on.
+        Options are checked at once, prompts when their turn comes. With `on_error="raise"` no prompt is begun after one
+        that fails, and its error is raised when those under way have been given, or in its place if `in_order`: a
+        `list` of them would lose what it has gathered. With `"yield"` it is given as a `FailedPick`, the others go on.
         """
         asked = PickOptions.of(options, changes)
         if isinstance(prompts, (str, bytes, Mapping)):

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from swift_edge.bundle.manifest import Bundle, Precision
-from swift_edge.errors import BundleError, ProviderError, UnknownProviderError
+from swift_edge.errors import BundleError, ProviderError
 
 INT8_KV_SINCE = (1, 28)
 """The first onnxruntime whose CPU kernels keep keys and values in int8 beside float32 activations, and rightly: 1.27
@@ -127,7 +127,7 @@ def _provider_name(name: str, available: Sequence[str]) -> str:
     for candidate in available:
         if name.lower() in (candidate.lower(), candidate.lower().removesuffix("executionprovider")):
             return candidate
-    raise UnknownProviderError(
+    raise ProviderError(
         f"the provider {name!r} is not in this onnxruntime, which has {', '.join(available)}; "
         "install an onnxruntime build that has it (onnxruntime-gpu for cuda), or leave providers out"
     )

@@ -1,6 +1,7 @@
 """The whole path: text in, the best candidate out, with figures that a plain computation confirms."""
 
 import dataclasses
+import itertools
 import json
 import pickle
 from collections.abc import Iterator
@@ -11,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge import CandidateBegun, CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
+from swift_edge import (
+    CandidateBegun,
+    CandidateFinished,
+    FailedPick,
+    Picked,
+    Selection,
+    Selector,
+    SwiftEdgeError,
+    TokenSampled,
+)
 from swift_edge.bundle import Tokenizer, open_bundle
 from swift_edge.engine import ModelSession, token_statistics
 from swift_edge.errors import InvalidOptionError, MemoryLimitError, PromptTooLongError
@@ -365,6 +375,12 @@ def test_requests_that_cannot_be_served_are_refused_before_the_first_event(
     [
         ([], "at least one"),
         ("one text", "expected a list"),
+        (None, "texts is None; expected a list"),
+        (5, "texts is 5; expected a list"),
+        (["fine", None], "expected a list"),
+        (["a"] * 10_001, "at most 10000"),
+        (itertools.repeat("a"), "texts is repeat.'a'.; expected a list"),
+        (["word " * 2_000_000], "text 1 has 10000000 bytes or more, at least .* holds 512"),
         (["fine", ""], "text 2 has no tokens"),
         (["word " * 600], "text 1 has .* tokens after a prompt of 5, .* holds 512"),
     ],
@@ -372,6 +388,40 @@ def test_requests_that_cannot_be_served_are_refused_before_the_first_event(
 def test_texts_that_cannot_be_scored_are_refused(plain: Selector, texts: Any, complaint: str) -> None:
     with pytest.raises(InvalidOptionError, match=complaint):
         plain.score(PROMPT, texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"path": 5}, "path is 5; expected the path"),
+        ({"path": "a\0b"}, "path is .*; expected the path"),
+        ({"path": "\ud800"}, "path is .*; expected the path"),
+        ({"path": b"models"}, "path is b'models'; expected the path"),
+        ({"head": 5}, "head is 5; expected the path"),
+        ({"providers": 5}, "providers is 5; expected a list of names"),
+        ({"providers": [5]}, "providers is .5.; expected a list of names"),
+        ({"threads": 10**400}, "threads is an integer of 1329 bits; expected at least 1"),
+        ({"threads": 1025}, "threads is 1025; expected at least 1, .* at most 1024"),
+        ({"threads": True}, "threads is True; expected"),
+        ({"rows": 10**400}, "rows is an integer of 1329 bits; expected an integer of at least 1"),
+        ({"rows": 1025}, "rows is 1025; .* at most 1024"),
+        ({"prefix_cache_bytes": -1}, "prefix_cache_bytes is -1"),
+    ],
+)
+def test_what_no_model_can_be_opened_with_is_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidOptionError, match=complaint):
+        Selector(**{"path": STORIES} | options).open()
+
+
+def test_a_prompt_that_cannot_fit_is_refused_by_its_length(plain: Selector) -> None:
+    for prompt in ("1" * 10_000_000, "word " * 2_000_000, " " * 10_000_000, "\ud800" * 10_000_000):
+        for ask in (lambda: plain.pick(prompt, raw=True), lambda: plain.score(prompt, ["a"], raw=True)):  # noqa: B023
+            with pytest.raises(PromptTooLongError, match="has 10000000 bytes or more, which are at least") as refused:
+                ask()
+            assert refused.value.prompt_tokens > 10_000
+    (failed,) = plain.pick_many(["1" * 10_000_000], on_error="yield")
+    assert isinstance(failed, FailedPick)
+    assert isinstance(failed.error, PromptTooLongError)
 
 
 def test_given_texts_are_the_tokens_that_pick_wrote_of_them(plain: Selector, scoring: Selector) -> None:
