@@ -105,7 +105,8 @@ class Handle:
         it raises.
         """
         outbox = self._outbox
-        endless = timeout is None or timeout == math.inf
+        # Nothing waits longer than the system's clock can count.
+        endless = timeout is None or timeout == math.inf or (is_number(timeout) and timeout > threading.TIMEOUT_MAX)
         expect(endless or is_number(timeout), "timeout", timeout, "seconds, or None to wait as long as it takes")
         if not outbox.is_done:
             require_waiting(self._engine)

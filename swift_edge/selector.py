@@ -194,6 +194,7 @@ class Selector:
         asked = PickOptions.of(options, changes)
         if isinstance(prompts, (str, bytes, Mapping)):
             raise InvalidOptionError("prompts is one text or message; expected a list of prompts, or call pick")
+        expect(isinstance(prompts, Iterable), "prompts", prompts, "a list of prompts, or anything else that gives some")
         if on_error not in ("raise", "yield"):
             raise InvalidOptionError(f"on_error is {on_error!r}; expected raise or yield")
         answered = ManyPicks(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
