@@ -2,15 +2,17 @@
 
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from swift_edge.bundle import template
-from swift_edge.bundle.template import ChatTemplate
+from swift_edge.bundle import Tokenizer, open_bundle
 from swift_edge.errors import TemplateError
+
+STORIES = Path(__file__).parents[2] / "models" / "stories260k"
 
 THINKING = """
 {%- set last = namespace(user=messages | length) %}
@@ -83,11 +85,11 @@ SCHEMA = {
     "required": ["a"],
 }
 TOOL = {"type": "function", "function": {"name": "find", "parameters": SCHEMA}}
-MANNERS = {"thinking": THINKING, "tools": TOOLS, "alternating": ALTERNATING}
-
-
-def values(messages: Any) -> dict[str, Any]:
-    return {"messages": messages, "add_generation_prompt": True, "tools": [TOOL], "bos_token": "<s>"}
+MANNERS = {
+    "thinking": THINKING,
+    "tools": "{% set tools = " + json.dumps([TOOL]) + " %}" + TOOLS,
+    "alternating": ALTERNATING,
+}
 
 
 def by_jinja2(source: str, messages: Any) -> str:
@@ -97,11 +99,15 @@ def by_jinja2(source: str, messages: Any) -> str:
     )
     environment.globals["strftime_now"] = datetime.datetime(2024, 7, 26).strftime
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    return environment.from_string(source).render(values(messages))
+    given = {"messages": messages, "add_generation_prompt": True, "tools": None, "bos_token": "<s>"}
+    return environment.from_string(source).render(given)
 
 
 def rendered(source: str, messages: Any = MESSAGES) -> str:
-    return ChatTemplate(source, Path("models/x")).render(values(messages))
+    bundle = open_bundle(STORIES)
+    long = replace(bundle.manifest.architecture, context_length=10**6)
+    manifest = replace(bundle.manifest, architecture=long)
+    return Tokenizer(replace(bundle, manifest=manifest, chat_template=source)).render(messages)
 
 
 @pytest.mark.parametrize("manner", MANNERS)
@@ -191,8 +197,8 @@ LONG = "{% set s = 'x' * 999999 %}{% set r = range(99999) | list %}{% for i in r
     ids=lambda source: source[:60],
 )
 def test_a_template_without_end_is_ended(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "MOST_STEPS", 300_000)
-    with pytest.raises(TemplateError, match=r"the chat template of models.x") as caught:
+    monkeypatch.setattr("swift_edge.bundle.template.MOST_STEPS", 300_000)
+    with pytest.raises(TemplateError, match=r"the chat template of .*stories260k") as caught:
         rendered(source)
     assert "\n" not in str(caught.value)
     assert "repair" in str(caught.value)

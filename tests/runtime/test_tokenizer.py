@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from swift_edge import errors
 from swift_edge.bundle import Architecture, Bundle, Graph, HiddenStates, Manifest, Message, Precision, Tokenizer, Tokens
 from swift_edge.options import SamplingOptions
-from swift_edge.system.panics import quiet_panics
 
 STORIES = Path(__file__).parents[2] / "models" / "stories260k" / "tokenizer.json"
 
@@ -448,12 +446,6 @@ def test_a_panic_on_a_later_text_is_an_error(monkeypatch: pytest.MonkeyPatch, tm
     tokenizer._backend.decoder = panicking.decoder
     with pytest.raises(errors.TokenizerError, match="failed on a text"):
         tokenizer.decode([])
-
-
-def test_what_others_write_to_stderr_meanwhile_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
-    with quiet_panics():
-        os.write(2, b"a warning\n")
-    assert capfd.readouterr().err == "a warning\n"
 
 
 def test_a_text_is_refused_by_its_bytes_and_the_longest_token() -> None:
