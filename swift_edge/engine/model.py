@@ -85,8 +85,8 @@ class OpenedModel:
             answer = self.tokenizer.encode_response(text)
         except PromptTooLongError as error:
             raise InvalidOptionError(
-                f"text {place + 1} has {error.nbytes} bytes or more, at least {error.prompt_tokens} tokens after a prompt "
-                f"of {prompt_tokens}, but the model's context holds {error.context_length}; shorten the text or the "
+                f"text {place + 1} has {error.nbytes} bytes or more, at least {error.prompt_tokens} tokens after a "
+                f"prompt of {prompt_tokens}, but the model's context holds {error.context_length}; shorten the text or the "
                 "prompt"
             ) from None
         end = self.tokenizer.end_of_turn
