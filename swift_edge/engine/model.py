@@ -86,8 +86,8 @@ class OpenedModel:
         except PromptTooLongError as error:
             raise InvalidOptionError(
                 f"text {place + 1} has {error.nbytes} bytes or more, at least {error.prompt_tokens} tokens after a "
-                f"prompt of {prompt_tokens}, but the model's context holds {error.context_length}; shorten the text or the "
-                "prompt"
+                f"prompt of {prompt_tokens}, but the model's context holds {error.context_length}; shorten the text "
+                "or the prompt"
             ) from None
         end = self.tokenizer.end_of_turn
         ended = bool(answer) and answer[-1] in self.bundle.manifest.tokens.eos_ids
