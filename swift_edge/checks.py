@@ -1,12 +1,18 @@
 """Checks of what callers give: values out of their range, whole numbers, and texts that name hidden states."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
 
 from swift_edge.errors import InvalidOptionError
+
+_MOST_BITS = 200
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 10
 
 
 def is_whole(value: object, least: float) -> bool:
@@ -27,8 +33,24 @@ def is_number(value: object) -> TypeGuard[float]:
 def expect(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise `InvalidOptionError`, with what an option is and what was expected, unless the condition holds."""
     if not condition:
-        shown = repr(value)
-        require(False, name, shown if len(shown) <= 80 else shown[:77] + "...", expected)
+        require(False, name, shown(value), expected)
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: as Python writes it, cut short; never an error, and no work for a long one.
+
+    >>> shown("abc"), shown(10**6000), shown(range(10**9))
+    ("'abc'", 'an integer of 19932 bits', 'range(0, 1000000000)')
+    """
+    if isinstance(value, (int, np.integer)) and int(value).bit_length() > _MOST_BITS:
+        return f"an integer of {int(value).bit_length()} bits"
+    if isinstance(value, str):
+        value = str(value[:80])
+    try:
+        text = _REPR.repr(value)
+    except Exception:  # it may be an object from anywhere
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:

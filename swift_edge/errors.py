@@ -50,7 +50,7 @@ LONGEST_MESSAGE = 2000
 """Characters of a message; of a longer one the beginning and the end stay: what was found, and the way out."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an exception says, in one line of 300 characters at most."""
     return " ".join(str(error).split())[:300]
 
@@ -189,15 +189,18 @@ class EmptyPromptError(PromptError):
 class PromptTooLongError(PromptError):
     """The prompt does not fit into the context, or leaves no room for an answer."""
 
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
-        """Take both numbers of tokens."""
+    def __init__(self, prompt_tokens: int, context_length: int, nbytes: int | None = None) -> None:
+        """Take both numbers of tokens; with `nbytes`, it was refused by its length, and has at least so many tokens."""
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+        self.nbytes = nbytes
+        known = "" if nbytes is None else f"{nbytes} bytes or more, which are at least "
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, but the model's context holds {context_length} "
+            f"the prompt has {known}{prompt_tokens} tokens, but the model's context holds {context_length} "
             "with the answer included; shorten the prompt or use a bundle with a longer context",
             prompt_tokens,
             context_length,
+            nbytes,
         )
 
 
@@ -222,19 +225,29 @@ class DeviceError(SwiftEdgeError, RuntimeError):
 
 
 class MemoryLimitError(SwiftEdgeError, MemoryError):
-    """More memory is wanted than there is; `needed` and `available` are bytes."""
+    """More memory is wanted than there is; `needed` and `available` are bytes, None where they are not known."""
 
-    def __init__(self, what: str, needed: int, available: int, way_out: str) -> None:
-        """Name what needs the memory, both sizes in bytes, and what to do about it."""
+    def __init__(self, what: str, needed: int | None, available: int | None, way_out: str) -> None:
+        """Name what needs the memory, both sizes in bytes, and what to do about it.
+
+        Without sizes, the system refused more memory on the way.
+        """
         self.needed = needed
         self.available = available
+        known = needed is not None and available is not None
+        amount = f"{size_text(needed or 0)} of memory, {size_text(available or 0)} are free" if known else ""
         super().__init__(
-            f"{what} needs {size_text(needed)} of memory, {size_text(available)} are free; {way_out}",
+            f"{what} needs {amount or 'more memory than the system gives this process'}; {way_out}",
             what,
             needed,
             available,
             way_out,
         )
+
+
+def out_of_memory(what: str) -> MemoryLimitError:
+    """The error of work that the system refused more memory for on the way."""
+    return MemoryLimitError(what, None, None, "ask for fewer candidates or fewer tokens, or free some memory")
 
 
 class DeviceMemoryError(SwiftEdgeError, MemoryError):

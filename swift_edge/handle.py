@@ -13,7 +13,7 @@ from swift_edge.arrays import Ids
 from swift_edge.checks import expect, is_number
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.request import Consumer, Request, Ticket
-from swift_edge.errors import EngineClosedError, InvalidOptionError
+from swift_edge.errors import EngineClosedError, InvalidOptionError, SwiftEdgeError, out_of_memory
 from swift_edge.results import Event, Picked, Selection
 from swift_edge.selection.pick import Pick
 from swift_edge.selection.planning import PlannedPick
@@ -105,7 +105,8 @@ class Handle:
         it raises.
         """
         outbox = self._outbox
-        endless = timeout is None or timeout == math.inf
+        # Nothing waits longer than the system's clock can count.
+        endless = timeout is None or timeout == math.inf or (is_number(timeout) and timeout > threading.TIMEOUT_MAX)
         expect(endless or is_number(timeout), "timeout", timeout, "seconds, or None to wait as long as it takes")
         if not outbox.is_done:
             require_waiting(self._engine)
@@ -210,7 +211,12 @@ class Handle:
             raise self._outbox.error
         with self._finished:
             if self._selection is None:
-                self._selection = self._finish()
+                try:
+                    self._selection = self._finish()
+                except MemoryError as error:
+                    if isinstance(error, SwiftEdgeError):
+                        raise
+                    raise out_of_memory("the selection") from error
             return self._selection
 
 

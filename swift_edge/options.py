@@ -48,6 +48,22 @@ ExternalScorer: TypeAlias = Callable[[Sequence[str]], Sequence[float]]
 
 LOWEST_TEMPERATURE: Final = 1e-6
 """Below it, and above 0, a temperature is refused: it is greedy in all but name."""
+HIGHEST_TEMPERATURE: Final = 1e6
+"""Above it the model has no say at all."""
+MOST_N: Final = 10_000
+"""Most candidates of a prompt, written or given."""
+MOST_COUNT: Final = 10**9
+"""Greatest number of what is counted: tokens, mostly."""
+MOST_SECONDS: Final = 10**9
+"""Three decades."""
+MOST_ROWS: Final = 1024
+"""Most candidates that are written side by side."""
+MOST_STOPS: Final = 256
+"""Most stop strings: each is looked for after every token."""
+MOST_STOP_CHARACTERS: Final = 16384
+"""Most characters of all stop strings together."""
+MOST_PRUNINGS: Final = 256
+"""Most token counts of a pruning schedule."""
 THE_BUNDLES: Final = "the bundle's"
 """What stands for None where a bundle decides."""
 
@@ -94,10 +110,9 @@ class Option:
             case bool():
                 return bool in self.kinds
             case Mapping():
-                whole = all(is_whole(each, 1) for pair in value.items() for each in pair)
-                return Mapping in self.kinds and bool(value) and whole
+                return Mapping in self.kinds and _is_schedule(value)
             case Sequence():
-                return Sequence in self.kinds and all(isinstance(text, str) and text for text in value)
+                return Sequence in self.kinds and _are_texts(value)
         if is_number(value):
             fits = float in self.kinds or (int in self.kinds and is_whole(value, -math.inf))
             return fits and (value == self.also or self._is_within(value))
@@ -146,23 +161,47 @@ class Option:
         return reaches and (self.most is None or value <= self.most)
 
 
+def _is_schedule(value: Mapping[Any, Any]) -> bool:
+    """Whether a mapping says how many stay at token counts: as many or fewer at each than at the one before."""
+    if not 1 <= len(value) <= MOST_PRUNINGS:
+        return False
+    if not all(is_whole(each, 1) and each <= MOST_COUNT for pair in value.items() for each in pair):
+        return False
+    stay = [value[tokens] for tokens in sorted(value)]
+    return stay == sorted(stay, reverse=True)
+
+
+def _are_texts(value: Sequence[Any]) -> bool:
+    """Whether a sequence holds texts that may end a candidate, no more of them than can be looked for."""
+    if len(value) > MOST_STOPS or not all(isinstance(text, str) and text for text in value):
+        return False
+    if sum(map(len, value)) > MOST_STOP_CHARACTERS:
+        return False
+    # Half characters are in no text.
+    return not any("\ud800" <= letter <= "\udfff" for text in value for letter in text)
+
+
 # What stands for a type in a sentence, and in a JSON schema.
 _WORDS: Final[Mapping[object, str]] = {
-    Sequence: "a text or a list of texts, of at least one character each",
-    Mapping: "how many candidates stay by token count, such as {16: 8, 32: 4}",
+    Sequence: (
+        f"a text or a list of up to {MOST_STOPS} texts, of at least one character each "
+        f"and {MOST_STOP_CHARACTERS} in all"
+    ),
+    Mapping: "how many candidates stay by token count, never more than before, such as {16: 8, 32: 4}",
     bool: "True or False",
     Callable: "a function",
     types.NoneType: "None",
 }
-_TEXT: Final = {"type": "string", "minLength": 1}
+_TEXT: Final = {"type": "string", "minLength": 1, "maxLength": MOST_STOP_CHARACTERS}
 _SCHEMAS: Final[Mapping[object, tuple[dict[str, Any], ...]]] = {
-    Sequence: (_TEXT, {"type": "array", "items": _TEXT}),
+    Sequence: (_TEXT, {"type": "array", "items": _TEXT, "maxItems": MOST_STOPS}),
     Mapping: (
         {
             "type": "object",
-            "patternProperties": {"^[1-9][0-9]*$": {"type": "integer", "minimum": 1}},
+            "patternProperties": {"^[1-9][0-9]*$": {"type": "integer", "minimum": 1, "maximum": MOST_COUNT}},
             "additionalProperties": False,
             "minProperties": 1,
+            "maxProperties": MOST_PRUNINGS,
         },
     ),
     bool: ({"type": "boolean"},),
@@ -218,9 +257,12 @@ def _plain(value: object, declared: Option) -> object:
     """NumPy's numbers as Python's, a text alone as a tuple of one, and what might be changed later as a copy."""
     if isinstance(value, np.generic):
         return value.item()
-    if Sequence in declared.kinds and isinstance(value, str | Sequence):
-        return (value,) if isinstance(value, str) else tuple(value)
-    return dict(value) if isinstance(value, Mapping) else value
+    if Sequence in declared.kinds and isinstance(value, str):
+        return (value,)
+    # What is longer than any option may be is refused as it stands: a range of a billion is quickly written.
+    if Sequence in declared.kinds and isinstance(value, Sequence) and len(value) <= MOST_STOPS:
+        return tuple(value)
+    return dict(value) if isinstance(value, Mapping) and len(value) <= MOST_PRUNINGS else value
 
 
 def _refuse_unknown(names: Mapping[str, object], expected: Sequence[str]) -> None:
@@ -245,7 +287,7 @@ def _of_json(value: object) -> object:
     """The same the other way round: token counts are keys, which JSON has as texts alone."""
     if not isinstance(value, Mapping):
         return value
-    whole = re.compile("[1-9][0-9]*")
+    whole = re.compile("[1-9][0-9]{0,9}")
     return {int(key) if isinstance(key, str) and whole.fullmatch(key) else key: each for key, each in value.items()}
 
 
@@ -255,7 +297,10 @@ class SamplingOptions:
     """How a token is drawn; the defaults draw from the model's own distribution."""
 
     temperature: float = field(
-        default=1.0, metadata=option("Divides the logits; 0 is greedy.", metavar="T", least=LOWEST_TEMPERATURE, also=0)
+        default=1.0,
+        metadata=option(
+            "Divides the logits; 0 is greedy.", metavar="T", least=LOWEST_TEMPERATURE, most=HIGHEST_TEMPERATURE, also=0
+        ),
     )
     """Divides the logits; 0 is greedy: the greatest logit after the repetition penalty, and nothing is drawn."""
     top_p: float = field(
@@ -263,7 +308,8 @@ class SamplingOptions:
     )
     """Probability mass kept, in (0, 1]: the most likely tokens up to and with the one that reaches it; 1 keeps all."""
     top_k: int | None = field(
-        default=None, metadata=option("Most likely tokens to keep; 0 keeps all.", metavar="K", least=0, unset="all")
+        default=None,
+        metadata=option("Most likely tokens to keep; 0 keeps all.", metavar="K", least=0, most=MOST_COUNT, unset="all"),
     )
     """How many of the most likely tokens are kept; None or 0 keeps all."""
     min_p: float | None = field(
@@ -303,7 +349,8 @@ class WritingOptions:
     """How candidates are written, whatever for; None is the bundle's own."""
 
     max_new_tokens: int = field(
-        default=512, metadata=option("Most tokens of each candidate.", metavar="N", unit="tokens", least=1)
+        default=512,
+        metadata=option("Most tokens of each candidate.", metavar="N", unit="tokens", least=1, most=MOST_COUNT),
     )
     """Tokens at which a candidate ends, unless an EOS id, a stop string or a full context ends it first."""
     temperature: float | None = _left_open("temperature")
@@ -351,7 +398,9 @@ class CollectOptions(WritingOptions):
 
     seed: int = field(default=0, metadata=SEED)
     """Seed of all candidates' random numbers."""
-    rows: int = field(default=16, metadata=option("Candidates to write at a time.", metavar="N", least=1))
+    rows: int = field(
+        default=16, metadata=option("Candidates to write at a time.", metavar="N", least=1, most=MOST_ROWS)
+    )
     """Rows that decode at a time; what is written does not depend on it."""
 
 
@@ -365,7 +414,9 @@ class PickOptions(WritingOptions):
 
     n: int | Literal["auto"] = field(
         default=8,
-        metadata=option("Candidates to write; auto writes as many as the answer takes.", metavar="N", least=1),
+        metadata=option(
+            "Candidates to write; auto writes as many as the answer takes.", metavar="N", least=1, most=MOST_N
+        ),
     )
     """Candidates per prompt. `auto` begins four, or as many as take hardly longer on this machine, and more, up to
     `max_n`, until an answer is as likely as `min_confidence`; without that, until what more of them could change is
@@ -412,7 +463,7 @@ class PickOptions(WritingOptions):
     )
     """Least probability of a pick that is not abstained from; the selection says whether it is."""
     max_n: int | None = field(
-        default=None, metadata=option("Most candidates where n is auto.", metavar="N", least=1, unset="16")
+        default=None, metadata=option("Most candidates where n is auto.", metavar="N", least=1, most=MOST_N, unset="16")
     )
     """Most candidates where `n` is `auto`."""
     prune: Literal["auto", "off"] | Mapping[int, int] | None = field(
@@ -429,7 +480,12 @@ class PickOptions(WritingOptions):
     budget_tokens: int | None = field(
         default=None,
         metadata=option(
-            "Most tokens of all candidates together.", metavar="N", unit="tokens", least=1, unset="no limit"
+            "Most tokens of all candidates together.",
+            metavar="N",
+            unit="tokens",
+            least=1,
+            most=MOST_COUNT,
+            unset="no limit",
         ),
     )
     """Most response tokens of a pick."""
@@ -440,6 +496,7 @@ class PickOptions(WritingOptions):
             metavar="S",
             unit="seconds",
             above=0,
+            most=MOST_SECONDS,
             unset="no limit",
         ),
     )

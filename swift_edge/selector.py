@@ -5,10 +5,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from swift_edge.bundle.manifest import Bundle
+from swift_edge.checks import expect
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.model import Prompt
 from swift_edge.engine.reading import RESPONSE_CHUNK_TOKENS
@@ -16,7 +18,7 @@ from swift_edge.engine.request import Reading
 from swift_edge.errors import InvalidOptionError
 from swift_edge.handle import Handle, Outbox, begin
 from swift_edge.many_prompts import ManyPicks, in_order_of_prompts
-from swift_edge.options import PickInput, PickOptions, SignalName
+from swift_edge.options import MOST_N, PickInput, PickOptions, SignalName
 from swift_edge.results import Event, FailedPick, Selection
 from swift_edge.scoring.head import Head
 from swift_edge.scoring.reading import GivenTexts
@@ -51,10 +53,12 @@ class Selector:
         system prompt or examples that many prompts share are then read once. Where rows are on a device, none are kept.
         `rows` bounds the candidates that are written side by side; None are 32.
         """
-        self._path = os.fspath(path)
-        self._head = head if head is None or isinstance(head, Head) else os.fspath(head)
+        self._path = _path_text("path", path)
+        self._head = head if head is None or isinstance(head, Head) else _path_text("head", head)
         if isinstance(providers, str):
             providers = (providers,)
+        named = isinstance(providers, Sequence) and all(isinstance(name, str) for name in providers)
+        expect(providers is None or named, "providers", providers, "a list of names, or None for the CPU")
         self._providers = None if providers is None else tuple(providers)
         self._threads = threads
         self._prefix_cache_bytes = prefix_cache_bytes
@@ -183,12 +187,14 @@ class Selector:
 
         All prompts share the batch: rows that end are taken over by the candidates that wait. Each selection is what
         `pick` gives for that prompt and the same options, and says by `prompt_index` which prompt it belongs to.
-        Options are checked at once, prompts when their turn comes. With `on_error="raise"` the error of one is raised
-        when those before it have been answered, with `"yield"` it is given as a `FailedPick` and the others go on.
+        Options are checked at once, prompts when their turn comes. With `on_error="raise"` no prompt is begun after one
+        that fails, and its error is raised when those under way have been given, or in its place if `in_order`: a
+        `list` of them would lose what it has gathered. With `"yield"` it is given as a `FailedPick`, the others go on.
         """
         asked = PickOptions.of(options, changes)
         if isinstance(prompts, (str, bytes, Mapping)):
             raise InvalidOptionError("prompts is one text or message; expected a list of prompts, or call pick")
+        expect(isinstance(prompts, Iterable), "prompts", prompts, "a list of prompts, or anything else that gives some")
         if on_error not in ("raise", "yield"):
             raise InvalidOptionError(f"on_error is {on_error!r}; expected raise or yield")
         answered = ManyPicks(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
@@ -207,8 +213,10 @@ class Selector:
         planner = self._planner()
         load_s = 0.0 if was_open else time.perf_counter() - started
         model, scorer = planner.model, planner.scorer(asked.signal)
-        if isinstance(texts, str) or not (texts := list(texts)) or not all(isinstance(text, str) for text in texts):
-            raise InvalidOptionError(f"texts is {texts!r}; expected a list of at least one response to rank")
+        given = [] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(islice(texts, MOST_N + 1))
+        whole = 1 <= len(given) <= MOST_N and all(isinstance(text, str) for text in given)
+        expect(whole, "texts", texts, f"a list of at least one response to rank, at most {MOST_N}")
+        texts = given
         reads = scorer.reads
         prompt_ids = model.prompt_ids(prompt, raw=asked.raw, feeds_last=reads.feeds_last)  # [p]
         responses = [
@@ -266,6 +274,18 @@ class Selector:
             load_s += time.perf_counter() - planning_started
         prompt_ids = planned.prompt_ids(prompt)
         return begin(planned, prompt_ids, watched=watched, started=started, load_s=load_s)
+
+
+def _path_text(name: str, path: object) -> str:
+    """A path as a text; raises `InvalidOptionError` for what no file can be called."""
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    try:
+        whole = isinstance(text, str) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        whole = False
+    expect(whole, name, path, "the path of a file or folder")
+    assert isinstance(text, str)
+    return text
 
 
 def _after_fork() -> None:

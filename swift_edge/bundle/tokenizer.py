@@ -1,30 +1,38 @@
 """Text to token ids and back: the tokenizer, the chat template, and text that grows token by token."""
 
 import contextlib
-import datetime
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.errors import EmptyPromptError, PromptError, TemplateError, TokenizerError
+from swift_edge.errors import (
+    EmptyPromptError,
+    PromptError,
+    PromptTooLongError,
+    TemplateError,
+    TokenizerError,
+    one_line,
+)
+from swift_edge.system.panics import is_panic, quiet_panics
 
 if TYPE_CHECKING:
-    import jinja2
-    import jinja2.sandbox
     import tokenizers
+
+    from swift_edge.bundle.template import ChatTemplate
 
 Message = Mapping[str, str]
 """A chat message: `{"role": "user", "content": "What is 2 + 2?"}`."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# What a template gets that insists on today's date: a prompt must not change from one day to the next.
-FIXED_DATE = datetime.datetime(2024, 7, 26)
-
 # Digits first: most tokenizers keep them apart from letters, so that they do not merge with what follows.
 _ANCHORS = ("1", "0", "a", "A", ".")
+
+USUAL_BYTES: Final = 4
+"""Bytes of a token, about: texts that have more of them per token of the context are looked at before they are read."""
+NORMALIZED_BYTES: Final = 4
+"""Bytes that a normalizer may make one of: those of a letter for mathematics, which becomes a plain one."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -55,10 +63,11 @@ class Tokenizer:
         otherwise, or with `raw`, it is encoded as it stands, with the special tokens that the tokenizer adds, but for
         those that it begins with already: a chat prompt that was rendered elsewhere has its BOS. Messages end with a
         turn to answer, so never with the assistant's: what it says would be followed by a second turn of its own.
-        Raises `EmptyPromptError`, `TemplateError`, `TokenizerError`, or `PromptError` for malformed messages and for
-        text that is not valid Unicode.
+        Raises `EmptyPromptError`, `TemplateError`, `TokenizerError`, `PromptTooLongError` for one that is refused by
+        its length, before it is read, or `PromptError` for malformed messages and for text that is not valid Unicode.
         """
         if isinstance(prompt, str):
+            self._require_length(len(prompt))
             _check_text(prompt, "the prompt")
             if not (prompt if raw else prompt.strip()):
                 raise EmptyPromptError("the prompt is empty; expected some text to answer")
@@ -69,6 +78,7 @@ class Tokenizer:
         else:
             if raw:
                 raise PromptError("raw is set, but the prompt is a list of messages; expected one text, or raw=False")
+            self._require_few_messages(prompt)
             if _checked(prompt)[-1]["role"] == "assistant":
                 raise PromptError(
                     "the last message of the prompt is the assistant's; expected one to answer: leave it out, or, to "
@@ -82,8 +92,10 @@ class Tokenizer:
     def encode_response(self, text: str) -> list[int]:
         """Turn a given answer into token ids [t] as they follow a prompt, without special tokens; may be empty.
 
-        `decode_response` of the ids gives the text back where the tokenizer loses nothing.
+        `decode_response` of the ids gives the text back where the tokenizer loses nothing. Raises `TokenizerError`,
+        `PromptTooLongError` for a text that is refused by its length, or `PromptError` where it is not valid Unicode.
         """
+        self._require_length(len(text))
         _check_text(text, "the answer")
         for anchor, ids in self._anchors:
             whole = self._encode(anchor + text, add_special_tokens=False)
@@ -93,9 +105,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text; special tokens, and ids without a token, leave nothing."""
-        return self._backend.decode(
-            [token for token in map(int, ids) if self._is_text(token)], skip_special_tokens=False
-        )
+        tokens = [token for token in map(int, ids) if self._is_text(token)]
+        return self._call(self._backend.decode, tokens, skip_special_tokens=False)  # type: ignore[no-any-return]
 
     def decode_response(self, ids: Iterable[int]) -> str:
         """Turn the ids of a response into text as it follows a prompt: a space before its first word stays."""
@@ -141,7 +152,10 @@ class Tokenizer:
             raise TemplateError(
                 f"{self._bundle.path} has no chat template, but the prompt is a list of messages; expected one text"
             )
-        return self._write(_checked(messages), add_generation_prompt=True)
+        self._require_few_messages(messages)
+        checked = _checked(messages)
+        self._require_length(sum(len(message["content"]) for message in checked))
+        return self._write(checked, add_generation_prompt=True)
 
     def _write(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         values = {
@@ -152,44 +166,16 @@ class Tokenizer:
             "documents": None,
             **self._special_tokens,
         }
-        text = self._rendered(values)
+        text = self._template.render(values)
         _check_text(text, "the text that the chat template made")
         return text
 
-    def _rendered(self, values: Mapping[str, Any]) -> str:
-        import jinja2
-
-        try:
-            try:
-                return self._template.render(values)
-            except jinja2.UndefinedError as error:
-                # Left undefined at first, because templates that ask for it politely have a date of their own.
-                if "strftime_now" not in str(error):
-                    raise
-                return self._template.render(values, strftime_now=FIXED_DATE.strftime)
-        except _RefusalError as error:
-            raise TemplateError(f"the chat template refuses the messages: {error}; change the messages") from None
-        except TemplateError:
-            raise
-        # A template is a program from elsewhere and may fail in any way.
-        except Exception as error:
-            raise TemplateError(
-                f"the chat template of {self._bundle.path} failed ({type(error).__name__}: {error}); "
-                "change the messages, or repair the template and export the bundle again"
-            ) from error
-
     @functools.cached_property
-    def _template(self) -> "jinja2.Template":
-        import jinja2
+    def _template(self) -> "ChatTemplate":
+        from swift_edge.bundle.template import ChatTemplate
 
         assert self._bundle.chat_template is not None
-        try:
-            return _environment().from_string(self._bundle.chat_template)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(
-                f"the chat template of {self._bundle.path} does not parse (line {error.lineno}: {error.message}); "
-                "repair it and export the bundle again"
-            ) from error
+        return ChatTemplate(self._bundle.chat_template, self._bundle.path)
 
     @functools.cached_property
     def _special_tokens(self) -> dict[str, str]:
@@ -208,11 +194,16 @@ class Tokenizer:
 
         path, manifest = self._bundle.tokenizer_path, self._bundle.manifest
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        # The library raises plain exceptions.
-        except Exception as error:
+            with quiet_panics():
+                backend = tokenizers.Tokenizer.from_file(str(path))
+                _try_out(backend)
+        # The library raises plain exceptions, and panics.
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise TokenizerError(
-                f"{path} does not read as a tokenizer ({error}); copy tokenizer.json of {manifest.base_model!r} again"
+                f"{path} does not read as a tokenizer ({one_line(error)}); "
+                f"copy tokenizer.json of {manifest.base_model!r} again"
             ) from error
         # Settings of a training run that some files carry along: they would cut prompts off without a word.
         backend.no_truncation()
@@ -262,15 +253,70 @@ class Tokenizer:
         """Ids of single bytes, where the decoder puts runs of them together."""
         ids_by_byte = {byte: self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
         letter = ids_by_byte[ord("A")]
-        if letter is None or self._backend.decode([letter], skip_special_tokens=False) != "A":
+        if letter is None or self._call(self._backend.decode, [letter], skip_special_tokens=False) != "A":
             return frozenset()
         return frozenset(token for token in ids_by_byte.values() if token is not None)
 
     def _is_text(self, token: int) -> bool:
         return token not in self._skipped and self._backend.id_to_token(token) is not None
 
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """Most bytes of a text that become one token, as texts of tokens are no shorter than what they stand for."""
+        longest = max(len(token.encode()) for token in self._backend.get_vocab(with_added_tokens=True))
+        return longest * (1 if self._backend.normalizer is None else NORMALIZED_BYTES)
+
+    def _require_length(self, nbytes: int) -> None:
+        """Refuse a text of at least so many bytes that cannot fit into the context.
+
+        What a tokenizer drops counts as well: there is no telling how much that is without reading all of it.
+        """
+        context_length = self._bundle.manifest.architecture.context_length
+        if nbytes > USUAL_BYTES * context_length and nbytes > self._longest_token * context_length:
+            raise PromptTooLongError(-(-nbytes // self._longest_token), context_length, nbytes)
+
+    def _require_few_messages(self, messages: Sequence[Message]) -> None:
+        """Refuse more messages than the context has tokens."""
+        context_length = self._bundle.manifest.architecture.context_length
+        if isinstance(messages, Sequence) and len(messages) > context_length:
+            raise PromptError(
+                f"the prompt has {len(messages)} messages, but the model's context holds {context_length} tokens; "
+                "leave the oldest out"
+            )
+
+    def _require_few_tokens(self, text: str) -> None:
+        """Refuse a long text whose beginning alone has twice as many tokens as the context holds.
+
+        A text may still be thousands of times as long as the context, where there are very long tokens, and reading
+        it takes a microsecond and hundreds of bytes for every token.
+        """
+        context_length = self._bundle.manifest.architecture.context_length
+        length = USUAL_BYTES * context_length
+        if len(text) <= length:
+            return
+        nbytes = len(text.encode())
+        self._require_length(nbytes)
+        while length < len(text):
+            tokens = len(self._call(self._backend.encode, text[:length], add_special_tokens=False).ids)
+            if tokens > 2 * context_length:
+                raise PromptTooLongError(tokens, context_length, nbytes)
+            length *= 2
+
+    def _call(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        """Call the library, whose panics are no `Exception`."""
+        try:
+            return function(*arguments, **options)
+        except BaseException as error:
+            if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic(error)):
+                raise
+            raise TokenizerError(
+                f"{self._bundle.tokenizer_path} failed on a text ({one_line(error)}); "
+                f"copy tokenizer.json of {self._bundle.manifest.base_model!r} again"
+            ) from error
+
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        self._require_few_tokens(text)
+        encoding = self._call(self._backend.encode, text, add_special_tokens=add_special_tokens)
         ids = encoding.ids
         # What is added in front is not there twice: the mask has 1 for added tokens, 0 for those that are spelled out.
         added = next((place for place, mark in enumerate(encoding.special_tokens_mask) if not mark), 0)
@@ -328,6 +374,17 @@ class TextStream:
         return piece
 
 
+def _try_out(backend: "tokenizers.Tokenizer") -> None:
+    """Use a tokenizer for the first time: parts that do not fit each other panic only then."""
+    for use in (
+        lambda: backend.decode([]),
+        lambda: [backend.decode([token]) for token in backend.encode("A 1", add_special_tokens=True).ids],
+    ):
+        # A vocabulary without these letters is a matter for the first text that has them.
+        with contextlib.suppress(Exception):
+            use()
+
+
 def _check_text(text: str, what: str) -> None:
     try:
         text.encode("utf-8")
@@ -360,46 +417,3 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
     if not any(message["content"].strip() for message in checked):
         raise EmptyPromptError("all messages of the prompt are empty; expected some text to answer")
     return checked
-
-
-class _RefusalError(Exception):
-    """A template called raise_exception."""
-
-
-def _environment() -> "jinja2.sandbox.ImmutableSandboxedEnvironment":
-    import jinja2
-    import jinja2.ext
-    import jinja2.nodes
-    import jinja2.parser
-    import jinja2.sandbox
-
-    class GenerationBlocks(jinja2.ext.Extension):
-        """Take `{% generation %}` blocks, which mark answers for training, as if the marks were not there."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: "jinja2.parser.Parser") -> list["jinja2.nodes.Node"]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationBlocks]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    environment.filters["tojson"] = _to_json
-    return environment
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _RefusalError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes for HTML.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

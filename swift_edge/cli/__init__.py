@@ -24,10 +24,10 @@ from swift_edge.cli.evaluating import evaluate
 from swift_edge.cli.exporting import convert_head, export
 from swift_edge.cli.fitting import fit, recalibrate
 from swift_edge.cli.inspecting import inspect
-from swift_edge.cli.output import discard, prepare_output, require_output, say, telling
+from swift_edge.cli.output import discard, prepare_output, require_output, say, shown, telling
 from swift_edge.cli.selecting import pick, score
 from swift_edge.cli.training import collect
-from swift_edge.errors import InvalidOptionError, SwiftEdgeError, shortened
+from swift_edge.errors import InvalidOptionError, SwiftEdgeError, out_of_memory, shortened
 
 EXIT_FAILED = 1
 EXIT_CALLED_WRONGLY = 2
@@ -63,10 +63,14 @@ def edge() -> Iterator[None]:
     except KeyboardInterrupt:
         say("interrupted")
         status = EXIT_INTERRUPTED
+    except MemoryError as error:
+        say(f"error: {error if isinstance(error, SwiftEdgeError) else out_of_memory('the command')}")
+        status = EXIT_FAILED
     except SwiftEdgeError as error:
         say(f"error: {error}")
         status = EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED
     except click.UsageError as error:
+        error.message = shown(error.message)  # type: ignore[misc]  # it may quote a file's name
         if sys.stderr is not None:  # click would take stdout for it
             with telling():
                 error.show()

@@ -9,6 +9,7 @@ import click
 
 from swift_edge.cli.evaluating import size_list
 from swift_edge.cli.options import Command, declared
+from swift_edge.cli.output import answer
 from swift_edge.cli.progress import ProgressLine
 
 
@@ -72,7 +73,7 @@ def bench(
             progress=lambda done, total: line.show(f"{done} of {total} picks"),
             **sampling,
         )
-    click.echo(json.dumps(results) if as_json else table(results))
+    answer(json.dumps(results) if as_json else table(results))
 
 
 def table(results: Mapping[str, Any]) -> str:

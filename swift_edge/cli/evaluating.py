@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swift_edge.cli.options import declared, running_options, writing_options
-from swift_edge.cli.output import say
+from swift_edge.cli.output import answer, say
 from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.options import CollectOptions
 
@@ -155,7 +155,7 @@ def evaluate(
             line.say(f"what is complete stays in {out}; the same command goes on with it")
             raise
     say(f"written to {out}: results.json, results.md, and drawings as .png and .svg")
-    click.echo(json.dumps(results) if as_json else markdown(results), nl=as_json)
+    answer(json.dumps(results) if as_json else markdown(results), nl=as_json)
 
 
 def state_text(state: "CollectProgress") -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from swift_edge.cli.output import say
+from swift_edge.cli.output import answer, say
 from swift_edge.cli.places import hold_place
 from swift_edge.errors import MissingExtraError
 
@@ -101,7 +101,7 @@ def export(
             replace=force,
             report=say,
         )
-    click.echo(out)
+    answer(out)
 
 
 def layer_list(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -146,4 +146,4 @@ def convert_head(
         head = converter.convert_head(file, out, manifest, layers=layers, feature=feature, final_norm=final_norm)
     read = "logits" if head.feature == "logits" else f"hidden states {', '.join(map(str, head.layers))}"
     say(f"reads {read}; gate {'on' if head.gate else 'off'}; {head.weight.shape[1]} inputs; for {head.base_model}")
-    click.echo(out)
+    answer(out)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from swift_edge.checks import parse_layers
+from swift_edge.cli.output import answer
 from swift_edge.cli.places import hold_place
 from swift_edge.cli.progress import ProgressLine
 from swift_edge.errors import InvalidOptionError
@@ -67,7 +68,7 @@ def show(out: Path, head: "Head", as_json: bool) -> None:
         "calibration": None if head.calibration is None else head.calibration.to_dict(),
         "summary": head.summary,
     }
-    click.echo(json.dumps(document, default=dict) if as_json else out)
+    answer(json.dumps(document, default=dict) if as_json else out)
 
 
 @click.command(short_help="Fit a head to the candidates of a store.")

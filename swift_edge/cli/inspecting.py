@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swift_edge.cli.output import answer
+
 if TYPE_CHECKING:
     from swift_edge.bundle.manifest import Bundle
 
@@ -22,7 +24,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from swift_edge.bundle.folder import open_bundle
 
     opened = open_bundle(bundle)
-    click.echo(json.dumps(as_document(opened)) if as_json else as_table(opened))
+    answer(json.dumps(as_document(opened)) if as_json else as_table(opened))
 
 
 def as_document(bundle: "Bundle") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import threading
 import time
 from types import TracebackType
 
-from swift_edge.cli.output import say
+from swift_edge.cli.output import say, shown
 
 REFRESH_S = 0.1
 """Seconds between two states of a line that moves."""
@@ -61,8 +61,8 @@ class ProgressLine:
             say(text)
             return
         # Blanks instead of an escape sequence: any terminal knows them. The last column stays free, or the line wraps.
-        text = text[: shutil.get_terminal_size().columns - 1]
-        say("\r" + text.ljust(self._width), nl=False)
+        text = shown(text)[: shutil.get_terminal_size().columns - 1]
+        say(text.ljust(self._width), before="\r", nl=False)
         self._width = len(text)
 
     def say(self, text: str) -> None:
@@ -86,7 +86,7 @@ class ProgressLine:
 
     def _clear(self) -> None:
         if self._width:
-            say("\r" + " " * self._width + "\r", nl=False)
+            say("", before="\r" + " " * self._width + "\r", nl=False)
             self._width = 0
 
 

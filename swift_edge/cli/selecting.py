@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swift_edge.cli.options import Command, declared, running_options, with_options, writing_options
-from swift_edge.cli.output import say
+from swift_edge.cli.output import answer, say
 from swift_edge.cli.progress import PickProgress, ProgressLine
 from swift_edge.cli.report import report
 from swift_edge.cli.text import prompt_from, text_from
@@ -162,6 +162,6 @@ def show(selection: "Selection", providers: tuple[str, ...], as_json: bool) -> N
     for line in report(selection, providers):
         say(line)
     if as_json:
-        click.echo(json.dumps(selection.to_dict() | {"providers": list(providers)}))
+        answer(json.dumps(selection.to_dict() | {"providers": list(providers)}))
     elif not selection.abstained:
-        click.echo(selection.best.text)
+        answer(selection.best.text)

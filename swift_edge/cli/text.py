@@ -1,23 +1,33 @@
 """Text from outside: arguments and stdin, as UTF-8 or not at all."""
 
 import sys
+from typing import Final
 
-from swift_edge.errors import PromptError
+from swift_edge.errors import PromptError, size_text
 
 STDIN = "-"
+MOST_STDIN_BYTES: Final = 64 * 2**20
+"""Most bytes of a prompt on stdin: no context holds more, and stdin may have no end."""
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 def prompt_from(argument: str) -> str:
     """Give the prompt that an argument stands for: `-` means all of stdin, anything else is the prompt itself.
 
     One line end at the end of stdin is taken off, so that `echo text | swift-edge pick -` and `swift-edge pick text`
-    ask the same. Raises PromptError on bytes that are not UTF-8.
+    ask the same; so is a byte order mark at its beginning. Raises PromptError on bytes that are not UTF-8, and on more
+    of them than any prompt has.
     """
     if argument != STDIN:
         return text_from(argument, "the prompt")
     if sys.stdin is None:
         raise PromptError("the prompt was to come from stdin, but stdin is closed; pipe a text in or give the prompt")
-    text = decode_strictly(sys.stdin.buffer.read(), "the prompt on stdin")
+    data = sys.stdin.buffer.read(MOST_STDIN_BYTES + 1)
+    if len(data) > MOST_STDIN_BYTES:
+        raise PromptError(
+            f"the prompt on stdin has more than {size_text(MOST_STDIN_BYTES)}, which no context holds; shorten it"
+        )
+    text = decode_strictly(data.removeprefix(BYTE_ORDER_MARK), "the prompt on stdin")
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from swift_edge.cli.options import declared, running_options, writing_options
-from swift_edge.cli.output import say
+from swift_edge.cli.output import answer, say
 from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.options import CollectOptions, options_of
 
@@ -120,7 +120,7 @@ def collect(
         f"{collected.mixed} problems with right and wrong ones, {collected.tokens} tokens, "
         f"{collected.nbytes / 1e6:.1f} MB; this time {duration_text(collected.total_s)}{speed}"
     )
-    click.echo(json.dumps(collected.to_dict()) if as_json else collected.path)
+    answer(json.dumps(collected.to_dict()) if as_json else collected.path)
 
 
 def _check_combination(context: click.Context, data: Path | None, responses: Path | None, task: str | None) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import Final
 
-from swift_edge.checks import check_whole, is_whole, require
+from swift_edge.checks import check_whole, expect, is_whole, require
 from swift_edge.engine.driver import Driver
 from swift_edge.engine.kv_cache import KVCache
 from swift_edge.engine.ledger import Ledger
@@ -29,7 +29,9 @@ from swift_edge.errors import (
     RequestCancelledError,
     SwiftEdgeError,
     one_line,
+    out_of_memory,
 )
+from swift_edge.options import MOST_ROWS as LARGEST_BATCH
 
 MOST_ROWS: Final = 32
 """Rows of a batch: on two cores more hardly raise the tokens per second, and take memory."""
@@ -56,8 +58,8 @@ class Engine:
         `kv_memory` limits the bytes of all live requests, as free memory does. `prefixes` keeps beginnings of prompts,
         in blocks that `chunk` has to divide.
         """
-        if not is_whole(rows, 1):
-            raise InvalidOptionError(f"rows is {rows!r}; expected an integer of at least 1")
+        whole = is_whole(rows, 1) and rows <= LARGEST_BATCH
+        expect(whole, "rows", rows, f"an integer of at least 1 and at most {LARGEST_BATCH}")
         if not is_whole(chunk, 1) or (prefixes is not None and BLOCK_TOKENS % chunk):
             raise InvalidOptionError(
                 f"chunk is {chunk!r}; expected an integer of at least 1, and one that divides {BLOCK_TOKENS} where "
@@ -460,6 +462,9 @@ class Engine:
         """End a request: its rows are free before the next step."""
         if ticket.state == "closed":
             return
+        if isinstance(error, MemoryError) and not isinstance(error, SwiftEdgeError):
+            cause, error = error, out_of_memory("the request")
+            error.__cause__ = cause
         ticket.state = "closed"
         self._rows.drop(ticket)
         self._scheduler.remove(ticket)
@@ -480,7 +485,7 @@ class Engine:
         self.failures += 1
         self._rows = Rows(self.session)
         self._prompts.clear()
-        is_ours = isinstance(error, SwiftEdgeError)
+        is_ours = isinstance(error, SwiftEdgeError | MemoryError)  # which becomes one of ours
         for ticket in list(self._tickets):
             failure: Exception = error
             if not is_ours:

@@ -81,7 +81,14 @@ class OpenedModel:
 
         `place` is its place among the responses, from 0.
         """
-        answer = self.tokenizer.encode_response(text)
+        try:
+            answer = self.tokenizer.encode_response(text)
+        except PromptTooLongError as error:
+            raise InvalidOptionError(
+                f"text {place + 1} has {error.nbytes} bytes or more, at least {error.prompt_tokens} tokens after a "
+                f"prompt of {prompt_tokens}, but the model's context holds {error.context_length}; shorten the text "
+                "or the prompt"
+            ) from None
         end = self.tokenizer.end_of_turn
         ended = bool(answer) and answer[-1] in self.bundle.manifest.tokens.eos_ids
         if with_eos and end is not None and not ended:

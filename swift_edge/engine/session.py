@@ -1,5 +1,6 @@
 """The session of a model: prefill, decode, their caches, and the memory that a request takes."""
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from swift_edge.arrays import Ids
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.checks import is_whole
+from swift_edge.checks import expect, is_whole
 from swift_edge.engine.graph import DecoderGraph
 from swift_edge.engine.host import HostLogits, HostStates
 from swift_edge.engine.kv_cache import ConcatenatedCache, KVCache, cache_tokens
@@ -17,8 +18,8 @@ from swift_edge.system.machine import available_memory, default_threads, require
 
 CHUNK_TOKENS = 128
 """Prompt tokens per run of the graph, whatever the load: results must not depend on other requests."""
-MOST_THREADS = 1024
-"""More threads than any machine has cores for a model: onnxruntime would begin each of them."""
+THREADS_PER_CORE = 8
+"""Most threads for each core of the machine: they wait for each other, turning, a thousand on two cores for minutes."""
 WORKING_BYTES = 64 * 2**20
 """Bytes that onnxruntime itself takes for a step, besides inputs and outputs: 30 MiB measured at 0.5 B parameters."""
 LOGITS_BYTES = 64 * 2**20
@@ -37,10 +38,13 @@ class ModelSession:
         Raises `ProviderError` if the session does not get a provider that was asked for, `InvalidOptionError` for a
         number of threads below 1, `BundleError` for a graph that onnxruntime does not open.
         """
-        if threads is not None and not (is_whole(threads, 1) and threads <= MOST_THREADS):
-            raise InvalidOptionError(
-                f"threads is {threads!r}; expected at least 1, or None for every core there is; at most {MOST_THREADS}"
-            )
+        most = THREADS_PER_CORE * (os.cpu_count() or 1)
+        expect(
+            threads is None or (is_whole(threads, 1) and threads <= most),
+            "threads",
+            threads,
+            f"at least 1, or None for every core there is; at most {most}, {THREADS_PER_CORE} for each of them",
+        )
         self.threads = threads or default_threads()
         self.graph = graph = DecoderGraph.open(bundle, providers, self.threads)
         self.providers: tuple[str, ...] = graph.providers

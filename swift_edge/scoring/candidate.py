@@ -30,6 +30,7 @@ class GrowingCandidate:
         self._tokenizer = tokenizer
         self._stream = tokenizer.stream() if watched or stop else None
         self._stop = tuple(stop)
+        self._longest_stop = max(map(len, self._stop), default=0)
         # Special tokens leave no text: stop strings that have some are looked for where they are written out.
         special = tuple(each for each in stop if tokenizer.spells_special(each))
         self._spelled = SpelledText(tokenizer, special) if special else None
@@ -120,7 +121,7 @@ class GrowingCandidate:
     def _add_text(self, stream: TextStream, token_id: int) -> str:
         """Add a token's text; returns the text that can be shown, without what may turn out to begin a stop string."""
         self._token_ids.append(token_id)
-        start = max(0, len(self._text) - max(map(len, self._stop), default=0) + 1)
+        start = max(0, len(self._text) - self._longest_stop + 1)
         piece = stream.push(token_id)
         self._text += piece
         # The stream may hold back bytes that already spell a stop string.
@@ -176,10 +177,16 @@ class SpelledText:
 
 def longest_beginning(text: str, stop: Sequence[str]) -> int:
     """Number of characters at the end of a text that may be the beginning of one of the stop strings."""
-    return max(
-        (length for each in stop for length in range(1, min(len(each), len(text) + 1)) if text.endswith(each[:length])),
-        default=0,
-    )
+    longest = 0
+    for each in stop:
+        start = max(0, len(text) - len(each) + 1)
+        # The earliest place at which the rest of the text begins the stop string.
+        while (start := text.find(each[0], start, len(text) - longest)) >= 0:
+            if each.startswith(text[start:]):
+                longest = len(text) - start
+                break
+            start += 1
+    return longest
 
 
 def _frozen(parts: list[Floats]) -> Floats:

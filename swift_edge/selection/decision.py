@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import AnswerTask, answer_task
-from swift_edge.errors import InvalidOptionError
+from swift_edge.checks import expect, is_number, shown
+from swift_edge.errors import InvalidOptionError, SwiftEdgeError, one_line
 from swift_edge.options import ExternalScorer, Extractor, PickOptions, StrategyName
 from swift_edge.results import Answer, Candidate
 from swift_edge.scoring.calibration import Calibration
@@ -188,9 +190,31 @@ class Decision:
 def _task(task: str | Extractor | None, head: Head | None) -> AnswerTask | None:
     """The named task, one made from a function, or by default the task that the head was trained on."""
     if callable(task):
-        return AnswerTask("custom", task, str.strip, lambda text: text.strip() or None)
+        return AnswerTask("custom", _guarded(task), str.strip, lambda text: text.strip() or None)
     name: Any = task if task is not None or head is None else head.summary.get("task")
     return None if name is None else answer_task(name)
+
+
+def _guarded(extract: Extractor) -> Extractor:
+    """A caller's function from a text to its answer, whose failures say that they are its own."""
+
+    def guarded(text: str) -> str | None:
+        try:
+            answer: object = extract(text)
+        except SwiftEdgeError:
+            raise
+        except Exception as error:
+            raise InvalidOptionError(
+                f"task failed on the text {shown(text)} ({type(error).__name__}: {one_line(error)}); "
+                "expected the answer of a text, or None"
+            ) from error
+        if answer is None or isinstance(answer, str):
+            return answer
+        raise InvalidOptionError(
+            f"task gave {shown(answer)} for the text {shown(text)}; expected the answer of a text, or None"
+        )
+
+    return guarded
 
 
 def _automatic(
@@ -204,9 +228,15 @@ def _automatic(
     return "calibrated" if calibration is not None else "best-of-majority"
 
 
-def _checked(scores: Sequence[float], expected: int) -> list[float]:
+def _checked(scores: object, expected: int) -> list[float]:
     """Scores of an external judge as floats; raises `InvalidOptionError` unless there is one per candidate."""
-    values = [float(score) for score in scores]
+    try:
+        values: list[Any] = list(islice(scores, expected + 1))  # type: ignore[call-overload]
+    except TypeError:
+        raise InvalidOptionError(f"external gave {shown(scores)}; expected a score for each candidate") from None
     if len(values) != expected:
-        raise InvalidOptionError(f"external gave {len(values)} scores for {expected} candidates; expected one each")
-    return values
+        count = len(values) if len(values) < expected else f"more than {expected}"
+        raise InvalidOptionError(f"external gave {count} scores for {expected} candidates; expected one each")
+    for value in values:
+        expect(is_number(value), "a score of external", value, "a finite number")
+    return [float(value) for value in values]

@@ -474,6 +474,47 @@ def test_an_answer_survives_a_terminal_that_cannot_show_it(encoding: str, shown:
     assert (running.returncode, out.rstrip()) == (0, shown)
 
 
+HOSTILE = "a\x1b]0;x\x07\x9b1m\x08\r\u202eb\tc\nd"
+"""What sets a title, colours, goes back, overwrites and turns the direction of writing, were it obeyed."""
+SEEN = r"a\x1b]0;x\x07\x9b1m\x08\r\u202eb" + "\tc\nd"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_what_a_model_wrote_is_shown_on_a_terminal_and_kept_in_a_pipe() -> None:
+    import pty
+
+    with process("score", "Once", HOSTILE, "-m", STORIES) as running:
+        out, _ = running.communicate()
+    assert (running.returncode, out.decode()) == (0, HOSTILE + "\n")
+    master, slave = pty.openpty()
+    with process("score", "Once", HOSTILE, "-m", STORIES, stdout=slave) as running:
+        os.close(slave)
+        seen = b""
+        while piece := TestTerminal.read(master):
+            seen += piece
+    os.close(master)
+    assert seen.decode().replace("\r\n", "\n") == SEEN + "\n"  # the terminal's own line ends
+
+
+def test_complaints_that_quote_names_are_shown(run: Run, tmp_path: Path) -> None:
+    for arguments in (("inspect", str(tmp_path / HOSTILE)), ("score", "a", "b", "-m", STORIES, "--head", HOSTILE)):
+        outcome = run(*arguments)
+        assert outcome.status == 1
+        assert r"\x1b]0;x\x07" in outcome.err
+        assert "\x1b" not in outcome.err
+    assert "\x1b" not in run("inspect", STORIES, HOSTILE).err
+
+
+def test_a_byte_order_mark_on_stdin_is_no_part_of_the_prompt(run: Run) -> None:
+    assert run("pick", "-", *QUICK, stdin=b"\xef\xbb\xbfLily").out == run("pick", "Lily", *QUICK).out
+
+
+def test_a_prompt_without_end_on_stdin_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swift_edge.cli.text.MOST_STDIN_BYTES", 1000)
+    assert "has more than 1000 bytes" in error_of(run("pick", "-", *QUICK, stdin=b"a" * 1001))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 class TestTerminal:
     LONG = ("pick", "Once upon a time", "-m", STORIES, "-n", "64", "--max-new-tokens", "400", "--threads", "1")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -107,6 +108,35 @@ def test_external_scores_are_combined(strategy: str, ranked: tuple[int, ...]) ->
 def test_external_scores_must_be_one_each() -> None:
     with pytest.raises(InvalidOptionError, match="1 scores for 6 candidates"):
         decide(external=lambda _texts: [1.0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        (None, "external gave None; expected a score for each candidate"),
+        (5, "external gave 5; expected a score for each"),
+        ("123456", "a score of external is '1'; expected a finite number"),
+        ([1.0, 2.0, None, 1.0, 2.0, 3.0], "a score of external is None"),
+        ([1.0, 2.0, math.nan, 1.0, 2.0, 3.0], "a score of external is nan"),
+        ([1.0, 2.0, True, 1.0, 2.0, 3.0], "a score of external is True"),
+        ([1.0, 2.0, 10**400, 1.0, 2.0, 3.0], "a score of external is an integer of 1329 bits"),
+        (itertools.count(), "external gave more than 6 scores for 6 candidates"),
+    ],
+)
+def test_external_scores_that_are_none_are_refused(scores: Any, told: str) -> None:
+    with pytest.raises(InvalidOptionError, match=re.escape(told)):
+        decide(external=lambda _texts: scores)
+
+
+@pytest.mark.parametrize("numbers", [np.arange(6), np.arange(6.0, dtype=np.float32), tuple(range(6))])
+def test_external_scores_may_be_numpys(numbers: Any) -> None:
+    assert decide(external=lambda _texts: numbers).ranked == decide(external=lambda _texts: list(range(6))).ranked
+
+
+@pytest.mark.parametrize("answer", [5, b"5", [], 10**400])
+def test_a_task_that_gives_no_text_is_refused(answer: Any) -> None:
+    with pytest.raises(InvalidOptionError, match=r"task gave .* for the text .*; expected the answer of a text"):
+        decide(task=lambda _text: answer)
 
 
 @given(

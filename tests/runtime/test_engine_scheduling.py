@@ -650,6 +650,32 @@ def test_the_error_of_a_consumer_fails_its_request_alone(
     assert engine.failures == (where == "closed")
 
 
+def test_lack_of_memory_fails_its_request_alone_in_one_line(new: New) -> None:
+    engine = new()
+    for where in ("begun", "step"):
+        broken = Broken(where, MemoryError())
+        engine.submit(generation(OTHER, 2, max_new_tokens=9), broken)
+        with pytest.raises(MemoryLimitError, match="more memory than the system gives this process; ask for fewer"):
+            broken.result()
+        assert len(submitted(engine, short()).result()) == 1
+
+
+def test_lack_of_memory_in_a_step_fails_what_is_under_way_and_the_engine_goes_on(
+    new: New, stories: ModelSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy raises it wherever an array is made."""
+    engine = new()
+
+    def full(*_: Any, **__: Any) -> StepOutput:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stories, "decode", full)
+        with pytest.raises(MemoryLimitError, match="more memory than the system gives"):
+            submitted(engine, short()).result()
+    assert len(submitted(engine, short()).result()) == 1
+
+
 def test_the_error_of_a_consumer_of_given_responses_fails_its_request_alone(new: New) -> None:
     engine = new()
     broken = Broken("step", ValueError("no"))

@@ -8,6 +8,7 @@ import pytest
 
 from swift_edge.errors import DiskSpaceError, MemoryLimitError
 from swift_edge.system import machine
+from swift_edge.system.panics import quiet_panics
 
 MEMINFO = "MemTotal:       8000000 kB\nMemFree:        1000 kB\nMemAvailable:    4000 kB\n"
 
@@ -103,3 +104,9 @@ def test_too_much_disk_is_refused_for_a_folder_that_is_not_there_yet(tmp_path: P
     machine.require_disk(tmp_path / "a" / "b", 1, "the export")
     with pytest.raises(DiskSpaceError, match=r"the export needs .* GiB on the disk of .*/a/b, .* are free"):
         machine.require_disk(tmp_path / "a" / "b", 2**60, "the export")
+
+
+def test_what_others_write_to_stderr_meanwhile_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_panics():
+        os.write(2, b"a warning\n")
+    assert capfd.readouterr().err == "a warning\n"

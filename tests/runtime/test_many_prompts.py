@@ -75,6 +75,18 @@ def test_the_error_of_a_prompt_is_given_in_its_place(
             assert isinstance(answer.error, EmptyPromptError)
 
 
+def test_what_is_under_way_is_given_before_the_error_of_a_prompt(
+    selector: Selector, alone: list[dict[str, Any]]
+) -> None:
+    picks = selector.pick_many([PROMPTS[0], PROMPTS[1], "", PROMPTS[3]], **OPTIONS)
+    given = [next(picks), next(picks)]
+    with pytest.raises(EmptyPromptError):
+        next(picks)
+    assert list(picks) == []
+    assert sorted(picked.prompt_index for picked in given) == [0, 1]
+    assert all(bits(picked) == alone[picked.prompt_index] for picked in given)
+
+
 @pytest.mark.parametrize("on_error", ["yield", "raise"])
 def test_the_error_of_a_judge_is_that_of_one_prompt(
     selector: Selector, alone: list[dict[str, Any]], on_error: Any

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift_edge.checks import expect, is_number, parse_layers
+from swift_edge.checks import expect, is_number, parse_layers, shown
 from swift_edge.errors import InvalidOptionError
 
 
@@ -65,3 +65,29 @@ def test_what_is_expected_is_said_with_what_was_found() -> None:
     expect(True, "n", 1, "a number above 0")
     with pytest.raises(InvalidOptionError, match=r"^n is -1; expected a number above 0$"):
         expect(False, "n", -1, "a number above 0")
+
+
+class Unwritable:
+    """An object from anywhere."""
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 10**7,
+        "\n" * 100,
+        10**6000,
+        -(10**6000),
+        range(10**9),
+        [[0] * 10**6] * 99,
+        {0: "y" * 10**7},
+        Unwritable(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_any_value_is_shown_in_one_short_line(value: object) -> None:
+    assert 0 < len(shown(value)) <= 80
+    assert "\n" not in shown(value)

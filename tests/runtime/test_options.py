@@ -40,10 +40,18 @@ STEPS = str(ROOT / "models" / "small-steps")
 SUMS = "There are 4 apples and 3 pears. How many fruits are there?"
 Run = Callable[..., Any]
 
-WHOLE = st.integers(1, 2**40)
+WHOLE = st.integers(1, 10**9)
+NUMBER = st.integers(1, 10**4)
 SHARE = st.floats(0, 1)
+
+
+def falling(schedule: dict[int, int]) -> dict[int, int]:
+    """The same numbers, so that none stays that was dropped before."""
+    return dict(zip(sorted(schedule), sorted(schedule.values(), reverse=True), strict=True))
+
+
 SOME = {
-    "n": st.one_of(st.just("auto"), WHOLE),
+    "n": st.one_of(st.just("auto"), NUMBER),
     "max_new_tokens": WHOLE,
     "temperature": st.one_of(st.none(), st.just(0), st.floats(1e-6, 1e6)),
     "top_p": st.one_of(st.none(), st.floats(0, 1, exclude_min=True)),
@@ -57,8 +65,10 @@ SOME = {
     "strategy": st.sampled_from(["auto", "best", "majority", "vote", "calibrated", "best-of-majority", "scaling"]),
     "task": st.sampled_from([None, *ANSWER_TASKS]),
     "min_confidence": st.one_of(st.none(), SHARE),
-    "max_n": st.one_of(st.none(), WHOLE),
-    "prune": st.one_of(st.sampled_from([None, "auto", "off"]), st.dictionaries(WHOLE, WHOLE, min_size=1, max_size=3)),
+    "max_n": st.one_of(st.none(), NUMBER),
+    "prune": st.one_of(
+        st.sampled_from([None, "auto", "off"]), st.dictionaries(WHOLE, WHOLE, min_size=1, max_size=3).map(falling)
+    ),
     "budget_tokens": st.one_of(st.none(), WHOLE),
     "budget_seconds": st.one_of(st.none(), st.floats(0, 1e9, exclude_min=True)),
 }
@@ -136,27 +146,40 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"temperature": "1"}, "temperature is '1'; expected 0 or a number of at least 1e-06, or None"),
+        ({"temperature": "1"}, "temperature is '1'; expected 0 or a number from 1e-06 to 1000000.0, or None"),
         ({"temperature": math.nan}, "temperature is nan; expected"),
         ({"temperature": math.inf}, "temperature is inf; expected"),
-        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"temperature": 10**400}, "temperature is an integer of 1329 bits"),
         ({"temperature": 1e-7}, "temperature is 1e-07; expected"),
         ({"temperature": True}, "temperature is True; expected"),
         ({"top_p": "x"}, "top_p is 'x'; expected a number above 0 and at most 1, or None"),
         ({"top_p": 0}, "top_p is 0; expected"),
-        ({"top_k": 1.5}, "top_k is 1.5; expected an integer of at least 0, or None"),
+        ({"top_k": 1.5}, "top_k is 1.5; expected an integer from 0 to 1000000000, or None"),
         ({"min_p": math.nan}, "min_p is nan; expected a number from 0 to 1, or None"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0; expected a number from 0.001 to 1000, or None"),
-        ({"stop": 5}, "stop is 5; expected a text or a list of texts, of at least one character each"),
+        ({"stop": ["a"] * 257}, "stop is ['a', 'a', 'a'"),
+        ({"stop": range(10**10)}, "stop is range(0, 10000000000); expected a text"),
+        ({"stop": "a" * 16385}, "stop is 'aaa"),
+        ({"stop": "\ud800"}, "stop is '\\ud800'; expected a text"),
+        ({"stop": None}, "stop is None; expected a text"),
+        ({"temperature": 1e7}, "temperature is 10000000.0; expected 0 or a number from 1e-06 to 1000000.0"),
+        ({"n": 10**4000}, "n is an integer of 13288 bits; expected an integer from 1 to 10000"),
+        ({"n": 10_001}, "n is 10001; expected an integer from 1 to 10000"),
+        ({"max_new_tokens": 10**9 + 1}, "max_new_tokens is 1000000001"),
+        ({"prune": {4: 2, 8: 3}}, "prune is {4: 2, 8: 3}; expected auto, off, how many candidates stay by token count"),
+        ({"prune": {8: 3, 4: 2}}, "prune is {4: 2, 8: 3}; expected auto, off, how many candidates stay by token count"),
+        ({"prune": dict.fromkeys(range(1, 300), 1)}, "prune is {1: 1, 2: 1"),
+        ({"prune": {10**4000: 1}}, "prune is"),
+        ({"stop": 5}, "stop is 5; expected a text or a list of up to 256 texts, of at least one character each"),
         ({"stop": ["a", ""]}, "stop is ['a', '']; expected"),
         ({"stop": None}, "stop is None; expected"),
         ({"seed": 1.5}, "seed is 1.5; expected an integer from 0 to 18446744073709551615, or None"),
         ({"seed": 2**64}, "seed is 18446744073709551616; expected"),
-        ({"n": True}, "n is True; expected an integer of at least 1, or auto"),
+        ({"n": True}, "n is True; expected an integer from 1 to 10000, or auto"),
         ({"n": 0}, "n is 0; expected"),
         ({"n": "many"}, "n is 'many'; expected"),
         ({"n": None}, "n is None; expected"),
-        ({"max_new_tokens": 4.0}, "max_new_tokens is 4.0; expected an integer of at least 1, in tokens"),
+        ({"max_new_tokens": 4.0}, "max_new_tokens is 4.0; expected an integer from 1 to 1000000000, in tokens"),
         ({"raw": 1}, "raw is 1; expected True or False"),
         ({"signal": "vibes"}, "signal is 'vibes'; expected mean_logprob, self_certainty, or None"),
         ({"strategy": "bestt"}, "strategy is 'bestt'; expected auto, best, majority"),
@@ -164,11 +187,11 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
         ({"task": "sums"}, "task is 'sums'; expected number, latex"),
         ({"external": 3}, "external is 3; expected a function, or None"),
         ({"min_confidence": 1.5}, "min_confidence is 1.5; expected a number from 0 to 1, or None"),
-        ({"max_n": 0}, "max_n is 0; expected an integer of at least 1, or None"),
+        ({"max_n": 0}, "max_n is 0; expected an integer from 1 to 10000, or None"),
         ({"prune": {16: 0}}, "prune is {16: 0}; expected auto, off, how many candidates stay by token count"),
         ({"prune": {}}, "prune is {}; expected"),
-        ({"budget_tokens": 0.5}, "budget_tokens is 0.5; expected an integer of at least 1, in tokens, or None"),
-        ({"budget_seconds": 0}, "budget_seconds is 0; expected a number above 0, in seconds, or None"),
+        ({"budget_tokens": 0.5}, "budget_tokens is 0.5; expected an integer from 1 to 1000000000, in tokens, or None"),
+        ({"budget_seconds": 0}, "budget_seconds is 0; expected a number above 0 and at most 1000000000"),
         ({"options": {"n": 4}}, "options is {'n': 4}; expected a PickOptions, or None"),
         ({"temprature": 1.0}, "there is no option 'temprature'; did you mean temperature?"),
         ({"max_tokens": 5}, "there is no option 'max_tokens'; did you mean max_new_tokens?"),
@@ -343,7 +366,7 @@ def test_collecting_takes_its_options_the_same_way(tmp_path: Path) -> None:
         ({"temprature": 1.0}, "did you mean temperature?"),
         ({"seed": None}, "seed is None; expected an integer from 0 to 18446744073709551615$"),
         ({"n": "auto"}, "n is 'auto'; expected an integer of at least 1"),
-        ({"rows": 0}, "rows is 0; expected an integer of at least 1"),
+        ({"rows": 0}, "rows is 0; expected an integer from 1 to 1024"),
         ({"top_p": "x"}, "top_p is 'x'"),
     ):
         with pytest.raises(InvalidOptionError, match=told):

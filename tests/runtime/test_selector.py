@@ -1,6 +1,7 @@
 """The whole path: text in, the best candidate out, with figures that a plain computation confirms."""
 
 import dataclasses
+import itertools
 import json
 import pickle
 from collections.abc import Iterator
@@ -11,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swift_edge import CandidateBegun, CandidateFinished, Picked, Selection, Selector, SwiftEdgeError, TokenSampled
+from swift_edge import (
+    CandidateBegun,
+    CandidateFinished,
+    FailedPick,
+    Picked,
+    Selection,
+    Selector,
+    SwiftEdgeError,
+    TokenSampled,
+)
 from swift_edge.bundle import Tokenizer, open_bundle
 from swift_edge.engine import ModelSession, token_statistics
 from swift_edge.errors import InvalidOptionError, MemoryLimitError, PromptTooLongError
@@ -325,15 +335,15 @@ def test_a_drawn_seed_is_told_and_repeats(plain: Selector) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"n": 0}, "n is 0; expected an integer of at least 1"),
+        ({"n": 0}, "n is 0; expected an integer from 1 to 10000"),
         ({"n": 2.0}, r"n is 2\.0; expected an integer"),
         ({"temperature": 0}, "n is 8 at temperature 0.*expected n=1, or a temperature above 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"max_new_tokens": True}, "max_new_tokens is True; expected an integer of at least 1"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; expected an integer from 1 to"),
         ({"top_k": True}, "top_k is True; expected an integer"),
-        ({"stop": ["a", ""]}, "stop is .*expected a text or a list of texts, of at least one"),
+        ({"stop": ["a", ""]}, "stop is .*expected a text or a list of up to 256 texts"),
         ({"seed": -1}, "seed is -1"),
         ({"signal": "vibes"}, "'vibes'.*mean_logprob, self_certainty"),
     ],
@@ -348,13 +358,16 @@ def test_bad_options_are_refused_at_the_call_by_all_three(
         plain.pick_many([PROMPT], **options)
 
 
-def test_requests_that_cannot_be_served_are_refused_before_the_first_event(plain: Selector) -> None:
+def test_requests_that_cannot_be_served_are_refused_before_the_first_event(
+    plain: Selector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(PromptTooLongError, match="512"):
         plain.stream("word " * 600)
-    with pytest.raises(MemoryLimitError, match="keeping 10000000 candidates of up to 10 tokens"):
-        plain.stream(PROMPT, n=10_000_000, max_new_tokens=10)
     with pytest.raises(SwiftEdgeError, match="empty"):
         plain.stream("  ")
+    monkeypatch.setattr(type(plain.engine), "budget", lambda _: 2**24)
+    with pytest.raises(MemoryLimitError, match="keeping 10000 candidates of up to 10 tokens"):
+        plain.stream(PROMPT, n=10_000, max_new_tokens=10)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +375,12 @@ def test_requests_that_cannot_be_served_are_refused_before_the_first_event(plain
     [
         ([], "at least one"),
         ("one text", "expected a list"),
+        (None, "texts is None; expected a list"),
+        (5, "texts is 5; expected a list"),
+        (["fine", None], "expected a list"),
+        (["a"] * 10_001, "at most 10000"),
+        (itertools.repeat("a"), "texts is repeat.'a'.; expected a list"),
+        (["word " * 2_000_000], "text 1 has 10000000 bytes or more, at least .* holds 512"),
         (["fine", ""], "text 2 has no tokens"),
         (["word " * 600], "text 1 has .* tokens after a prompt of 5, .* holds 512"),
     ],
@@ -369,6 +388,40 @@ def test_requests_that_cannot_be_served_are_refused_before_the_first_event(plain
 def test_texts_that_cannot_be_scored_are_refused(plain: Selector, texts: Any, complaint: str) -> None:
     with pytest.raises(InvalidOptionError, match=complaint):
         plain.score(PROMPT, texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"path": 5}, "path is 5; expected the path"),
+        ({"path": "a\0b"}, "path is .*; expected the path"),
+        ({"path": "\ud800"}, "path is .*; expected the path"),
+        ({"path": b"models"}, "path is b'models'; expected the path"),
+        ({"head": 5}, "head is 5; expected the path"),
+        ({"providers": 5}, "providers is 5; expected a list of names"),
+        ({"providers": [5]}, "providers is .5.; expected a list of names"),
+        ({"threads": 10**400}, "threads is an integer of 1329 bits; expected at least 1"),
+        ({"threads": 100_000}, "threads is 100000; expected at least 1, .* at most .*, 8 for each"),
+        ({"threads": True}, "threads is True; expected"),
+        ({"rows": 10**400}, "rows is an integer of 1329 bits; expected an integer of at least 1"),
+        ({"rows": 1025}, "rows is 1025; .* at most 1024"),
+        ({"prefix_cache_bytes": -1}, "prefix_cache_bytes is -1"),
+    ],
+)
+def test_what_no_model_can_be_opened_with_is_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidOptionError, match=complaint):
+        Selector(**{"path": STORIES} | options).open()
+
+
+def test_a_prompt_that_cannot_fit_is_refused_by_its_length(plain: Selector) -> None:
+    for prompt in ("1" * 10_000_000, "word " * 2_000_000, " " * 10_000_000, "\ud800" * 10_000_000):
+        for ask in (lambda: plain.pick(prompt, raw=True), lambda: plain.score(prompt, ["a"], raw=True)):  # noqa: B023
+            with pytest.raises(PromptTooLongError, match="has 10000000 bytes or more, which are at least") as refused:
+                ask()
+            assert refused.value.prompt_tokens > 10_000
+    (failed,) = plain.pick_many(["1" * 10_000_000], on_error="yield")
+    assert isinstance(failed, FailedPick)
+    assert isinstance(failed.error, PromptTooLongError)
 
 
 def test_given_texts_are_the_tokens_that_pick_wrote_of_them(plain: Selector, scoring: Selector) -> None:

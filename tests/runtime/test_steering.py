@@ -244,7 +244,7 @@ def test_whatever_comes_it_ends_within_its_budget_with_something_to_pick(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"n": 0}, "n is 0; expected an integer of at least 1, or auto"),
+        ({"n": 0}, "n is 0; expected an integer from 1 to 10000, or auto"),
         ({"n": "some"}, "n is 'some'"),
         ({"n": 8, "max_n": 4}, "max_n is 4 and n is 8"),
         ({"max_n": 0}, "max_n is 0"),

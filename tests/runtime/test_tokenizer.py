@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -406,3 +407,73 @@ def test_messages_that_end_with_the_assistants_turn_are_refused() -> None:
     with pytest.raises(errors.PromptError, match=r"the last message .* is the assistant's; expected .* raw=True"):
         tokenizer.encode_prompt(messages)
     assert tokenizer.encode_prompt([*messages, {"role": "user", "content": "So?"}])
+
+
+def damaged(path: Path, place: Sequence[Any], value: Any) -> Path:
+    """The tokenizer of the stories with one value changed."""
+    document = inner = json.loads(STORIES.read_text(encoding="utf-8"))
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model", "continuing_subword_prefix"), "a" * 300),
+        (("post_processor", "single", 0, "SpecialToken", "id"), "x"),
+        (("decoder", "decoders", 3, "stop"), 1),
+    ],
+)
+def test_a_panic_of_the_library_is_an_error_in_one_line_and_says_nothing_else(
+    place: Sequence[Any], value: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = Tokenizer(bundle_with(damaged(tmp_path / "tokenizer.json", place, value)))
+    with pytest.raises(errors.TokenizerError, match=r"copy tokenizer\.json of 'tiny' again") as caught:
+        tokenizer.load()
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_panic_on_a_later_text_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    panicking = tokenizers.Tokenizer.from_file(
+        str(damaged(tmp_path / "tokenizer.json", ("decoder", "decoders", 3, "stop"), 1))
+    )
+    tokenizer = Tokenizer(bundle_with(STORIES))
+    tokenizer.load()
+    tokenizer._backend.decoder = panicking.decoder
+    with pytest.raises(errors.TokenizerError, match="failed on a text"):
+        tokenizer.decode([])
+
+
+def test_a_text_is_refused_by_its_bytes_and_the_longest_token() -> None:
+    tokenizer = Tokenizer(bundle_with(STORIES))  # its context holds 64 tokens
+    fits = 64 * tokenizer._longest_token
+    for encode, text in (
+        (tokenizer.encode_prompt, "a" * (fits + 1)),
+        (tokenizer.encode_prompt, "\N{GRINNING FACE}" * (fits // 4 + 1)),
+        (tokenizer.encode_response, "a" * (fits + 1)),
+    ):
+        with pytest.raises(errors.PromptTooLongError, match=r"bytes or more, .* at least 65 tokens, .* holds 64"):
+            encode(text)
+    # Longer than the context, but not by its bytes: that is for those to refuse who know what else has to fit.
+    assert len(tokenizer.encode_prompt("ab " * 40)) > 64
+
+
+def test_a_text_is_not_read_to_its_end_where_its_beginning_is_too_long(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1, "b" * 10**6: 2}, []))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(bundle_with(tmp_path / "tokenizer.json", tokens=Tokens(())))
+    with pytest.raises(errors.PromptTooLongError) as caught:
+        tokenizer.encode_prompt("a" * 10**7)  # no more than a token has, 64 times
+    assert caught.value.prompt_tokens == 4 * 64
+    assert caught.value.nbytes == 10**7
+
+
+def test_more_messages_than_the_context_has_tokens_are_refused() -> None:
+    with pytest.raises(errors.PromptError, match=r"has 65 messages, .* holds 64 tokens; leave the oldest out"):
+        Tokenizer(bundle_with(STORIES, template=QWEN)).encode_prompt([USER] * 65)
+    with pytest.raises(errors.PromptTooLongError):
+        Tokenizer(bundle_with(STORIES, template=QWEN)).encode_prompt([{**USER, "content": "a" * 10**7}])
