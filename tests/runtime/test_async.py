@@ -10,7 +10,7 @@ import pytest
 from picks import PATIENCE_S, STORIES, bits
 
 from swift_edge import Picked, Selection, Selector, TokenSampled
-from swift_edge.errors import EmptyPromptError, RequestCancelledError
+from swift_edge.errors import EmptyPromptError, InvalidOptionError, RequestCancelledError
 
 PROMPT = "Once upon a time"
 PROMPTS = (PROMPT, "The dog", "Lily and Tom went", "One day, a girl saw", "He was")
@@ -177,13 +177,14 @@ def test_the_error_of_one_is_not_that_of_the_others(selector: Selector, alone: d
 
     async def awaits() -> list[Any]:
         return await asyncio.gather(
-            asks(PROMPT), asks(""), asks(PROMPT, n="auto", task=fails), asks(PROMPT), return_exceptions=True
+            asks(PROMPT), asks(""), asks(PROMPT, n="auto", stop="a", task=fails), asks(PROMPT), return_exceptions=True
         )
 
     first, empty, broken, last = run(awaits())
     assert bits(first) == bits(last) == alone
     assert isinstance(empty, EmptyPromptError)
-    assert isinstance(broken, ZeroDivisionError)
+    assert isinstance(broken, InvalidOptionError)
+    assert isinstance(broken.__cause__, ZeroDivisionError)
 
 
 def test_a_consumer_that_stands_still_stops_nobody(selector: Selector, alone: dict[str, Any]) -> None:
@@ -217,7 +218,7 @@ def test_the_loop_turns_while_the_engine_stands_still(selector: Selector, alone:
         assert opened.wait(PATIENCE_S)
 
     async def turns() -> None:
-        held = selector.submit("The dog", n="auto", max_n=1, max_new_tokens=1, task=hold)
+        held = selector.submit("The dog", n="auto", max_n=1, max_new_tokens=20, stop=list("aeiou"), task=hold)
         waiting = asyncio.create_task(_awaited(selector.submit(PROMPT, **OPTIONS)))
         await asyncio.to_thread(entered.wait, PATIENCE_S)
         for _ in range(100):

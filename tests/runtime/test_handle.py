@@ -66,7 +66,7 @@ def alone(selector: Selector) -> dict[str, Any]:
 def door(selector: Selector) -> Iterator[Door]:
     """The engine stands still, in a function of another request, until the door is opened."""
     held = Door()
-    holding = selector.submit("The dog", n="auto", max_n=1, max_new_tokens=1, task=held)
+    holding = selector.submit("The dog", n="auto", max_n=1, max_new_tokens=20, stop=list("aeiou"), task=held)
     assert held.entered.wait(PATIENCE_S)
     yield held
     held.opened.set()
@@ -80,7 +80,9 @@ def calls_from_the_engine(selector: Selector, call: Callable[[], Any]) -> Select
         call()
         return None
 
-    return selector.submit(PROMPT, n="auto", max_n=1, max_new_tokens=2, task=task).result(PATIENCE_S)
+    return selector.submit(PROMPT, n="auto", max_n=1, max_new_tokens=20, stop=list("aeiou"), task=task).result(
+        PATIENCE_S
+    )
 
 
 def in_thread(call: Callable[[], Any]) -> None:
@@ -270,7 +272,7 @@ def test_the_error_of_a_task_is_that_of_its_request(
     def fails(text: str) -> str:
         raise error
 
-    broken = selector.submit(PROMPT, n="auto", max_n=4, max_new_tokens=3, task=fails)
+    broken = selector.submit(PROMPT, n="auto", max_n=4, max_new_tokens=20, stop=list("aeiou"), task=fails)
     whole = selector.submit(PROMPT, **OPTIONS)
     door.opened.set()
     with pytest.raises((InvalidOptionError, type(error))) as raised:
@@ -346,7 +348,7 @@ def test_closing_fails_what_is_under_way_and_leaves_no_thread(alone: dict[str, A
     before = set(threading.enumerate())
     with Selector(STORIES, head=stories_head, threads=1) as own:
         held = Door()
-        working = own.submit(PROMPT, n="auto", max_n=8, max_new_tokens=1, task=held)
+        working = own.submit(PROMPT, n="auto", max_n=8, max_new_tokens=20, stop=list("aeiou"), task=held)
         assert held.entered.wait(PATIENCE_S)
         waiting = [own.submit(PROMPT, **LONG) for _ in range(3)]
         (driver,) = set(threading.enumerate()) - before
@@ -410,7 +412,7 @@ entered, opened = threading.Event(), threading.Event()
 def hold(text):
     entered.set()
     opened.wait(60)
-holding = selector.submit("The dog", n="auto", max_n=1, max_new_tokens=1, task=hold)
+holding = selector.submit("The dog", n="auto", max_n=1, max_new_tokens=20, stop=list("aeiou"), task=hold)
 entered.wait(60)
 other = selector.submit(PROMPT, **OPTIONS)
 mine = selector.submit(PROMPT, **LONG)
@@ -452,7 +454,7 @@ entered, opened = threading.Event(), threading.Event()
 def hold(text):
     entered.set()
     opened.wait(60)
-handle = selector.submit(PROMPT, n="auto", max_n=2, max_new_tokens=5, task=hold)
+handle = selector.submit(PROMPT, n="auto", max_n=2, max_new_tokens=20, stop=list("aeiou"), task=hold)
 waiting = selector.submit(PROMPT, **OPTIONS)
 many = selector.pick_many([PROMPT] * 2, **OPTIONS)
 entered.wait(60)
