@@ -231,7 +231,7 @@ class _Reader:
             return self.bars == 0
         if token[:1].isdigit() or token[:1] == ".":
             # Numbers side by side are never multiplied, nor is what only looks like an index: 10 000, x2.
-            if self.last not in CLOSING:
+            if self.last not in CLOSING and self.last != "!":
                 raise NotMathematicsError
             return True
         if token == "{" and _is_number(self.last) and len(self.tokens) > 1 and _is_number(self.tokens[-2]):
@@ -317,9 +317,10 @@ class _Reader:
     def group(self, closing: str, depth: int) -> Node:
         bars, self.bars = self.bars, 0
         tree = self.sum(depth + 1)
-        if self.peek() == r"\choose" and closing == "}":
-            self.take()
-            tree = Node("binomial", (tree, self.sum(depth + 1)))
+        if closing == "}" and self.peek() in (r"\choose", r"\over"):
+            over = self.take() == r"\over"
+            below = self.sum(depth + 1)
+            tree = Node("product", (tree, Node("inverse", (below,)))) if over else Node("binomial", (tree, below))
         self.take(closing)
         self.bars = bars
         return tree

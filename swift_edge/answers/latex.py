@@ -266,7 +266,7 @@ def _is_enclosed(tokens: list[str]) -> bool:
 def _bracketed(tokens: list[str], depth: int) -> Reading | None:
     """Read a tuple or an interval, or what brackets hold."""
     inner = tokens[1:-1]
-    if tokens[0] in (r"\lfloor", r"\lceil") or r"\choose" in inner:
+    if tokens[0] in (r"\lfloor", r"\lceil") or r"\choose" in inner or r"\over" in inner:
         return None
     parts, _ = _split(inner, frozenset([",", ";"]))
     if len(parts) == 1 or tokens[0] == "{":
@@ -390,9 +390,11 @@ def _equation(left: list[str], right: list[str], depth: int) -> Reading:
         difference = Node("sum", (trees[0], Node("negative", (trees[1],))))
         # Equal up to a factor: the ratio of the difference at two points does not see the factor.
         same = _attempt(lambda: of_text("equation " + (number_of(difference) / number_of(difference, "'")).text()))
+        result = _value(right) if _is_name(left) or (len(names) > 1 and not names_in(trees[1])) else None
+        result = None if result is None or result.text == "0" else result
         if len(names) > 1 and names <= COORDINATE_SET:
             solved = _solution(difference, max(names))
-            return _also(solved or same, same, _value(right) if _is_name(left) else None)
+            return _also(solved or same, same, result)
     for name, other in ((left, right), (right, left)):
         if _is_name(name) and not (len(name) == 1 and name[0] in other):
             return _also(_structure(other, depth + 1), same)
@@ -401,7 +403,7 @@ def _equation(left: list[str], right: list[str], depth: int) -> Reading:
     if sides[1] is None:
         raise NotMathematicsError
     solved = _solution(difference, *names) if len(names) == 1 else None
-    return _also(solved or same, same)
+    return _also(solved or same, same, result)
 
 
 def _also(found: Reading | None, *others: Reading | None) -> Reading:

@@ -7,7 +7,7 @@ from typing import Final
 from swift_edge.answers.expression import DEGREES, FUNCTIONS, WORD
 
 SPACING: Final = re.compile(
-    r"(\\\\)|\\(?:left|right|middle|[bB]igg?[lrm]?|(?:display|text|script)style|limits|nolimits|quad|qquad|hspace\{[^{}]*\}"
+    r"(\\\\)|\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lrm]?|(?:display|text|script)style|limits|nolimits|quad|qquad|hspace\{[^{}]*\}"
     r"|mathstrut|boxed|fbox|vec|overrightarrow|hat|widehat|underline|strut|hfill|newline|rm|bf|it|cal)(?![a-zA-Z])"
     r"|\\(?:begin|end)\{(?:align|aligned|gather|gathered|equation|split|displaymath|math)\*?\}"
     r"|\\[,;:> ]|\\!|~|\$|\\\(|\\\)|\\\[|\\\]|[\u200b-\u200d\u2060\ufeff]"
