@@ -57,6 +57,8 @@ FUNCTIONS: Final = frozenset(
     ]
 )  # fmt: skip
 INVERSE: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+MAGNITUDES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""Words for powers of ten."""
 UNITS: Final = frozenset(
     [
         "cm", "mm", "km", "ft", "kg", "mg", "ml", "mL", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "in", "yd",
@@ -121,6 +123,8 @@ def tokenize(text: str) -> list[str]:
         before = tokens[-1] if tokens else ""
         if token.startswith(WORD) and token[len(WORD) :].casefold() in ("and", "or", "&"):
             tokens.append({"or": r"\lor"}.get(token[len(WORD) :].casefold(), r"\land"))
+        elif before[-1:].isdigit() and token.removeprefix(WORD) in MAGNITUDES:
+            tokens += ["*", str(10 ** MAGNITUDES[token.removeprefix(WORD)])]
         elif token in ("C", "F", "K") and before == DEGREES:
             continue  # of a temperature
         elif not token[0].isalpha() or token.startswith(WORD):

@@ -66,6 +66,15 @@ NO_SOLUTION: Final = frozenset(
     ["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "nosolutionexists"]
 )
 EVERY_REAL: Final = frozenset(["allreals", "allreal", "allrealnumbers", "anyrealnumber", "allrealx", "realnumbers"])
+NUMBER_WORDS: Final = {
+    word: number
+    for number, word in enumerate(
+        [
+            "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+            "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+        ]
+    )
+}  # fmt: skip
 UNDEFINED: Final = frozenset(["undefined", "doesnotexist", "dne", "doesn'texist"])
 FUNCTION_LETTERS: Final = frozenset("fghpqFGHPQRSTVAEDLNCM")
 COORDINATES: Final = ("x", "y", "z")
@@ -194,6 +203,8 @@ def _words(tokens: list[str]) -> Reading:
         return NOTHING
     if text in EVERY_REAL:
         return reading.of_spans([ALL_REALS])
+    if text in NUMBER_WORDS:
+        return reading.of_value(residue.number(NUMBER_WORDS[text]))
     return of_text("text:undefined" if text in UNDEFINED else "text:" + text)
 
 
@@ -315,7 +326,12 @@ def _set_operation(operator: str, operands: list[Reading]) -> Reading:
 
 
 def _list(parts: list[list[str]], between: list[str], depth: int) -> Reading:
-    kept = [part for part in parts if part and not _is_condition(part) and not all(map(_is_filler, part))]
+    whole = {part[0]: "n" for part in parts if _is_condition(part)}  # any name will do: n \pi, n \in \mathbb{Z}
+    kept = [
+        [whole.get(token, token) for token in part]
+        for part in parts
+        if part and not _is_condition(part) and not all(map(_is_filler, part))
+    ]
     if not kept:
         raise NotMathematicsError
     names = [part[0] for part in kept if len(part) > 2 and part[1] == "=" and part[0].isalpha()]
@@ -522,7 +538,11 @@ def _is_name(tokens: list[str]) -> bool:
     """Tell whether this is what a result is called: `x`, `x_1`, `f(2)`, `\\theta`, `AB`, `\\angle ABC`, words."""
     if not tokens or is_word(tokens[0]):
         return True
+    if tokens[0] == "{" and _is_enclosed(tokens):
+        return _is_name(tokens[1:-1])
     joined = "".join(tokens)
+    if re.fullmatch(r"(?:\\overline|\\bar)\{?[a-zA-Z]\}?", joined):
+        return True
     if re.fullmatch(r"(?:m?\\(?:angle|triangle)|\\overline|\\bar)?\{?[A-Z](?:'?[A-Z]'?){0,4}\}?'?", joined) and (
         len(tokens) > 1
     ):

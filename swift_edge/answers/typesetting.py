@@ -13,7 +13,7 @@ SPACING: Final = re.compile(
     r"|\\[,;:> ]|\\!|~|\$|\\\(|\\\)|\\\[|\\\]|[\u200b-\u200d\u2060\ufeff]"
 )
 DEGREE_SIGN: Final = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\^\s*\{?\s*°\s*\}?|\\degrees?(?![a-zA-Z])|\\textdegree|º")
-CURRENCY: Final = re.compile(r"\\\$|[€£¥₹]|\\(?:pounds|euro|mathdollar|textdollar)(?![a-zA-Z])")
+CURRENCY: Final = re.compile(r"\\\$|[€£¥₹¢]|\\(?:pounds|euro|cents?|mathdollar|textdollar)(?![a-zA-Z])")
 ALIGNED: Final = re.compile(r"&\s*(?==|<|>|\\(?:le|ge|ne|approx|equiv))")
 WRAPPER: Final = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|normal|up|md)?|mbox|hbox|math(?:rm|bf|it|sf|cal|frak|tt|ds)|operatorname\*?|boldsymbol"
@@ -36,6 +36,7 @@ REPEATING: Final = re.compile(
 ELLIPSIS: Final = r"\s*(?:\.\.\.|…|\\(?:[lc]?dots|dotsc|dotsb)(?![a-zA-Z]))"
 GOING_ON: Final = re.compile(rf"(?<![0-9.])([0-9]*)\.([0-9]*?)([0-9]{{1,6}}?)(\3{{2,}}){ELLIPSIS}")
 BROKEN_OFF: Final = re.compile(rf"(?<![0-9.])([0-9]*\.[0-9]+){ELLIPSIS}")
+ROOTS: Final = {"∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 SPACE: Final = r"(?:\s*\\[,;:!> ]\s*|~|[ \u00a0\u2009\u202f])"
 THOUSANDS: Final = re.compile(
     rf"(?<![0-9.,_^])[0-9]{{1,3}}(?:(?:(?:\{{,\}}|,\\!)\s?[0-9]{{3}})+|(?:,[0-9]{{3}})+|(?:{SPACE}[0-9]{{3}})+(?!\s*/))(?![0-9])"
@@ -70,6 +71,8 @@ def _plain_characters(match: re.Match[str]) -> str:
     run = match[0]
     kind = unicodedata.decomposition(run[0]).partition(" ")[0]
     plain = unicodedata.normalize("NFKC", run).replace("−", "-")
+    if run in ROOTS:
+        return ROOTS[run]
     if kind == "<super>" and run[0] != "º":
         return f"^{{{plain}}}"
     if kind == "<sub>":
