@@ -608,8 +608,12 @@ def _expression(tokens: list[str]) -> Reading:
         return found.also(reading.of_value(found_value * residue.PI / residue.number(180)))
     option = tokens[:3]
     if len(tokens) > 3 and option[0] == "(" and option[1] in tuple("ABCDE") and option[2] == ")":
-        return found.also(*filter(None, [_value(option), _value(tokens[3:])]))
+        return found.also(*filter(None, [_number_reading(option), _number_reading(tokens[3:])]))
     return found
+
+
+def _number_reading(tokens: list[str]) -> Reading | None:
+    return _attempt(lambda: reading.of_value(number_of(read_expression(tokens))))
 
 
 def _residue_class(value: Residue, divisor: Residue) -> Reading:

@@ -14,6 +14,8 @@ from swift_edge.answers.residue import NoValueError, Residue
 
 TOLERANCE: Final = 5e-6
 """Largest relative error of a written decimal: six significant digits."""
+ROUNDING: Final = 1e-15
+"""Relative error of floating-point numbers."""
 MOST_COMPARISONS: Final = 5_000
 """Pairs of readings that are looked at before two answers count as different."""
 
@@ -179,7 +181,7 @@ def _near(a: Reading, b: Reading) -> bool:
     mine, theirs = a.value.size, b.value.size
     if a.decimals is None and b.decimals is None:
         return False
-    difference = abs(mine - theirs)
+    difference = max(0.0, abs(mine - theirs) - ROUNDING * abs(mine))
     # NaN compares as false.
     if not difference <= TOLERANCE * min(abs(mine), abs(theirs)):
         return False

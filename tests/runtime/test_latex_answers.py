@@ -96,6 +96,7 @@ HOSTILE = {
     "angles": r"\sin(\cos(" * 60 + "x" + "))" * 60, "marks": "x" + "!" * 1900, "relations": "x<" * 500 + "y",
     "boxes": r"\boxed{1}, " * 50_000, "dollars": "$x$ and " * 60_000, "spaces": "1 " * 250_000,
     "phrases": "the answer is " * 40_000, "backslashes": "\\" * 500_000, "open": r"\boxed{" * 70_000,
+    "options": "(A) " * 490, "phrased options": "The answer is " + "(A) " * 7_500,
 }  # fmt: skip
 
 
