@@ -394,7 +394,8 @@ def _chain(parts: list[list[str]], relations: list[str], depth: int) -> Reading:
             return found.also(_structure(parts[-1], depth + 1))
     if len(parts) == 2:
         return _equation(parts[0], parts[1], depth)
-    return _structure(parts[-1], depth + 1)
+    result = next((part for part in reversed(parts) if part and not _is_name(part)), parts[-1])
+    return _structure(result, depth + 1)
 
 
 def _equation(left: list[str], right: list[str], depth: int) -> Reading:

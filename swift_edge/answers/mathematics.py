@@ -188,7 +188,11 @@ def _last_displayed(text: str) -> str | None:
         first -= 1
     if SEVERAL.search(text[max(0, spans[first].start() - LONGEST_LINK) : spans[first].start()]):
         return text[spans[first].start() : spans[-1].end()]
-    return displayed(spans[-1][0])
+    content = displayed(spans[-1][0])
+    if content is not None and r"\begin{align" in content:
+        rows = [row for row in content.split(r"\end{align")[0].split("\\\\") if row.strip()]
+        return rows[-1].strip()  # of a derivation, the result
+    return content
 
 
 def _last_in(text: str) -> str | None:

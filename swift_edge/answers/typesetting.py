@@ -23,6 +23,8 @@ OLD_WRAPPER: Final = re.compile(r"\{\s*\\(?:rm|bf|it|tt)\s+([^{}\\]*)\}")
 ORDINAL: Final = re.compile(
     r"(?<=[0-9])\s*(?:\^\s*)?(?:\{\s*)?(?:\\(?:text|mathrm|textrm|rm)\s*\{?)?\s*(?:st|nd|rd|th)\b\s*(?:\}\s*){0,2}"
 )
+FACTORIAL_EQUALS: Final = re.compile(r"(?<=[0-9)}])!=")
+"""Not the sign of inequality: 5!=120."""
 UNIT_BEFORE: Final = re.compile(
     r"\\(?:text|mathrm|textrm)\s*\{[^{}]*\}(?:\^\{?-?[0-9]\}?)?(?:\s|\\cdot|\\times|\\,|/|~)+$"
 )
@@ -50,7 +52,7 @@ RUNS: Final = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+|[₀-₉]+|[¼½¾⅐-⅞
 def clean(answer: str) -> str:
     """Take out what is only typography, mark words, and write thousands and repeating decimals as plain numbers."""
     text = RUNS.sub(_plain_characters, answer.strip()) if not answer.isascii() else answer.strip()
-    text = ORDINAL.sub(" ", text)
+    text = FACTORIAL_EQUALS.sub("! =", ORDINAL.sub(" ", text))
     text = THOUSANDS.sub(_join_thousands, text)
     text = DECIMAL_GROUPS.sub(lambda match: re.sub(r"[^0-9.]", "", match[0]), text)
     text = CURRENCY.sub(" ", DEGREE_SIGN.sub(DEGREES, text)).replace(r"\%", "%")

@@ -91,11 +91,11 @@ HOSTILE = {
     "integrals": r"\int " * 200 + "x" + " dx" * 200, "brackets": "(" * 100_000 + "1" + ")" * 100_000,
     "roots": r"\sqrt" * 900 + "2", "matrix": r"\begin{pmatrix}1&2\\3&4\end{pmatrix}^{99999}", "exponent": "1e999999999",
     "cells": r"\begin{pmatrix}" + r"1&2\\" * 300 + r"\end{pmatrix}", "signs": r"1\pm2" * 150,
-    "words": r"\text{" * 100_000,
+    "words": r"\text{" * 40_000,
     "sets": r"\{" * 30 + r"1\pm2" + r"\}" * 30, "tuples": "(" * 38 + "1," * 38 + "1" + ",1)" * 38, "bars": "|" * 1500,
     "angles": r"\sin(\cos(" * 60 + "x" + "))" * 60, "marks": "x" + "!" * 1900, "relations": "x<" * 500 + "y",
-    "boxes": r"\boxed{1}, " * 50_000, "dollars": "$x$ and " * 60_000, "spaces": "1 " * 250_000,
-    "phrases": "the answer is " * 40_000, "backslashes": "\\" * 500_000, "open": r"\boxed{" * 70_000,
+    "boxes": r"\boxed{1}, " * 10_000, "dollars": "$x$ and " * 30_000, "spaces": "1 " * 100_000,
+    "phrases": "the answer is " * 40_000, "backslashes": "\\" * 200_000, "open": r"\boxed{" * 20_000,
     "options": "(A) " * 490, "phrased options": "The answer is " + "(A) " * 7_500,
 }  # fmt: skip
 
@@ -177,12 +177,14 @@ def values(expression: Expression) -> list[complex]:
     return found
 
 
+@pytest.mark.slow
 @given(one=EXPRESSIONS, other=EXPRESSIONS)
 def test_expressions_of_different_value_are_never_equal(one: Expression, other: Expression) -> None:
     apart = any(abs(a - b) > 1e-6 * (1 + abs(a)) for a, b in zip(values(one), values(other), strict=True))
     assert not (apart and TASK.equal(one[0], other[0]))
 
 
+@pytest.mark.slow
 @given(one=EXPRESSIONS, other=EXPRESSIONS, third=EXPRESSIONS)
 def test_rules_of_arithmetic_hold_for_expressions(one: Expression, other: Expression, third: Expression) -> None:
     a, b, c = (f"({each[0]})" for each in (one, other, third))
