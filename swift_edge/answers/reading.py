@@ -4,6 +4,7 @@ Equality is that of the canonical texts. Agreement is wider, for grading: a deci
 and readings that a form leaves open (the right side of an equation, a column for a point) agree where one of them does.
 """
 
+import cmath
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -181,9 +182,10 @@ def _near(a: Reading, b: Reading) -> bool:
     mine, theirs = a.value.size, b.value.size
     if a.decimals is None and b.decimals is None:
         return False
-    difference = max(0.0, abs(mine - theirs) - ROUNDING * abs(mine))
-    # NaN compares as false.
-    if not difference <= TOLERANCE * min(abs(mine), abs(theirs)):
+    if not (cmath.isfinite(mine) and cmath.isfinite(theirs)):
+        return False
+    difference = abs(mine - theirs) - ROUNDING * max(abs(mine), abs(theirs))
+    if difference > TOLERANCE * min(abs(mine), abs(theirs)):
         return False
     if a.decimals is not None and b.decimals is not None:
         return difference <= 0.501 * 10.0 ** -min(a.decimals, b.decimals)

@@ -207,6 +207,13 @@ def test_inequalities_are_intervals(low: int, size: int, closed: tuple[bool, boo
     assert not TASK.equal(rf"{low} {below} x {above} {high + 1}", interval)
 
 
+@pytest.mark.parametrize("unknown", [r"0.5\infty", "10.5^{400}", r"\frac{0.5}{x'}", r"0.5\ln(x')"])
+def test_what_has_no_known_size_is_near_nothing(unknown: str) -> None:
+    for other in ("0.50", "0.5", "1", r"\pi", "3.14159", "-0.5"):
+        assert not TASK.correct(unknown, other)
+        assert not TASK.correct(other, unknown)
+
+
 @given(answers=st.tuples(*[st.sampled_from([row["a"] for row in rows("latex_kinds.jsonl")])] * 2))
 def test_equal_answers_agree_and_agreement_has_no_direction(answers: tuple[str, str]) -> None:
     one, other = answers
