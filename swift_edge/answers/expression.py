@@ -339,7 +339,8 @@ class _Reader:
             r"\\frac(?:[1-9][1-9](?![0-9])|\{[0-9]+\}\{[0-9]+\}|[1-9]\{[0-9]+\}|\{[0-9]+\}[1-9](?![0-9]))(?!\^)", ahead
         ):
             return Node("sum", (whole, self.atom(0)))
-        if re.match(r"[0-9]+/[0-9]+(?![0-9^.])", ahead):
+        above, slash, below = (*self.tokens[:-4:-1], "", "", "")[:3]
+        if ahead and slash == "/" and above.isdecimal() and below.isdecimal() and self.tokens[-4:-3] != ["^"]:
             numerator, _, denominator = self.take(), self.take(), self.take()
             bottom = Node("inverse", (Node("number", number=Fraction(denominator)),))
             return Node("sum", (whole, Node("product", (Node("number", number=Fraction(numerator)), bottom))))

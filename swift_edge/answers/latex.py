@@ -432,7 +432,7 @@ def _also(found: Reading | None, *others: Reading | None) -> Reading:
 def _attempt(read: Callable[[], Reading]) -> Reading | None:
     try:
         return read()
-    except (NotMathematicsError, NoValueError):
+    except (NotMathematicsError, NoValueError, ArithmeticError):  # sizes beyond floating-point numbers
         return None
 
 

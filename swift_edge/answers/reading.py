@@ -4,7 +4,6 @@ Equality is that of the canonical texts. Agreement is wider, for grading: a deci
 and readings that a form leaves open (the right side of an equation, a column for a point) agree where one of them does.
 """
 
-import cmath
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,8 @@ from swift_edge.answers.residue import NoValueError, Residue
 
 TOLERANCE: Final = 5e-6
 """Largest relative error of a written decimal: six significant digits."""
+LARGEST: Final = 1e300
+"""Size of numbers that are compared."""
 ROUNDING: Final = 1e-15
 """Relative error of floating-point numbers."""
 MOST_COMPARISONS: Final = 5_000
@@ -182,7 +183,8 @@ def _near(a: Reading, b: Reading) -> bool:
     mine, theirs = a.value.size, b.value.size
     if a.decimals is None and b.decimals is None:
         return False
-    if not (cmath.isfinite(mine) and cmath.isfinite(theirs)):
+    # NaN compares as false.
+    if not all(abs(part) < LARGEST for size in (mine, theirs) for part in (size.real, size.imag)):
         return False
     difference = abs(mine - theirs) - ROUNDING * max(abs(mine), abs(theirs))
     if difference > TOLERANCE * min(abs(mine), abs(theirs)):

@@ -96,6 +96,7 @@ HOSTILE = {
     "angles": r"\sin(\cos(" * 60 + "x" + "))" * 60, "marks": "x" + "!" * 1900, "relations": "x<" * 500 + "y",
     "boxes": r"\boxed{1}, " * 10_000, "dollars": "$x$ and " * 30_000, "spaces": "1 " * 100_000,
     "phrases": "the answer is " * 40_000, "backslashes": "\\" * 200_000, "open": r"\boxed{" * 20_000,
+    "mixed": "2x}1 1/2", "sizes": r"|(1+i)^{2047}(1+i)^{2047}|",
     "options": "(A) " * 490, "phrased options": "The answer is " + "(A) " * 7_500,
 }  # fmt: skip
 
