@@ -7,8 +7,9 @@
     task.correct("... so it is \\\\boxed{7}", "7")  # True
 
 Two answers are equal when their canonical texts are: equality is an equivalence, and votes over many candidates group
-by a dictionary. Nothing is ever evaluated as code, and all work is bounded by the length of the text, so nothing needs
-to be timed or stopped.
+by a dictionary. Grading may be wider: for `latex`, 0.333333 is right for 1/3 (see `swift_edge.answers.latex`), though a
+vote counts them apart. Nothing is ever evaluated as code, and all work is bounded by the length of the text, so nothing
+needs to be timed or stopped.
 """
 
 from collections.abc import Callable, Iterable

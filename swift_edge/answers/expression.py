@@ -57,6 +57,8 @@ FUNCTIONS: Final = frozenset(
     ]
 )  # fmt: skip
 INVERSE: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+MAGNITUDES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""Words for powers of ten."""
 UNITS: Final = frozenset(
     [
         "cm", "mm", "km", "ft", "kg", "mg", "ml", "mL", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "in", "yd",
@@ -121,6 +123,8 @@ def tokenize(text: str) -> list[str]:
         before = tokens[-1] if tokens else ""
         if token.startswith(WORD) and token[len(WORD) :].casefold() in ("and", "or", "&"):
             tokens.append({"or": r"\lor"}.get(token[len(WORD) :].casefold(), r"\land"))
+        elif before[-1:].isdigit() and token.removeprefix(WORD) in MAGNITUDES:
+            tokens += ["*", str(10 ** MAGNITUDES[token.removeprefix(WORD)])]
         elif token in ("C", "F", "K") and before == DEGREES:
             continue  # of a temperature
         elif not token[0].isalpha() or token.startswith(WORD):
@@ -231,7 +235,7 @@ class _Reader:
             return self.bars == 0
         if token[:1].isdigit() or token[:1] == ".":
             # Numbers side by side are never multiplied, nor is what only looks like an index: 10 000, x2.
-            if self.last not in CLOSING:
+            if self.last not in CLOSING and self.last != "!":
                 raise NotMathematicsError
             return True
         if token == "{" and _is_number(self.last) and len(self.tokens) > 1 and _is_number(self.tokens[-2]):
@@ -317,9 +321,10 @@ class _Reader:
     def group(self, closing: str, depth: int) -> Node:
         bars, self.bars = self.bars, 0
         tree = self.sum(depth + 1)
-        if self.peek() == r"\choose" and closing == "}":
-            self.take()
-            tree = Node("binomial", (tree, self.sum(depth + 1)))
+        if closing == "}" and self.peek() in (r"\choose", r"\over"):
+            over = self.take() == r"\over"
+            below = self.sum(depth + 1)
+            tree = Node("product", (tree, Node("inverse", (below,)))) if over else Node("binomial", (tree, below))
         self.take(closing)
         self.bars = bars
         return tree
@@ -334,7 +339,8 @@ class _Reader:
             r"\\frac(?:[1-9][1-9](?![0-9])|\{[0-9]+\}\{[0-9]+\}|[1-9]\{[0-9]+\}|\{[0-9]+\}[1-9](?![0-9]))(?!\^)", ahead
         ):
             return Node("sum", (whole, self.atom(0)))
-        if re.match(r"[0-9]+/[0-9]+(?![0-9^.])", ahead):
+        above, slash, below = (*self.tokens[:-4:-1], "", "", "")[:3]
+        if ahead and slash == "/" and above.isdecimal() and below.isdecimal() and self.tokens[-4:-3] != ["^"]:
             numerator, _, denominator = self.take(), self.take(), self.take()
             bottom = Node("inverse", (Node("number", number=Fraction(denominator)),))
             return Node("sum", (whole, Node("product", (Node("number", number=Fraction(numerator)), bottom))))

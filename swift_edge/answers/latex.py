@@ -66,6 +66,15 @@ NO_SOLUTION: Final = frozenset(
     ["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "nosolutionexists"]
 )
 EVERY_REAL: Final = frozenset(["allreals", "allreal", "allrealnumbers", "anyrealnumber", "allrealx", "realnumbers"])
+NUMBER_WORDS: Final = {
+    word: number
+    for number, word in enumerate(
+        [
+            "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+            "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+        ]
+    )
+}  # fmt: skip
 UNDEFINED: Final = frozenset(["undefined", "doesnotexist", "dne", "doesn'texist"])
 FUNCTION_LETTERS: Final = frozenset("fghpqFGHPQRSTVAEDLNCM")
 COORDINATES: Final = ("x", "y", "z")
@@ -194,6 +203,8 @@ def _words(tokens: list[str]) -> Reading:
         return NOTHING
     if text in EVERY_REAL:
         return reading.of_spans([ALL_REALS])
+    if text in NUMBER_WORDS:
+        return reading.of_value(residue.number(NUMBER_WORDS[text]))
     return of_text("text:undefined" if text in UNDEFINED else "text:" + text)
 
 
@@ -266,7 +277,7 @@ def _is_enclosed(tokens: list[str]) -> bool:
 def _bracketed(tokens: list[str], depth: int) -> Reading | None:
     """Read a tuple or an interval, or what brackets hold."""
     inner = tokens[1:-1]
-    if tokens[0] in (r"\lfloor", r"\lceil") or r"\choose" in inner:
+    if tokens[0] in (r"\lfloor", r"\lceil") or r"\choose" in inner or r"\over" in inner:
         return None
     parts, _ = _split(inner, frozenset([",", ";"]))
     if len(parts) == 1 or tokens[0] == "{":
@@ -315,7 +326,12 @@ def _set_operation(operator: str, operands: list[Reading]) -> Reading:
 
 
 def _list(parts: list[list[str]], between: list[str], depth: int) -> Reading:
-    kept = [part for part in parts if part and not _is_condition(part) and not all(map(_is_filler, part))]
+    whole = {part[0]: "n" for part in parts if _is_condition(part)}  # any name will do: n \pi, n \in \mathbb{Z}
+    kept = [
+        [whole.get(token, token) for token in part]
+        for part in parts
+        if part and not _is_condition(part) and not all(map(_is_filler, part))
+    ]
     if not kept:
         raise NotMathematicsError
     names = [part[0] for part in kept if len(part) > 2 and part[1] == "=" and part[0].isalpha()]
@@ -378,7 +394,8 @@ def _chain(parts: list[list[str]], relations: list[str], depth: int) -> Reading:
             return found.also(_structure(parts[-1], depth + 1))
     if len(parts) == 2:
         return _equation(parts[0], parts[1], depth)
-    return _structure(parts[-1], depth + 1)
+    result = next((part for part in reversed(parts) if part and not _is_name(part)), parts[-1])
+    return _structure(result, depth + 1)
 
 
 def _equation(left: list[str], right: list[str], depth: int) -> Reading:
@@ -390,9 +407,11 @@ def _equation(left: list[str], right: list[str], depth: int) -> Reading:
         difference = Node("sum", (trees[0], Node("negative", (trees[1],))))
         # Equal up to a factor: the ratio of the difference at two points does not see the factor.
         same = _attempt(lambda: of_text("equation " + (number_of(difference) / number_of(difference, "'")).text()))
+        result = _value(right) if _is_name(left) or (len(names) > 1 and not names_in(trees[1])) else None
+        result = None if result is None or result.text == "0" else result
         if len(names) > 1 and names <= COORDINATE_SET:
             solved = _solution(difference, max(names))
-            return _also(solved or same, same, _value(right) if _is_name(left) else None)
+            return _also(solved or same, same, result)
     for name, other in ((left, right), (right, left)):
         if _is_name(name) and not (len(name) == 1 and name[0] in other):
             return _also(_structure(other, depth + 1), same)
@@ -401,7 +420,7 @@ def _equation(left: list[str], right: list[str], depth: int) -> Reading:
     if sides[1] is None:
         raise NotMathematicsError
     solved = _solution(difference, *names) if len(names) == 1 else None
-    return _also(solved or same, same)
+    return _also(solved or same, same, result)
 
 
 def _also(found: Reading | None, *others: Reading | None) -> Reading:
@@ -413,7 +432,7 @@ def _also(found: Reading | None, *others: Reading | None) -> Reading:
 def _attempt(read: Callable[[], Reading]) -> Reading | None:
     try:
         return read()
-    except (NotMathematicsError, NoValueError):
+    except (NotMathematicsError, NoValueError, ArithmeticError):  # sizes beyond floating-point numbers
         return None
 
 
@@ -520,7 +539,11 @@ def _is_name(tokens: list[str]) -> bool:
     """Tell whether this is what a result is called: `x`, `x_1`, `f(2)`, `\\theta`, `AB`, `\\angle ABC`, words."""
     if not tokens or is_word(tokens[0]):
         return True
+    if tokens[0] == "{" and _is_enclosed(tokens):
+        return _is_name(tokens[1:-1])
     joined = "".join(tokens)
+    if re.fullmatch(r"(?:\\overline|\\bar)\{?[a-zA-Z]\}?", joined):
+        return True
     if re.fullmatch(r"(?:m?\\(?:angle|triangle)|\\overline|\\bar)?\{?[A-Z](?:'?[A-Z]'?){0,4}\}?'?", joined) and (
         len(tokens) > 1
     ):
@@ -586,8 +609,12 @@ def _expression(tokens: list[str]) -> Reading:
         return found.also(reading.of_value(found_value * residue.PI / residue.number(180)))
     option = tokens[:3]
     if len(tokens) > 3 and option[0] == "(" and option[1] in tuple("ABCDE") and option[2] == ")":
-        return found.also(*filter(None, [_value(option), _value(tokens[3:])]))
+        return found.also(*filter(None, [_number_reading(option), _number_reading(tokens[3:])]))
     return found
+
+
+def _number_reading(tokens: list[str]) -> Reading | None:
+    return _attempt(lambda: reading.of_value(number_of(read_expression(tokens))))
 
 
 def _residue_class(value: Residue, divisor: Residue) -> Reading:

@@ -176,6 +176,8 @@ def _first_in(sentence: str) -> str:
 def _last_displayed(text: str) -> str | None:
     """Return the last mathematics between dollar signs, with what is listed before it (`they are $1$ and $2$`)."""
     spans = list(DISPLAYED.finditer(text))
+    if len(spans) > 1 and not reads_as_mathematics(spans[-1][0]):  # a mark at the end of a proof
+        del spans[-1]
     if not spans:
         return None
     first = len(spans) - 1
@@ -186,7 +188,11 @@ def _last_displayed(text: str) -> str | None:
         first -= 1
     if SEVERAL.search(text[max(0, spans[first].start() - LONGEST_LINK) : spans[first].start()]):
         return text[spans[first].start() : spans[-1].end()]
-    return displayed(text)
+    content = displayed(spans[-1][0])
+    if content is not None and r"\begin{align" in content:
+        rows = [row for row in content.split(r"\end{align")[0].split("\\\\") if row.strip()]
+        return rows[-1].strip()  # of a derivation, the result
+    return content
 
 
 def _last_in(text: str) -> str | None:

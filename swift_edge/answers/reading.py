@@ -14,6 +14,10 @@ from swift_edge.answers.residue import NoValueError, Residue
 
 TOLERANCE: Final = 5e-6
 """Largest relative error of a written decimal: six significant digits."""
+LARGEST: Final = 1e300
+"""Size of numbers that are compared."""
+ROUNDING: Final = 1e-15
+"""Relative error of floating-point numbers."""
 MOST_COMPARISONS: Final = 5_000
 """Pairs of readings that are looked at before two answers count as different."""
 
@@ -179,9 +183,11 @@ def _near(a: Reading, b: Reading) -> bool:
     mine, theirs = a.value.size, b.value.size
     if a.decimals is None and b.decimals is None:
         return False
-    difference = abs(mine - theirs)
     # NaN compares as false.
-    if not difference <= TOLERANCE * min(abs(mine), abs(theirs)):
+    if not all(abs(part) < LARGEST for size in (mine, theirs) for part in (size.real, size.imag)):
+        return False
+    difference = abs(mine - theirs) - ROUNDING * max(abs(mine), abs(theirs))
+    if difference > TOLERANCE * min(abs(mine), abs(theirs)):
         return False
     if a.decimals is not None and b.decimals is not None:
         return difference <= 0.501 * 10.0 ** -min(a.decimals, b.decimals)

@@ -7,13 +7,13 @@ from typing import Final
 from swift_edge.answers.expression import DEGREES, FUNCTIONS, WORD
 
 SPACING: Final = re.compile(
-    r"(\\\\)|\\(?:left|right|middle|[bB]igg?[lrm]?|(?:display|text|script)style|limits|nolimits|quad|qquad|hspace\{[^{}]*\}"
+    r"(\\\\)|\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lrm]?|(?:display|text|script)style|limits|nolimits|quad|qquad|hspace\{[^{}]*\}"
     r"|mathstrut|boxed|fbox|vec|overrightarrow|hat|widehat|underline|strut|hfill|newline|rm|bf|it|cal)(?![a-zA-Z])"
     r"|\\(?:begin|end)\{(?:align|aligned|gather|gathered|equation|split|displaymath|math)\*?\}"
     r"|\\[,;:> ]|\\!|~|\$|\\\(|\\\)|\\\[|\\\]|[\u200b-\u200d\u2060\ufeff]"
 )
 DEGREE_SIGN: Final = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\^\s*\{?\s*°\s*\}?|\\degrees?(?![a-zA-Z])|\\textdegree|º")
-CURRENCY: Final = re.compile(r"\\\$|[€£¥₹]|\\(?:pounds|euro|mathdollar|textdollar)(?![a-zA-Z])")
+CURRENCY: Final = re.compile(r"\\\$|[€£¥₹¢]|\\(?:pounds|euro|cents?|mathdollar|textdollar)(?![a-zA-Z])")
 ALIGNED: Final = re.compile(r"&\s*(?==|<|>|\\(?:le|ge|ne|approx|equiv))")
 WRAPPER: Final = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|normal|up|md)?|mbox|hbox|math(?:rm|bf|it|sf|cal|frak|tt|ds)|operatorname\*?|boldsymbol"
@@ -23,6 +23,8 @@ OLD_WRAPPER: Final = re.compile(r"\{\s*\\(?:rm|bf|it|tt)\s+([^{}\\]*)\}")
 ORDINAL: Final = re.compile(
     r"(?<=[0-9])\s*(?:\^\s*)?(?:\{\s*)?(?:\\(?:text|mathrm|textrm|rm)\s*\{?)?\s*(?:st|nd|rd|th)\b\s*(?:\}\s*){0,2}"
 )
+FACTORIAL_EQUALS: Final = re.compile(r"(?<=[0-9)}])!=")
+"""Not the sign of inequality: 5!=120."""
 UNIT_BEFORE: Final = re.compile(
     r"\\(?:text|mathrm|textrm)\s*\{[^{}]*\}(?:\^\{?-?[0-9]\}?)?(?:\s|\\cdot|\\times|\\,|/|~)+$"
 )
@@ -36,6 +38,7 @@ REPEATING: Final = re.compile(
 ELLIPSIS: Final = r"\s*(?:\.\.\.|…|\\(?:[lc]?dots|dotsc|dotsb)(?![a-zA-Z]))"
 GOING_ON: Final = re.compile(rf"(?<![0-9.])([0-9]*)\.([0-9]*?)([0-9]{{1,6}}?)(\3{{2,}}){ELLIPSIS}")
 BROKEN_OFF: Final = re.compile(rf"(?<![0-9.])([0-9]*\.[0-9]+){ELLIPSIS}")
+ROOTS: Final = {"∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 SPACE: Final = r"(?:\s*\\[,;:!> ]\s*|~|[ \u00a0\u2009\u202f])"
 THOUSANDS: Final = re.compile(
     rf"(?<![0-9.,_^])[0-9]{{1,3}}(?:(?:(?:\{{,\}}|,\\!)\s?[0-9]{{3}})+|(?:,[0-9]{{3}})+|(?:{SPACE}[0-9]{{3}})+(?!\s*/))(?![0-9])"
@@ -49,7 +52,7 @@ RUNS: Final = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+|[₀-₉]+|[¼½¾⅐-⅞
 def clean(answer: str) -> str:
     """Take out what is only typography, mark words, and write thousands and repeating decimals as plain numbers."""
     text = RUNS.sub(_plain_characters, answer.strip()) if not answer.isascii() else answer.strip()
-    text = ORDINAL.sub(" ", text)
+    text = FACTORIAL_EQUALS.sub("! =", ORDINAL.sub(" ", text))
     text = THOUSANDS.sub(_join_thousands, text)
     text = DECIMAL_GROUPS.sub(lambda match: re.sub(r"[^0-9.]", "", match[0]), text)
     text = CURRENCY.sub(" ", DEGREE_SIGN.sub(DEGREES, text)).replace(r"\%", "%")
@@ -70,6 +73,8 @@ def _plain_characters(match: re.Match[str]) -> str:
     run = match[0]
     kind = unicodedata.decomposition(run[0]).partition(" ")[0]
     plain = unicodedata.normalize("NFKC", run).replace("−", "-")
+    if run in ROOTS:
+        return ROOTS[run]
     if kind == "<super>" and run[0] != "º":
         return f"^{{{plain}}}"
     if kind == "<sub>":
