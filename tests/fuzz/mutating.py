@@ -156,11 +156,22 @@ def _change(name: str, content: bytes, number: random.Random, blind: Blind, word
 
 
 def _change_json(content: bytes, number: random.Random) -> bytes | None:
-    """The document with something odd in one place; None if it is no document."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+    """The document with something odd in a few places; None if it is no document."""
+    changed: bytes | None = None
+    for _ in range(number.choice((1, 1, 2, 3))):
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError):
+            return changed  # what was put in is no JSON, and is odd enough
+        changed = _change_place(document, number)
+        if changed is None:
+            return None
+        content = changed
+    return changed
+
+
+def _change_place(document: Any, number: random.Random) -> bytes | None:
+    """The document with something odd in one place; None where that cannot be written."""
     places = list(_places(document))
     holder, key = number.choice(places) if places else (None, None)
     if holder is None or number.random() < 0.02:
