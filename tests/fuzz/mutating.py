@@ -122,6 +122,22 @@ ODD_OTHERS: Final = (
     f"{_RAW}NaN",
     f"{_RAW}-",
 )
+OPENINGS: Final = (
+    b"(",
+    b"[",
+    b"{",
+    b"-",
+    b"|",
+    b"2^",
+    b"1/",
+    rb"\frac{",
+    rb"\sqrt",
+    b"{{ ",
+    b"{% if 1 %}",
+    b"not ",
+    b"'",
+)
+"""What begins something that may hold another of its kind."""
 _WORDS: Final = re.compile(rb"\s+")
 _NUMBER: Final = re.compile(rb"\d+")
 
@@ -312,11 +328,13 @@ def _with_number(content: bytes, number: random.Random) -> bytes:
 
 
 def _change_text(content: bytes, number: random.Random, words: Sequence[bytes]) -> bytes:
-    """A text with another number, a word more, a part twice or many times, or an odd character."""
+    """A text with another number, a word more, a part or a bracket many times, or an odd character."""
     place = number.randrange(len(content) + 1)
-    match number.randrange(5):
+    match number.randrange(6):
         case 0:
             return _with_number(content, number)
+        case 5:
+            return content[:place] + number.choice(OPENINGS) * number.choice((2, 40, 300)) + content[place:]
         case 1 if words:
             return content[:place] + number.choice(words) + content[place:]
         case 2:
