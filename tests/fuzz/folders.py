@@ -42,8 +42,9 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def new_folder() -> Path:
-    """A new folder, in memory where the system can; for as long as this process lives."""
-    return Path(tempfile.mkdtemp(prefix="swift-edge-fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
+    """A new folder, in memory where the system can and TMPDIR names no other place; it stays."""
+    in_memory = "TMPDIR" not in os.environ and os.access(_MEMORY, os.W_OK)
+    return Path(tempfile.mkdtemp(prefix="swift-edge-fuzz-", dir=_MEMORY if in_memory else None))
 
 
 @contextlib.contextmanager

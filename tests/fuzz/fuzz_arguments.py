@@ -64,7 +64,7 @@ def target(data: bytes) -> None:
 
 def _quick(arguments: list[str]) -> list[str]:
     """The arguments without a number that asks for seconds of work; absurd ones stay."""
-    short = [re.sub(r"^(\d)\d{1,3}$", r"\1", argument) for argument in arguments]
+    short = [re.sub(r"^(\d)\d{1,4}$", r"\1", argument) for argument in arguments]
     if short[:1] == ["pick"] and "--max-new-tokens" not in short:
         short.insert(1, "--max-new-tokens=3")
     return short

@@ -122,6 +122,22 @@ ODD_OTHERS: Final = (
     f"{_RAW}NaN",
     f"{_RAW}-",
 )
+OPENINGS: Final = (
+    b"(",
+    b"[",
+    b"{",
+    b"-",
+    b"|",
+    b"2^",
+    b"1/",
+    rb"\frac{",
+    rb"\sqrt",
+    b"{{ ",
+    b"{% if 1 %}",
+    b"not ",
+    b"'",
+)
+"""What begins something that may hold another of its kind."""
 _WORDS: Final = re.compile(rb"\s+")
 _NUMBER: Final = re.compile(rb"\d+")
 
@@ -156,11 +172,22 @@ def _change(name: str, content: bytes, number: random.Random, blind: Blind, word
 
 
 def _change_json(content: bytes, number: random.Random) -> bytes | None:
-    """The document with something odd in one place; None if it is no document."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+    """The document with something odd in a few places; None if it is no document."""
+    changed: bytes | None = None
+    for _ in range(number.choice((1, 1, 2, 3))):
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError):
+            return changed  # what was put in is no JSON, and is odd enough
+        changed = _change_place(document, number)
+        if changed is None:
+            return None
+        content = changed
+    return changed
+
+
+def _change_place(document: Any, number: random.Random) -> bytes | None:
+    """The document with something odd in one place; None where that cannot be written."""
     places = list(_places(document))
     holder, key = number.choice(places) if places else (None, None)
     if holder is None or number.random() < 0.02:
@@ -301,11 +328,13 @@ def _with_number(content: bytes, number: random.Random) -> bytes:
 
 
 def _change_text(content: bytes, number: random.Random, words: Sequence[bytes]) -> bytes:
-    """A text with another number, a word more, a part twice or many times, or an odd character."""
+    """A text with another number, a word more, a part or a bracket many times, or an odd character."""
     place = number.randrange(len(content) + 1)
-    match number.randrange(5):
+    match number.randrange(6):
         case 0:
             return _with_number(content, number)
+        case 5:
+            return content[:place] + number.choice(OPENINGS) * number.choice((2, 40, 300)) + content[place:]
         case 1 if words:
             return content[:place] + number.choice(words) + content[place:]
         case 2:

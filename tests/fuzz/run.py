@@ -18,6 +18,7 @@ import base64
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from folders import new_folder
 
 HERE: Final = Path(__file__).parent
 TARGETS: Final = tuple(sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py")))
@@ -61,10 +64,11 @@ class Tally:
 class Fuzzing:
     """Runs of all targets, with a corpus that grows from one to the next."""
 
-    def __init__(self, corpus: Path, findings: Path, stop: threading.Event) -> None:
-        """Name the folders; `stop` ends everything early."""
+    def __init__(self, corpus: Path, findings: Path, scratch: Path, stop: threading.Event) -> None:
+        """Name the folders, `scratch` for files of the moment; `stop` ends everything early."""
         self._corpus = corpus
         self._findings = findings
+        self._scratch = scratch
         self._stop = stop
 
     def run(self, tally: Tally, seconds: float) -> None:
@@ -93,6 +97,7 @@ class Fuzzing:
         command += [str(HERE / "corpus" / tally.name), str(findings), f"-max_total_time={seconds}"]
         command += [f"-seed={tally.seed}"]
         environment = os.environ | {"SWIFT_EDGE_CACHE": "off", "PYTHONWARNINGS": "ignore", "PYTHONHASHSEED": "0"}
+        environment["TMPDIR"] = str(self._scratch)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
         with (findings / "engine.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -112,9 +117,11 @@ def fuzz(tallies: Sequence[Tally], seconds: float, executions: int | None, jobs:
             list(side_by_side.map(lambda tally: fuzzing.run(tally, seconds), tallies))
         else:
             # Every target has the same time, not the same number: some open a model for each input.
-            while (done := sum(tally.executions for tally in tallies)) < executions:
+            before, done = -1, 0
+            while before < done < executions:
                 print(f"{done:,} of {executions:,} executions", flush=True)
                 list(side_by_side.map(lambda tally: fuzzing.run(tally, SLICE_S), tallies))
+                before, done = done, sum(tally.executions for tally in tallies)
 
 
 def reproduce(path: Path, name: str) -> None:
@@ -152,21 +159,24 @@ def main() -> None:
     names = arguments.targets or [
         name for name in TARGETS if name not in NEEDS_TORCH or importlib.util.find_spec("torch") is not None
     ]
-    temporary = Path(tempfile.mkdtemp(prefix="swift-edge-fuzzing-"))
+    temporary, scratch = Path(tempfile.mkdtemp(prefix="swift-edge-fuzzing-")), new_folder()
     findings = arguments.findings or temporary / "findings"
     stop = threading.Event()
-    fuzzing = Fuzzing(arguments.corpus or temporary / "corpus", findings, stop)
+    fuzzing = Fuzzing(arguments.corpus or temporary / "corpus", findings, scratch, stop)
     tallies = [Tally(name, arguments.seed) for name in names]
     clean = False
     try:
         fuzz(tallies, arguments.seconds, arguments.executions, arguments.jobs, fuzzing)
     finally:
         stop.set()
-        clean = report(tallies)  # also of what was done when it was interrupted
+        clean = report(tallies, findings)  # also of what was done when it was interrupted
+        shutil.rmtree(scratch, ignore_errors=True)
+        if clean:
+            shutil.rmtree(temporary)
     sys.exit(0 if clean else 1)
 
 
-def report(tallies: Sequence[Tally]) -> bool:
+def report(tallies: Sequence[Tally], findings: Path) -> bool:
     """Print the table and the findings; whether there were none."""
     print("| target | executions | seconds | per second | deaths | findings |\n|---|---:|---:|---:|---:|---:|")
     for tally in tallies:
@@ -181,8 +191,9 @@ def report(tallies: Sequence[Tally]) -> bool:
             print(f"{path}\n    {last[:300]}\n    python tests/fuzz/run.py --reproduce {path}\n    {_as_text(path)}")
         if tally.executions == 0 or tally.deaths > MOST_RESTARTS:
             clean = False
-            log = tally.findings[0].parent if tally.findings else None
-            print(f"{tally.name} did not run: see engine.log{f' in {log}' if log else ''}")
+            log = findings / tally.name / "engine.log"
+            told = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log.exists() else "it was not begun"
+            print(f"{tally.name} did not run:\n{told}")
     return clean
 
 
