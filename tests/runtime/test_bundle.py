@@ -179,7 +179,7 @@ def test_a_manifest_that_is_not_utf8_is_refused(folder: Path) -> None:
         ("tokens", "pad_id", 2**31, "tokens.pad_id is 2147483648; expected an id"),
         ("sampling", "temperature", 10**400, "sampling.temperature is 1000"),
         ("tokens", "eos_ids", 2, "tokens.eos_ids is 2; expected a list"),
-        ("sampling", "temperature", -1, "sampling.temperature is -1.0; expected 0 or a number of at least"),
+        ("sampling", "temperature", -1, "sampling.temperature is -1.0; expected 0 or a number from 1e-06"),
         ("sampling", "top_p", 0, "sampling.top_p is 0.0"),
         ("sampling", "top_k", -1, "sampling.top_k is -1"),
         ("sampling", "min_p", 2, "sampling.min_p is 2.0"),

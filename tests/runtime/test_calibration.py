@@ -183,7 +183,9 @@ def test_other_data_is_refused(changes: dict[str, Any]) -> None:
 
 def test_pick_with_a_calibrated_head_says_how_likely_its_pick_is_correct(stories_head: Head) -> None:
     calibrated = replace(stories_head, calibration=PLAIN)
-    picked = Selector(STORIES, head=calibrated, threads=1).pick("Once upon a time", n=3, max_new_tokens=6)
+    picked = Selector(STORIES, head=calibrated, threads=1).pick(
+        "Once upon a time", n=3, max_new_tokens=40, stop=list("aeiou")
+    )
     assert picked.p_correct == PLAIN.probability(picked.best.score)
     assert picked.to_dict()["p_correct"] == picked.p_correct
     # The signal that ranks in the head's place was not calibrated.

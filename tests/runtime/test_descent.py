@@ -24,7 +24,8 @@ def examples_of(seed: int = 0, problems: int = 12) -> Examples:
     rows[:, 0] += np.where(correct, 1, -1)
     ones = np.ones(2 * problems, np.int64)
     numbers = np.repeat(np.arange(problems), 2)
-    candidates = Candidates(correct, (None,) * (2 * problems), numbers, 0 * ones, 0 * ones, ones, 0)
+    none, hashes = (None,) * (2 * problems), (None,) * problems
+    candidates = Candidates(correct, none, numbers, 0 * ones, 0 * ones, ones, hashes, ones < 0, 0)
     return Examples.of(candidates, ArrayRows(rows), 2**30)
 
 

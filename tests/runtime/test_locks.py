@@ -233,7 +233,8 @@ def test_two_fits_to_one_place_exclude_each_other(run: Run, make_store: MakeStor
     store, out = make_store(problems=40).path, tmp_path / "head.npz"
     options = (store, "--out", out, "--weight-decay", "0.03", "--max-iterations", "12")
     with started("-m", "swift_edge", "fit", *options) as first:
-        wait_for((tmp_path / ".head.npz.lock").exists, first)
+        lock = tmp_path / ".head.npz.lock"
+        wait_for(lambda: lock.exists() and lock.stat().st_size > 0, first)  # it says whose it is
         first.send_signal(signal.SIGSTOP)
         for force in ((), ("--force",)):
             refused = run("fit", *options, *force)

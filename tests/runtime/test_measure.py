@@ -256,8 +256,8 @@ class TestExternal:
         [
             ({"problem": 1, "index": 0, "score": 1}, "from 0 to 0"),
             ({"problem": 0, "index": 2, "score": 1}, "from 0 to 1"),
-            ({"problem": 0, "index": True, "score": 1}, "index True"),
-            ({"problem": 0, "index": 1}, "score None"),
+            ({"problem": 0, "index": True, "score": 1}, "index true"),
+            ({"problem": 0, "index": 1}, "score null"),
             ({"problem": 0, "index": 1, "score": "1"}, "finite score"),
             ({"problem": 0, "index": 0, "score": 1}, "second row about candidate 0"),
         ],

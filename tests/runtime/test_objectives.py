@@ -195,6 +195,8 @@ def objective(
         np.zeros(len(CORRECT), np.int64),
         np.zeros(len(CORRECT), np.int64),
         lengths,
+        (None,) * len(LABELS),
+        np.zeros(len(CORRECT), bool),
         0,
     )
     examples = replace(Examples.of(candidates, ArrayRows(raw), 2**30), block_rows=block_rows)
