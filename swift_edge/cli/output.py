@@ -56,6 +56,8 @@ def prepare_output() -> None:
         except OSError:
             # Closed: the next file would get the number, and what a library prints would get into that file.
             os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:  # older versions of click write to it all the same
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def require_output() -> None:

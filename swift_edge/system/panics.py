@@ -2,14 +2,15 @@
 
 import contextlib
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 _STDERR: Final = 2
-_FIRST_LINE: Final = b"\nthread '"
-"""How what Rust says of a panic begins."""
+_FIRST_LINE: Final = re.compile(rb"^\n?thread '", re.MULTILINE)
+"""How what Rust says of a panic begins, with an empty line before it in newer versions."""
 
 _lock = threading.Lock()
 _diverted: list[int] = []
@@ -42,7 +43,7 @@ def quiet_panics() -> Iterator[None]:
             kept.seek(0)
             said = kept.read()
             with contextlib.suppress(OSError):
-                os.write(_STDERR, said.partition(_FIRST_LINE)[0] if panicked else said)
+                os.write(_STDERR, _FIRST_LINE.split(said, 1)[0] if panicked else said)
 
 
 def _divert(kept: BinaryIO) -> bool:
