@@ -45,6 +45,25 @@ from swift_edge_export.tracing.attention_config import buffer_head_dim, check_co
 FALLBACK_TEMPERATURE = 1.0
 FALLBACK_TOP_P = 0.9
 _FILTERS = ("temperature", "top_p", "top_k", "min_p")
+# What else of a generation config changes which tokens come next; 0 and 1 stand for "off" in those that are numbers.
+_NOT_DONE = (
+    "stop_strings",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "no_repeat_ngram_size",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "exponential_decay_length_penalty",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "top_h",
+    "guidance_scale",
+)
 # More than any model has; both are walked through before anything else is known of a checkpoint.
 _COUNTS = {re.compile(r"^(num|n)_(\w+_)?layers?$"): 1000, re.compile(r"^num_labels$"): 10**5}
 # Files that some tokenizers are made from in place of their own.
@@ -437,6 +456,11 @@ def _sampling(generation: Mapping[str, Any], notes: list[str]) -> SamplingOption
             notes.append(f"{name} of generation_config.json is {shown(value)}; expected {option.expected}: left out")
             value = None
         stated[name] = value
+    for name in _NOT_DONE:
+        value = generation.get(name)
+        if value and value != 1:
+            stop = "; give it with --stop" if name == "stop_strings" else ""
+            notes.append(f"{name} of generation_config.json is {shown(value)}, which is not done here: left out{stop}")
     silent = all(stated[name] is None for name in _FILTERS)
     return SamplingOptions(
         temperature=float(stated["temperature"] or FALLBACK_TEMPERATURE),
@@ -451,5 +475,8 @@ def _skeleton(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedMo
     """The model without memory for its weights."""
     maker: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        skeleton: PreTrainedModel = maker.from_config(config, trust_remote_code=trust_remote_code)
+        # A config may name an attention that is not installed here, or a type that no model can be made in.
+        skeleton: PreTrainedModel = maker.from_config(
+            config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=trust_remote_code
+        )
     return skeleton

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from swift_edge.errors import ExportError
 from swift_edge_export.checkpoint import Checkpoint, unreadable
-from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights
+from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights, told_instead
 from swift_edge_export.weight_files import WeightFiles, refuse_other_weights, same_values, weight_files
 
 # Codes of 4 bits lie in bytes by two, or in whole numbers of 32 bits by eight.
@@ -69,9 +69,10 @@ def require_complete(source: str, report: dict[str, Any]) -> None:
     """Raise ExportError where transformers reports weights that are missing, of another shape, or not converted."""
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would go on with random weights
+        instead = told_instead(missing, report["unexpected_keys"])
         raise ExportError(
             f"{source} lacks {len(missing)} of the model's weights, the first is {missing[0]}; "
-            "download or save the checkpoint again"
+            + (instead or "download or save the checkpoint again")
         )
     for key in sorted(report["mismatched_keys"]):
         name, *shapes = (key,) if isinstance(key, str) else key  # transformers before 5 tells no shapes
@@ -97,6 +98,13 @@ def require_equal_ties(source: str, files: WeightFiles, model: PreTrainedModel) 
                     f"{source} holds {first} and {other} with different values, but its config ties them; "
                     'put "tie_word_embeddings": false into config.json'
                 )
+
+
+def stored_tensors(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """What the files of a model hold, by name: its parameters, and buffers such as the scales of Gemma 4's layers."""
+    kept = model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+    return sorted([*model.named_parameters(), *buffers])
 
 
 def finite(source: str, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -39,7 +39,7 @@ from swift_edge.errors import ExportError, InvalidOptionError, ParityError, Swif
 from swift_edge.scoring.head import check_head, load_head
 from swift_edge_export import parity
 from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
-from swift_edge_export.loading import fingerprint, finite, load_first_layers, load_model
+from swift_edge_export.loading import fingerprint, finite, load_first_layers, load_model, stored_tensors
 from swift_edge_export.packing import kv_quantize, quantize
 from swift_edge_export.preflight import require_room
 from swift_edge_export.progress import stage
@@ -192,7 +192,7 @@ def _from_memory(
     """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
     with stage("load weights", report):
         model = load_model(checkpoint, lambda line: report(f"  {line}"))
-        identity = fingerprint(finite(checkpoint.source, sorted(model.named_parameters())))
+        identity = fingerprint(finite(checkpoint.source, stored_tensors(model)))
     manifest = begin_manifest(identity)
     with stage("run torch for reference", report):
         reference = parity.record_reference(model, checkpoint.architecture.context_length)

@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from swift_edge.errors import ExportError, ParityError
 from swift_edge.system import machine
 from swift_edge_export.checkpoint import Checkpoint, unreadable
-from swift_edge_export.loading import require_complete, require_enough, require_equal_ties, shortened
+from swift_edge_export.loading import require_complete, require_enough, require_equal_ties, shortened, stored_tensors
 from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights
 from swift_edge_export.weight_files import StoredTensor, WeightFiles, same_values, weight_files
 
@@ -189,11 +189,11 @@ class StreamedModel:
         return converted
 
     def weights(self, note: Callable[[float], None] = lambda _: None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and content of all weights in the order of their names, one at a time; see `reading` for `note`."""
-        parameters = sorted(self.model.named_parameters())
-        for read, (name, parameter) in enumerate(parameters, start=1):
-            yield name, self._content(parameter)
-            note(read / len(parameters))
+        """Names and content of all that the files hold of the model, one at a time; see `reading` for `note`."""
+        tensors = stored_tensors(self.model)
+        for read, (name, tensor) in enumerate(tensors, start=1):
+            yield name, self._content(tensor)
+            note(read / len(tensors))
 
     @contextlib.contextmanager
     def reading(self, note: Callable[[float], None] = lambda _: None) -> Iterator[PreTrainedModel]:
@@ -238,7 +238,7 @@ class StreamedModel:
             tensor = value.const_value
             value.const_value = ir.LazyTensor(read, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=name)
 
-    def _content(self, parameter: nn.Parameter) -> torch.Tensor:
+    def _content(self, parameter: torch.Tensor) -> torch.Tensor:
         key = self._keys.get(parameter.data_ptr())
         return parameter.detach() if key is None else self.files.read(key, parameter.dtype)
 

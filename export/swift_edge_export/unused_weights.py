@@ -7,10 +7,12 @@ adapters that were never merged, layers that it does not count, the scales of we
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from swift_edge.errors import ExportError
@@ -34,7 +36,10 @@ _DRAFTING = re.compile(r"^(model\.)?mtp(_\w+)?\.")
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
 _DRAFTING_INPUT = "eh_proj.weight"
 
-_ADAPTER = re.compile(r"(^|\.)(lora_|base_layer\.|modules_to_save\.|ia3_l)")
+_ADAPTER = re.compile(
+    r"(^|\.)(lora_|base_layer\.|original_module\.|modules_to_save\.|ia3_l|hada_w|lokr_w|oft_|boft_|vera_|vblora_"
+    r"|adapter_|prompt_encoder\.)"
+)
 _CODES = re.compile(
     r"(scale|scale_inv|scales|scale_2|zero_point|qweight|qzeros|g_idx|packed|absmax|quant_map|SCB|amax|_codebook)$"
     r"|quant_state|weight_format$|quantizer"
@@ -64,12 +69,14 @@ def refuse_unused_weights(
     stored as floating-point numbers.
     """
     towers, drafting, refused = [], [], []
-    stored = {name: files.tensors.get(name) or _renamed(name, files) for name in unused}
+    stored = {name: _name_in_files(name, files) for name in unused}
     computed = {name for name, _ in model.named_buffers()}
     for name in sorted(unused):
-        tensor = stored[name]
-        axes = len(tensor.shape) if tensor is not None else 0
+        own = stored[name]
+        axes = len(files.tensors[own].shape) if own is not None else 0
         if _COMPUTED.search(name) or name in computed or (_MASK.search(name) and axes == _MASK_AXES):
+            continue
+        if own is not None and _adds_nothing(own, files):
             continue
         if _TOWERS.search(name):
             towers.append(name)
@@ -84,10 +91,9 @@ def refuse_unused_weights(
         )
     _refuse_two_names(source, files, model.base_model_prefix)
     used = files.tensors.keys() - {name for name in files.tensors if _COMPUTED.search(name)}
-    idle = {id(tensor) for tensor in stored.values()}
-    for name in sorted(used):
+    for name in sorted(used - set(stored.values())):
         tensor = files.tensors[name]
-        if tensor.dtype not in FLOATS and id(tensor) not in idle:
+        if tensor.dtype not in FLOATS:
             raise ExportError(
                 f"{source} holds {name} as {tensor.dtype}, codes without what they stand for; "
                 "expected weights in floating point: export the model that these were made from"
@@ -98,6 +104,19 @@ def refuse_unused_weights(
     if drafting:
         notes.append(f"{_count(drafting)} for drafts of later tokens left out: {_some(drafting)}")
     return notes
+
+
+def told_instead(missing: Sequence[str], unused: Collection[str]) -> str:
+    """What lies in the files in place of weights that are missing, and the way out of that; empty if nothing does."""
+    others = [name for name in sorted(unused) if not (_COMPUTED.search(name) or _TOWERS.search(name))]
+    if not others:
+        return ""
+    way_out = _known_way_out(others)
+    wrapped = next((name for name in others if name.endswith(f".{missing[0]}")), None)
+    if not way_out and wrapped is not None:
+        wrapper = wrapped.removesuffix(missing[0])
+        way_out = f"{wrapper} stands before its names: save the model itself, not what it is wrapped in"
+    return f"it holds {_some(others)} instead; {way_out or 'use the config that belongs to the weights'}"
 
 
 def _refuse_two_names(source: str, files: WeightFiles, prefix: str) -> None:
@@ -121,12 +140,19 @@ class _NothingHidden:
         pass
 
 
-def _renamed(name: str, files: WeightFiles) -> Any:
-    """The tensor of the file that transformers calls `name`, as far as only what stands before it differs."""
-    for own, tensor in files.tensors.items():
-        if own.endswith(f".{name}") or name.endswith(f".{own}"):
-            return tensor
-    return None
+def _name_in_files(name: str, files: WeightFiles) -> str | None:
+    """What the file calls the tensor that transformers calls `name`, as far as only what stands before it differs."""
+    if name in files.tensors:
+        return name
+    return next((own for own in files.tensors if own.endswith(f".{name}") or name.endswith(f".{own}")), None)
+
+
+def _adds_nothing(name: str, files: WeightFiles) -> bool:
+    """Whether a tensor is empty, or a bias of zeros, which some quantisers and converters write for every layer."""
+    shape = files.tensors[name].shape
+    return math.prod(shape) == 0 or (
+        name.endswith(".bias") and len(shape) == 1 and not files.read(name, torch.float32).any()
+    )
 
 
 def _is_drafting_layer(name: str, unused: Collection[str], config: PretrainedConfig) -> bool:
@@ -150,11 +176,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _way_out(names: Sequence[str]) -> str:
+    return _known_way_out(names) or (
+        "use the config that belongs to the weights, or, where the model is right without them, load it with "
+        "transformers and save it again"
+    )
+
+
+def _known_way_out(names: Sequence[str]) -> str:
+    """The way out for weights whose names tell what they are; empty for others."""
     if any(_ADAPTER.search(name) for name in names):
         return "merge the adapter first (merge_and_unload of peft), and save the model whole"
     if any(_CODES.search(name) for name in names):
         return "these belong to a quantised model: export the model that it was made from"
-    return (
-        "use the config that belongs to the weights, or, where the model is right without them, load it with "
-        "transformers and save it again"
-    )
+    return ""

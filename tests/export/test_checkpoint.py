@@ -217,6 +217,27 @@ def test_a_recommendation_that_is_out_of_its_range_is_left_out_and_said(folder: 
     assert note.endswith(": left out")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "off"),
+    [
+        ("stop_strings", ["A"], []),
+        ("suppress_tokens", [40, 41], None),
+        ("bad_words_ids", [[40]], []),
+        ("no_repeat_ngram_size", 3, 0),
+        ("typical_p", 0.5, 1.0),
+        ("min_new_tokens", 5, None),
+    ],
+)
+def test_a_recommendation_that_is_not_done_here_is_said(folder: Path, name: str, value: Any, off: Any) -> None:
+    file = folder / "generation_config.json"
+    change(file, **{name: value})
+    (note,) = (note for note in read_checkpoint(str(folder)).notes if note.startswith(f"{name} of generation_config"))
+    assert "which is not done here: left out" in note
+    assert note.endswith("; give it with --stop") is (name == "stop_strings")
+    file.write_text(json.dumps({name: off}))
+    assert not any(name in note for note in read_checkpoint(str(folder)).notes)
+
+
 # -- tokenizer -------------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +522,23 @@ def test_a_config_with_odd_values_is_refused_in_one_line_or_does_not_matter(
         parity.record_reference(load_model(read_checkpoint(str(folder))), 128)
     if caught is not None:
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "flash_attention_2"},
+        {"dtype": "float8_e4m3fn"},
+        {"torch_dtype": "float8_e4m3fn", "dtype": None},
+    ],
+    ids=str,
+)
+def test_a_config_may_name_an_attention_or_a_type_of_another_machine(
+    folder: Path, tiny_model: Any, fields: dict[str, Any]
+) -> None:
+    change(folder / "config.json", **fields)
+    assert identity(load_model(read_checkpoint(str(folder)))) == identity(tiny_model)
 
 
 def test_a_config_of_a_model_much_larger_than_its_files_is_refused_before_memory_is_taken(folder: Path) -> None:

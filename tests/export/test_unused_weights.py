@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import REQUIRED, save_checkpoint
+import transformers
+from families import REQUIRED, VOCABULARY, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from swift_edge.errors import ExportError
 from swift_edge_export import preflight as room
 from swift_edge_export import streaming
 from swift_edge_export.checkpoint import read_checkpoint
-from swift_edge_export.loading import fingerprint, load_model
+from swift_edge_export.loading import fingerprint, load_model, stored_tensors
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.streaming import StreamedModel
 
@@ -67,7 +68,7 @@ def taken(folder: Path, way: str) -> tuple[str, list[str]]:
     """The fingerprint of what is taken from the files, and what is said of the rest."""
     checkpoint, notes = read_checkpoint(str(folder)), list[str]()
     if way == "loaded":
-        return fingerprint(sorted(load_model(checkpoint, notes.append).named_parameters())), notes
+        return fingerprint(stored_tensors(load_model(checkpoint, notes.append))), notes
     streamed = StreamedModel(checkpoint)
     return fingerprint(streamed.weights()), streamed.notes
 
@@ -144,6 +145,21 @@ def test_weights_that_are_no_numbers_are_refused_where_no_check_meets_them(
     assert "holds NaN or infinity in model.embed_tokens.weight" in refusal(folder)
 
 
+@pytest.mark.skipif(not hasattr(transformers, "Gemma4TextConfig"), reason="the family is not there")
+def test_what_a_model_keeps_beside_its_parameters_counts_as_weights_do(tmp_path: Path, way: str) -> None:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 16}
+    config = transformers.Gemma4TextConfig(
+        **sizes, **heads, num_kv_shared_layers=0, hidden_size_per_layer_input=0, layer_types=["full_attention"] * 2
+    )
+    folder = save_checkpoint(config, tmp_path / "checkpoint")
+    before, _ = taken(folder, way)
+    change_weights(folder, lambda tensors: tensors[f"{LAYER}.layer_scalar"].fill_(0.5))
+    assert taken(folder, way)[0] != before
+    change_weights(folder, lambda tensors: tensors[f"{LAYER}.layer_scalar"].fill_(float("nan")))
+    assert f"holds NaN or infinity in {LAYER}.layer_scalar" in refusal(folder)
+
+
 HARMLESS: dict[str, tuple[str, Tensors, str]] = {
     "rotary frequencies": ("llama", {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, ""),
     "masks": (
@@ -158,6 +174,14 @@ HARMLESS: dict[str, tuple[str, Tensors, str]] = {
         "llama",
         {"vision_tower.blocks.0.weight": torch.ones(64, 64), "multi_modal_projector.weight": torch.ones(64, 64)},
         "2 weights for pictures or sound left out",
+    ),
+    "biases of zeros and what is empty": (
+        "llama",
+        {
+            "model.layers.0.self_attn.q_proj.bias": torch.zeros(64),
+            "model.layers.0.self_attn.q_proj._extra_state": torch.zeros(0, dtype=torch.uint8),
+        },
+        "",
     ),
     "a head that drafts": (
         "llama",
@@ -185,6 +209,46 @@ def test_a_layer_that_drafts_is_let_through_only_where_the_config_counts_it(fold
     set_config(folder, num_nextn_predict_layers=1)
     _, notes = taken(folder, way)
     assert [line.partition(":")[0] for line in notes] == ["2 weights for drafts of later tokens left out"]
+
+
+def under(prefix: str, *endings: str) -> Callable[[Tensors], Any]:
+    """Put a prefix before all names, or before the last part of those that end so."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if not endings or name.endswith(endings)]:
+            before, dot, last = name.rpartition(".") if endings else ("", "", name)
+            tensors[f"{before}{dot}{prefix}{last}"] = tensors.pop(name)
+
+    return change
+
+
+INSTEAD: dict[str, tuple[Callable[[Tensors], Any], str]] = {
+    "a compiled model": (
+        under("_orig_mod."),
+        r"_orig_mod\.lm_head.* _orig_mod\. stands before its names: save the model",
+    ),
+    "one of several processes": (under("module."), r"module\. stands before its names: save the model itself"),
+    "a part of another": (under("language_model."), r"language_model\. stands before its names"),
+    "what an adapter wraps": (
+        under("base_layer.", "q_proj.weight"),
+        r"lacks 2 .*q_proj\.weight; it holds .* merge the",
+    ),
+    "codes": (
+        under("q", "up_proj.weight"),
+        r"lacks 2 .*it holds .*up_proj\.qweight.* these belong to a quantised model",
+    ),
+    "fused projections": (
+        lambda tensors: tensors.update({f"{LAYER}.mlp.both.weight": tensors.pop(f"{LAYER}.mlp.up_proj.weight")}),
+        r"lacks 1 .*it holds model\.layers\.1\.mlp\.both\.weight instead; use the config that belongs to the weights$",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", INSTEAD)
+def test_what_lies_in_the_place_of_missing_weights_is_named(folder: Path, way: str, kind: str) -> None:
+    change, words = INSTEAD[kind]
+    change_weights(folder, change)
+    assert re.search(words, refusal(folder))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
