@@ -66,9 +66,17 @@ NOT_CHOSEN: Final = re.compile(
 YES_NO: Final = re.compile(r"(?<![\w-])(yes|no)(?!\w|['’-]\w)", re.IGNORECASE)
 QUESTION: Final = re.compile(r"(?<!\w)(?:yes\s?(?:or|/|\|)\s?no|no\s?(?:or|/|\|)\s?yes)(?!\w)", re.IGNORECASE)
 BOTH: Final = re.compile(
-    r"(?<!\w)(?:yes\W{1,3}(?:and|but also|&)\W{1,3}no|no\W{1,3}(?:and|but also|&)\W{1,3}yes|yes, no|no, yes)(?!\s?\w)",
+    r"(?<!\w)(?:yes\W{1,3}(?:and|but also|&)\W{1,3}no|no\W{1,3}(?:and|but also|&)\W{1,3}yes|yes, no|no, yes"
+    r"|(maybe|perhaps|possibly|either|both|partly) (?:yes|no)\W{1,3}(?:(?:and|or|but)\W{1,3})?(?:\1 )?(?:yes|no)"
+    r"|(?:yes|no)\W{1,3}(?:and|or)\W{1,3}(?:maybe|perhaps|possibly) (?:yes|no))(?!\s?\w)",
     re.IGNORECASE,
 )
+CONCLUDING: Final = re.compile(
+    r"(?:^|[.!?:;\n\"“*_(\[{>—–-]|(?<![A-Za-z])(?:is|so|therefore|thus|hence|be|but|wait|actually|rather),?)"
+    r"\s*[\"'“*_]{0,3}$",
+    re.IGNORECASE,
+)
+"""Before a yes or no that revises the one that a text begins with."""
 SENTENCE: Final = re.compile(
     r"(?:^|[.!?:;,\n\"“*_(\[{>—–-]|(?<![A-Za-z])(?:is|so|therefore|thus|hence|be|say|that))\s*$", re.IGNORECASE
 )
@@ -192,15 +200,21 @@ def _letters(text: str) -> Iterator[re.Match[str]]:
 def extract_yes_no(text: str) -> str | None:
     """Return `yes` or `no`: in the last box, else first after the usual phrasings, else the last of the text.
 
+    Where a text begins with its answer, only what reads as a conclusion revises it (`many say yes` does not).
     `no` before a noun is no answer (`there is no doubt`). `yes and no` is returned as it was written.
     """
     text = plain_characters(text)
     for place in stated(text):
         if (found := next(_answers(place), None)) is not None:
-            return found
+            return found[1]
     last = None
-    for found in _answers(text):
-        last = found
+    leads = False
+    for start, answer in _answers(text):
+        if last is None:
+            leads = not text[:start].strip(" \n*_\"'“")
+        elif leads and CONCLUDING.search(text[max(0, start - 16) : start]) is None:
+            continue
+        last = answer
     return last
 
 
@@ -215,17 +229,18 @@ def canonical_yes_no(answer: str) -> str:
     return reference_yes_no(answer) or "text:" + " ".join(answer.split()).casefold()
 
 
-def _answers(text: str) -> Iterator[str]:
-    """Yield every yes and no that answers, and `yes and no` where that is said."""
+def _answers(text: str) -> Iterator[tuple[int, str]]:
+    """Yield every yes and no that answers, and `yes and no` where that is said, with where it begins."""
     both = {match.start(): match[0] for match in BOTH.finditer(text)}
     skipped = [match.span() for match in (*BOTH.finditer(text), *QUESTION.finditer(text))]
     inside = {position for start, end in skipped for position in range(start, end)}
     for match in YES_NO.finditer(text):
         if match.start() in both:
-            yield both[match.start()]
+            yield match.start(), both[match.start()]
         elif match.start() not in inside and _answers_here(text, match):
             opposite = re.search(r"\bnot\s[\"'*]{0,2}$", text[max(0, match.start() - 8) : match.start()], re.IGNORECASE)
-            yield ("no" if match[1].lower() == "yes" else "yes") if opposite else match[1].lower()
+            said = match[1].lower()
+            yield match.start(), ("no" if said == "yes" else "yes") if opposite else said
 
 
 def _answers_here(text: str, match: re.Match[str]) -> bool:

@@ -66,7 +66,7 @@ UNITS: Final = frozenset(
         "cu", "units", "unit",
     ]
 )  # fmt: skip
-SHORT_WORDS: Final = frozenset(["So", "We", "It"])
+SHORT_WORDS: Final = frozenset(["So", "We", "It", "for"])
 CONSTANTS: Final = frozenset(
     [r"\pi", r"\infty", r"\mathbb{R}", r"\mathbb{Z}", r"\mathbb{N}", r"\mathbb{C}", r"\mathbb{Q}"]
 )
@@ -83,6 +83,8 @@ OPENING: Final = {
 }  # fmt: skip
 CLOSING: Final = frozenset(OPENING.values())
 SIGNS: Final = frozenset(["+", "-"])
+CHOICE: Final = re.compile(r"_([0-9]{1,4}|\{[0-9]{1,4}\})\^([0-9]{1,4}|\{[0-9]{1,4}\})")
+"""After a C: how many ways there are to choose, `C_{10}^3`."""
 MATRIX: Final = re.compile(r"\\begin\s*\{((?:[a-zA-Z]*matrix)|array)\}")
 
 Kind: TypeAlias = Literal[
@@ -347,6 +349,13 @@ class _Reader:
         return whole
 
     def variable(self, name: str) -> Node:
+        if name == "C" and (chosen := CHOICE.match("".join(self.tokens[:-10:-1]))) is not None:
+            upper, lower = (int(number.strip("{}")) for number in chosen.groups())
+            if upper >= max(lower, 3):  # C_1 and C_2 are constants
+                while self.take() != "^":
+                    continue
+                self.argument(0, digits=True)
+                return Node("binomial", tuple(Node("number", number=Fraction(number)) for number in (upper, lower)))
         if self.peek() == "_":
             self.take()
             name += "_" + self.subscript()

@@ -13,6 +13,7 @@ Conventions, those of the MATH data:
   `2x-y+3=0` and `y = 2x+3` are `2x+3`. Others are equal when one is a multiple of the other.
 * Inequalities are intervals: `x > 2` is `(2, \\infty)`. Lists and sets have no order; `x=1, y=2` is the pair `(1, 2)`.
 * A time of day (`12:30`) is no ratio; `1:2` is. A number in another base (`52_8`) equals itself only.
+* What is said of the letters of an answer says nothing (`f(x) = x` for all x), but that one of them is any integer.
 * Decimals are exact, 0.33 is not 1/3; `2.5e-3` is 0.0025.
 
 `agree_latex`, which grades, is wider than equality. A written decimal is right for a number that it rounds, at six
@@ -77,6 +78,15 @@ NUMBER_WORDS: Final = {
 }  # fmt: skip
 UNDEFINED: Final = frozenset(["undefined", "doesnotexist", "dne", "doesn'texist"])
 FUNCTION_LETTERS: Final = frozenset("fghpqFGHPQRSTVAEDLNCM")
+QUALIFIERS: Final = frozenset(["for", "where", "with"])
+QUANTITIES: Final = frozenset(
+    [
+        "all", "any", "every", "each", "some", "arbitrary", "integer", "integers", "constant", "constants", "real",
+        "reals", "natural", "positive", "nonnegative", "non-negative", "nonzero",
+    ]
+)  # fmt: skip
+"""Words that say what a letter of an answer stands for: `f(x) = x` for all x, k pi where k is an integer."""
+INTEGERS: Final = frozenset([r"\mathbb{Z}", r"\mathbb{N}", "Z", "N", "integer", "integers"])
 COORDINATES: Final = ("x", "y", "z")
 COORDINATE_SET: Final = frozenset(COORDINATES)
 
@@ -166,7 +176,7 @@ def _structure(tokens: list[str], depth: int) -> Reading:
         return _structure(next((part for part in reversed(parts) if part), []), depth + 1)
     if clock := CLOCK.fullmatch("".join(tokens)):
         return _clock(clock, tokens)
-    tokens, percent = _without_units(tokens)
+    tokens, percent = _without_units(_without_quantity(tokens))
     if tokens[0] == r"\{" and _is_enclosed(tokens):
         return _set(tokens[1:-1], depth)
     parts, between = _split(tokens, SEPARATORS)
@@ -227,6 +237,21 @@ def _without_units(tokens: list[str]) -> tuple[list[str], bool]:
         end -= size
     kept = tokens[:end]
     return (kept if not is_word(tokens[0]) or "=" in kept else tokens), percent
+
+
+def _without_quantity(tokens: list[str]) -> list[str]:
+    """Drop what is said of the letters of an answer, but that one of them is any integer."""
+    if tokens[-5:-4] == ["("] and tokens[-1] == ")" and _is_condition(tokens[-4:-1]):
+        return [*tokens[:-5], ",", *tokens[-4:-1]]
+    starts = (place for place, token in enumerate(tokens) if token.removeprefix(WORD).casefold() in QUALIFIERS)
+    place = min([*starts, *([tokens.index(r"\forall")] if r"\forall" in tokens else [])], default=0)
+    said = [token.removeprefix(WORD).casefold() if is_word(token) else token for token in tokens[place + 1 :]]
+    quantity = tokens[place] == r"\forall" or not QUANTITIES.isdisjoint(said) or r"\in" in said
+    if place == 0 or not quantity or all(map(is_word, tokens[:place])):
+        return tokens
+    kept = tokens[: place - 1] if tokens[place - 1] == "," else tokens[:place]
+    letter = next((token for token in said if len(token) == 1 and token.islower()), None)
+    return [*kept, ",", letter, r"\in", r"\mathbb{Z}"] if letter and not INTEGERS.isdisjoint(said) else kept
 
 
 def _is_filler(token: str) -> bool:
@@ -351,7 +376,7 @@ def _list(parts: list[list[str]], between: list[str], depth: int) -> Reading:
 
 def _is_condition(tokens: list[str]) -> bool:
     """Tell what is said of a variable beside an answer: `k \\in \\mathbb{Z}`."""
-    return len(tokens) == 3 and tokens[1] == r"\in" and tokens[2] in (r"\mathbb{Z}", r"\mathbb{N}")
+    return len(tokens) == 3 and tokens[1] == r"\in" and tokens[2] in INTEGERS
 
 
 def _joined(parts: list[list[str]], items: list[Reading], between: list[str]) -> Reading | None:
@@ -407,7 +432,8 @@ def _equation(left: list[str], right: list[str], depth: int) -> Reading:
         difference = Node("sum", (trees[0], Node("negative", (trees[1],))))
         # Equal up to a factor: the ratio of the difference at two points does not see the factor.
         same = _attempt(lambda: of_text("equation " + (number_of(difference) / number_of(difference, "'")).text()))
-        result = _value(right) if _is_name(left) or (len(names) > 1 and not names_in(trees[1])) else None
+        computed = not names_in(trees[1]) and (len(names) > 1 or _is_measured(trees[0]))
+        result = _value(right) if _is_name(left) or computed else None
         result = None if result is None or result.text == "0" else result
         if len(names) > 1 and names <= COORDINATE_SET:
             solved = _solution(difference, max(names))
@@ -421,6 +447,11 @@ def _equation(left: list[str], right: list[str], depth: int) -> Reading:
         raise NotMathematicsError
     solved = _solution(difference, *names) if len(names) == 1 else None
     return _also(solved or same, same, result)
+
+
+def _is_measured(tree: Node) -> bool:
+    """Tell whether variables are within functions only, so that an equation says their value: `\\cos A = 1/3`."""
+    return tree.kind in ("call", "absolute") or (tree.kind != "name" and all(map(_is_measured, tree.parts)))
 
 
 def _also(found: Reading | None, *others: Reading | None) -> Reading:

@@ -31,6 +31,11 @@ MOST_WORDS: Final = 16
 LINK: Final = re.compile(
     r"[\s$,;.\\()\[\]]*(?:and|or|&|\\text\{\s*(?:and|or)\s*\})?[\s$,;\\()\[\]]*(?:[a-zA-Z](?:_[0-9])?\s*=\s*)?[\s$]*"
 )
+SAID_OF_LETTER: Final = re.compile(
+    r"\s*,?\s*(?:for|where|with)\b[^.;:!?\n$]{0,40}(?:\$|\\\()\s*[a-zA-Z]\s*(?:\\in\b[^$]{0,40})?(?:\$|\\\))"
+    r"(?:\s+is\s[^.;:!?\n$]{0,40})?"
+)
+"""After an answer, of a letter in it: `$x = k\\pi$, where $k$ is an integer`."""
 SENTENCE_END: Final = re.compile(r"\n|[.!?](?=\s|$|[*_]+(?:\s|$))")
 EMPHASIS: Final = re.compile(r"^[*_`\s]+|[*_`]+(?=[\s.,;:]|$)|(?<=\s)[*_`]+(?=\S)")
 REASON: Final = re.compile(
@@ -160,8 +165,10 @@ def _sentences(text: str) -> Iterator[str]:
 def _first_in(sentence: str) -> str:
     """Return the mathematics that a sentence begins with, else the sentence."""
     shown = displayed_first(sentence)
-    if shown and not re.search("[0-9]", sentence[: sentence.find(shown)]):
-        return shown
+    start = sentence.find(shown) if shown else 0
+    if shown and not re.search("[0-9]", sentence[:start]):
+        said = SAID_OF_LETTER.match(sentence, start + len(shown))
+        return sentence[start : said.end()] if said else shown
     claim = REASON.split(sentence.strip("$ "), maxsplit=1)[0]
     if _is_mathematics(claim):
         return claim
@@ -180,6 +187,8 @@ def _last_displayed(text: str) -> str | None:
         del spans[-1]
     if not spans:
         return None
+    if len(spans) > 1 and (said := SAID_OF_LETTER.match(text, spans[-2].end())) and said.end() >= spans[-1].end():
+        return text[spans[-2].start() : said.end()]
     first = len(spans) - 1
     while first > 0 and len(spans) - first < MOST_BOXES:
         between = text[spans[first - 1].end() : spans[first].start()]

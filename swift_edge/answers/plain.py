@@ -12,6 +12,8 @@ from swift_edge.answers.typography import normal
 TEXT_COMMAND: Final = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|emph)\s*\{([^{}]*)\}"
 )
+ARTICLES: Final = frozenset(["the", "a", "an"])
+"""Before other words they say nothing: `The Great Gatsby`."""
 AROUND: Final = ".,;:!?\"'`()[]{}*_$“”‘’"
 """Punctuation that says nothing at the ends of a word."""
 
@@ -31,11 +33,13 @@ def canonical_exact(answer: str) -> str:
 
 
 def canonical_text(answer: str) -> str:
-    """Return the words, without case, punctuation around them, `\\text{...}`, and differences of white space."""
+    """Return the words, without case, a leading article, punctuation, `\\text{...}`, and differences of white space."""
     text = normal(TEXT_COMMAND.sub(r" \1 ", TEXT_COMMAND.sub(r" \1 ", answer))).casefold()
     # Case folding may undo the normal form; a second pass settles it.
     all_words = normal(text).split()
     words = [word for word in map(_bare, all_words) if word]
+    while len(words) > 1 and words[0] in ARTICLES:
+        del words[0]
     return " ".join(words or all_words)
 
 

@@ -32,7 +32,9 @@ Q: Final = (P - 1) // 2
 
 LARGEST_RATIONAL: Final = 1 << 100
 """Numerators and denominators below this are read back from a residue; one in 2**55 would be so by chance."""
-LARGEST_FACTORIAL: Final = 200
+LARGEST_FACTORIAL: Final = 3_000
+LARGEST_CHOICE: Final = 200
+"""Of a binomial coefficient, or what is left of it."""
 COMMON_PARTS: Final = 24
 """Angles are taken as multiples of this part of them."""
 LARGEST_MULTIPLE: Final = 100_000
@@ -249,7 +251,7 @@ def factorial(value: Residue) -> Residue:
         return function("factorial", value)
     if rational.denominator != 1 or not 0 <= rational <= LARGEST_FACTORIAL:
         raise NoValueError
-    return number(math.factorial(rational.numerator))
+    return _whole_factorial(rational.numerator)
 
 
 def float_of(value: Residue) -> float:
@@ -259,18 +261,27 @@ def float_of(value: Residue) -> float:
     return value.size.real
 
 
-def binomial(upper: Residue, lower: Residue) -> Residue:
-    """Return a binomial coefficient; `NoValueError` beyond the limits of `factorial`."""
-    chosen, rational = lower.rational(), upper.rational()
-    if chosen is None or chosen.denominator != 1 or (rational is not None and rational.denominator != 1):
-        return factorial(upper) / (factorial(lower) * factorial(upper - lower))
-    if not 0 <= chosen <= LARGEST_FACTORIAL:
+def binomial(upper: Residue, chosen: int) -> Residue:
+    """Return a binomial coefficient, for any number or variable above; `NoValueError` beyond `LARGEST_CHOICE`."""
+    whole = upper.rational()
+    if whole is not None and whole.denominator == 1 and whole >= 0:
+        chosen = min(chosen, int(whole) - chosen)
+    if chosen > LARGEST_CHOICE:
         raise NoValueError
+    if chosen < 0:
+        return ZERO
+    if whole is not None and whole.denominator == 1 and whole >= 0:
+        return number(math.comb(int(whole), chosen))
     # As a product, so that n over 2 is n (n - 1) / 2.
     result = ONE
-    for index in range(chosen.numerator):
-        result = result * (upper - number(index)) / number(index + 1)
-    return result
+    for index in range(chosen):
+        result *= upper - number(index)
+    return result / _whole_factorial(chosen)
+
+
+@lru_cache(maxsize=4096)
+def _whole_factorial(value: int) -> Residue:
+    return number(math.factorial(value))
 
 
 def _float_power(base: complex, exponent: complex) -> complex:

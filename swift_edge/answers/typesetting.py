@@ -12,9 +12,18 @@ SPACING: Final = re.compile(
     r"|\\(?:begin|end)\{(?:align|aligned|gather|gathered|equation|split|displaymath|math)\*?\}"
     r"|\\[,;:> ]|\\!|~|\$|\\\(|\\\)|\\\[|\\\]|[\u200b-\u200d\u2060\ufeff]"
 )
+ROW_GAP: Final = re.compile(r"\\\\\s*\[\s*-?[0-9.]+\s*(?:pt|em|ex|mm|cm|in|mu|bp|sp)\s*\]")
+"""How far apart rows are: `\\\\[4pt]`."""
+UNSEEN: Final = re.compile(
+    r"\\(?:(?:text)?color|colorbox|[hv]?phantom|[hv]space\*?|tag\*?|label)\s*(?:\[[^\]{}]*\])?\s*\{[^{}]*\}"
+)
+"""Colours, gaps and labels, with what they are given."""
+SYSTEM: Final = re.compile(r"\\left\s*\\(?:\{|lbrace)((?:(?!\\right\s*\\(?:\}|rbrace)).)*?)\\right\s*\.", re.DOTALL)
+ONE_COLUMN: Final = re.compile(r"\\begin\s*\{array\}\s*\{[lcr\s]*\}([^&]*?=[^&]*?)\\end\s*\{array\}")
+"""Equations below each other."""
 DEGREE_SIGN: Final = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\^\s*\{?\s*°\s*\}?|\\degrees?(?![a-zA-Z])|\\textdegree|º")
 CURRENCY: Final = re.compile(r"\\\$|[€£¥₹¢]|\\(?:pounds|euro|cents?|mathdollar|textdollar)(?![a-zA-Z])")
-ALIGNED: Final = re.compile(r"&\s*(?==|<|>|\\(?:le|ge|ne|approx|equiv))")
+ALIGNED: Final = re.compile(r"&\s*(?==|<|>|\\(?:le|ge|ne|approx|equiv))|(?<=[=<>])\s*&")
 WRAPPER: Final = re.compile(
     r"\\(text(?:bf|it|rm|sf|tt|normal|up|md)?|mbox|hbox|math(?:rm|bf|it|sf|cal|frak|tt|ds)|operatorname\*?|boldsymbol"
     r"|bm|pmb|unit)\s*\{([^{}]*)\}"
@@ -56,9 +65,9 @@ def clean(answer: str) -> str:
     text = THOUSANDS.sub(_join_thousands, text)
     text = DECIMAL_GROUPS.sub(lambda match: re.sub(r"[^0-9.]", "", match[0]), text)
     text = CURRENCY.sub(" ", DEGREE_SIGN.sub(DEGREES, text)).replace(r"\%", "%")
-    text = ALIGNED.sub(" ", text)
+    text = ALIGNED.sub(" ", UNSEEN.sub(" ", ROW_GAP.sub(r"\\\\", text)))
     if "&" not in text:
-        text = re.sub(r"\\(?:begin|end)\{cases\}", " ", text)
+        text = re.sub(r"\\(?:begin|end)\{cases\}", " ", SYSTEM.sub(r" \1 ", ONE_COLUMN.sub(r" \1 ", text)))
     text = OLD_WRAPPER.sub(r"\\mathrm{\1}", text)
     text = SPACING.sub(lambda match: match[1] or " ", text)
     for _ in range(3):

@@ -4,6 +4,7 @@ import cmath
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from swift_edge.answers import residue
@@ -13,8 +14,14 @@ from swift_edge.answers.residue import PI, NoValueError, Residue
 
 MOST_STEPS: Final = 20_000
 """Parts of a tree that are evaluated, those of a summand once for each term."""
-COSTS: Final = {"log": 20, "power": 5, "root": 10, "inverse": 3, "call": 20}
+COSTS: Final = {"log": 20, "power": 5, "root": 10, "inverse": 3, "call": 20, "factorial": 20, "binomial": 20}
 """What some of them count for."""
+COST_OF_SERIES: Final = 100
+"""Of one that is summed up to a variable, beside its terms."""
+HIGHEST_DEGREE: Final = 6
+"""Of polynomials that are summed up to a variable."""
+LARGEST_SHIFT: Final = 20
+"""How far factorials may be apart that are known to share their factors: (n + 20)! and n!."""
 NEAR: Final = 1e-9
 """What floating-point numbers do not tell apart."""
 
@@ -67,7 +74,7 @@ class _Evaluation:
             case "number":
                 return residue.number(tree.number)
             case "name":
-                return self.given.get(tree.text) or residue.symbol(f"variable {tree.text}{self.point}")
+                return self.value_of_name(tree.text)
             case "constant":
                 return CONSTANTS.get(tree.text) or residue.symbol(tree.text)
             case "sum":
@@ -88,6 +95,9 @@ class _Evaluation:
             case _:
                 return self.other(tree)
 
+    def value_of_name(self, name: str) -> Residue:
+        return self.given.get(name) or residue.symbol(f"variable {name}{self.point}")
+
     def other(self, tree: Node) -> Residue:
         """What is never a matrix."""
         first = tree.parts[0]
@@ -101,11 +111,11 @@ class _Evaluation:
             case "floor" | "ceiling":
                 return self.rounded(tree)
             case "factorial":
-                return residue.factorial(self.number(first))
+                return self.factorial(first)
             case "prime":
                 return residue.function("prime", self.number(first))
             case "binomial":
-                return residue.binomial(self.number(first), self.number(tree.parts[1]))
+                return self.binomial(first, tree.parts[1])
             case "modulo":
                 return self.modulo(*tree.parts)
             case "series":
@@ -150,6 +160,9 @@ class _Evaluation:
             if exponent is None or exponent.denominator != 1:
                 raise NoValueError
             return base.power(exponent.numerator)
+        exact = base.rational()
+        if exact is not None and exact < 0 and self.variables(exponent_tree):
+            return residue.power(-base, self.number(exponent_tree)) * self.alternating(exponent_tree)
         if exponent_tree.kind == "sum" and not _has(exponent_tree, "log") and base_tree != EULER:
             return residue.power(base, self.number(exponent_tree))
         result = residue.ONE
@@ -176,6 +189,67 @@ class _Evaluation:
                         relation = relation / value if inverse else relation * value
                 return residue.power(self.number(inner), relation)
         return residue.power(base, self.number(term))
+
+    def alternating(self, tree: Node) -> Residue:
+        """-1 to the power of an expression, the variables of which count as integers."""
+        rest, shift = self.shifted(tree)
+        sign = residue.ONE if shift % 2 == 0 else -residue.ONE
+        linear, signs = residue.ZERO, residue.ONE
+        for name in self.variables(tree):
+            reached, variable = self.at(tree, name), self.value_of_name(name)
+            rate = None if reached is None else (reached - residue.number(shift)).rational()
+            if rate is None or rate.denominator != 1:
+                break
+            linear += residue.number(rate) * variable
+            if rate % 2:
+                signs *= residue.function("alternating", variable)
+        if residue.same(linear, rest):
+            return sign * signs
+        return sign * residue.function("alternating", min(rest, -rest, key=lambda one: (one.real, one.imaginary)))
+
+    def variables(self, tree: Node) -> frozenset[str]:
+        """The variables that nothing is given for."""
+        return names_in(tree) - self.given.keys()
+
+    def at(self, tree: Node, one: str = "") -> Residue | None:
+        """What an expression is where its variables are zero but `one` of them 1; None where it has no value."""
+        given = self.given
+        self.given = given | {name: residue.number(int(name == one)) for name in self.variables(tree)}
+        try:
+            return self.number(tree)
+        except NoValueError:
+            return None
+        finally:
+            self.given = given
+
+    def shifted(self, tree: Node) -> tuple[Residue, int]:
+        """An expression without its constant, and that: n and -1 of n - 1; 0 where it has none, or no small integer."""
+        value = self.number(tree)
+        if value.rational() is not None or not self.variables(tree):
+            return value, 0
+        reached = self.at(tree)
+        constant = None if reached is None else reached.rational()
+        if constant is None or constant.denominator != 1 or abs(constant) > LARGEST_SHIFT:
+            return value, 0
+        return value - residue.number(constant), int(constant)
+
+    def factorial(self, tree: Node) -> Residue:
+        """A factorial; (n + 1)! is (n + 1) n!."""
+        value, shift = self.shifted(tree)
+        result = residue.factorial(value)
+        for place in range(1, shift + 1):
+            result *= value + residue.number(place)
+        for place in range(-shift):
+            result = result / (value - residue.number(place))
+        return result
+
+    def binomial(self, upper: Node, lower: Node) -> Residue:
+        chosen = self.number(lower).rational()
+        if chosen is not None and chosen.denominator == 1:
+            self.steps += min(abs(int(chosen)), residue.LARGEST_CHOICE)
+            return residue.binomial(self.number(upper), int(chosen))
+        left = Node("sum", (upper, Node("negative", (lower,))))
+        return self.factorial(upper) / (self.factorial(lower) * self.factorial(left))
 
     def root(self, inner: Node, degree: Node) -> Residue:
         value, order = self.number(inner), self.number(degree)
@@ -243,9 +317,8 @@ class _Evaluation:
                     term = self.number(summand)
                     total = total + term if kind == "sum" else total * term
                 return total
-            endless = kind == "sum" and residue.same(high, residue.INFINITY)
-            if endless and (limit := self.geometric(summand, name, low)) is not None:
-                return limit
+            if kind == "sum" and (closed := self.summed(summand, name, low, high)) is not None:
+                return closed
             self.given[name] = residue.symbol(f"summed over {len(self.given)}")
             return residue.function(kind, low, high, self.number(summand))
         finally:
@@ -253,18 +326,48 @@ class _Evaluation:
             if hidden is not None:
                 self.given[name] = hidden
 
-    def geometric(self, summand: Node, name: str, low: Residue) -> Residue | None:
-        """The limit of a geometric series, where terms shrink by one number; None for another series."""
-        terms = []
-        for place in (low, *(residue.symbol(f"place {number}") for number in (1, 2))):
+    def summed(self, summand: Node, name: str, low: Residue, high: Residue) -> Residue | None:
+        """The sum of a geometric series, and of a polynomial up to a variable; None for another series."""
+        self.steps += COST_OF_SERIES
+        ratio, count = self.ratio(summand, name), high - low + residue.ONE
+        if ratio is not None and not residue.same(ratio, residue.ONE):
+            self.given[name] = low
+            first = self.number(summand)
+            if not residue.same(high, residue.INFINITY):
+                return first * (residue.power(ratio, count) - residue.ONE) / (ratio - residue.ONE)
+            if ratio.rational() is not None and abs(ratio.size) < 1:
+                return first / (residue.ONE - ratio)
+        ends = residue.same(self.differences(summand, name, residue.symbol("place"))[-1], residue.ZERO)
+        if not ends or residue.same(high, residue.INFINITY):
+            return None
+        # Newton's formula: a polynomial by its differences at one place.
+        total, chosen = residue.ZERO, residue.ONE
+        for order, difference in enumerate(self.differences(summand, name, low)[:-1]):
+            chosen = chosen * (count - residue.number(order)) / residue.number(order + 1)
+            total += difference * chosen
+        return total
+
+    def ratio(self, summand: Node, name: str) -> Residue | None:
+        """What each term of a series is of the one before it; None where that changes."""
+        ratios = []
+        for place in (residue.symbol("place 1"), residue.symbol("place 2")):
             self.given[name] = place
             term = self.number(summand)
             self.given[name] = place + residue.ONE
-            terms.append((term, self.number(summand) / term))
-        ratio = terms[0][1]
-        if ratio.rational() is None or not all(residue.same(ratio, other) for _, other in terms):
-            return None
-        return terms[0][0] / (residue.ONE - ratio) if abs(ratio.size) < 1 else None
+            ratios.append(self.number(summand) / term)
+        return ratios[0] if residue.same(*ratios) else None
+
+    def differences(self, summand: Node, name: str, low: Residue) -> list[Residue]:
+        """The first term of a series, and its differences up to the one that is zero for polynomials."""
+        row = []
+        for place in range(HIGHEST_DEGREE + 2):
+            self.given[name] = low + residue.number(place)
+            row.append(self.number(summand))
+        found = [row[0]]
+        while len(row) > 1:
+            row = [after - before for before, after in pairwise(row)]
+            found.append(row[0])
+        return found
 
     def call(self, tree: Node) -> Residue:
         name, first = tree.text, tree.parts[0]

@@ -21,7 +21,7 @@ from typing import Any
 from swift_edge.answers import answer_task
 
 ROOT = Path(__file__).parents[2]
-CASES = ROOT / "tests" / "data" / "answers" / "latex_kinds.jsonl"
+CASES = [ROOT / "tests" / "data" / "answers" / f"latex_{name}.jsonl" for name in ("kinds", "unseen")]
 LIMIT = 10.0
 """Seconds that a pair may take."""
 MEMORY = 4 << 30
@@ -89,17 +89,22 @@ def hostile() -> dict[str, str]:
 
 
 def judge(name: str, grade: Callable[[str, str], tuple[bool, float]]) -> None:
-    cases = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
     grade("1", "1")  # what is loaded once
+    for file in CASES:
+        compare(f"{name}, {file.name}", grade, file)
+    taken = [(which, *grade(text, "7 or 8")) for which, text in hostile().items()]
+    slow = [which for which, _, seconds in taken if seconds > 2]
+    print(f"{name}, hostile: {len(slow)} of {len(taken)} take more than 2 s ({', '.join(slow)})")
+
+
+def compare(name: str, grade: Callable[[str, str], tuple[bool, float]], file: Path) -> None:
+    cases = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     graded = [grade(case["a"], case["b"]) for case in cases]
     times = sorted(seconds for _, seconds in graded)
     wrong = [case for case, (right, _) in zip(cases, graded, strict=True) if right != case["wanted"]]
-    taken = [(which, *grade(text, "7 or 8")) for which, text in hostile().items()]
-    slow = [which for which, _, seconds in taken if seconds > 2]
     print(
         f"{name}: {len(cases) - len(wrong)} of {len(cases)} as wanted, {sum(not case['wanted'] for case in wrong)} "
-        f"wrongly right; ms per pair {1e3 * statistics.median(times):.2f}, at most {1e3 * times[-1]:.0f}; "
-        f"hostile: {len(slow)} of {len(taken)} take more than 2 s ({', '.join(slow)})"
+        f"wrongly right; ms per pair {1e3 * statistics.median(times):.2f}, at most {1e3 * times[-1]:.0f}"
     )
 
 

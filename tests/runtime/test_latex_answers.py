@@ -24,6 +24,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 KINDS = sorted({row["kind"] for row in rows("latex_kinds.jsonl")})
+UNSEEN = sorted({row["kind"] for row in rows("latex_unseen.jsonl")})
 REFERENCES = sorted({row["answer"] for row in rows("math500.jsonl")})
 
 
@@ -32,6 +33,12 @@ def test_kinds_of_answers(kind: str) -> None:
     cases = [row for row in rows("latex_kinds.jsonl") if row["kind"] == kind]
     assert cases
     assert [row for row in cases if getattr(TASK, row["operation"])(row["a"], row["b"]) is not row["wanted"]] == []
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_pairs_that_were_written_before_they_were_tried(kind: str) -> None:
+    cases = [row for row in rows("latex_unseen.jsonl") if row["kind"] == kind]
+    assert [row for row in cases if TASK.correct(row["a"], row["b"]) is not row["wanted"]] == []
 
 
 NO_VALUES = ("=", "<", ">", ",", r"\in", r"\text")
