@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,14 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from swift_edge.errors import ExportError, one_line
+from swift_edge.errors import MIB, ExportError, one_line
+from swift_edge.system.documents import parse_json, read_text
 from swift_edge_export.checkpoint import Checkpoint
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """Types whose numbers are the weights themselves; those of any other type are codes of something."""
+_INDEX_BYTES = 64 * MIB
+"""Most of an index: one of 100,000 tensors has 10 MB."""
 _OTHER_SPELLINGS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -150,10 +152,10 @@ def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _shards(source: str, index: Path) -> list[str]:
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(parse_json(read_text(index, _INDEX_BYTES), "it", strict=False)["weight_map"].values()))
         if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards) or not shards:
             raise ValueError("expected names of files in weight_map")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f"{index.name} of {source} is no index of weights ({type(error).__name__}: {one_line(error)}); "
             "download or save the checkpoint again"

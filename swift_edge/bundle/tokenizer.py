@@ -14,7 +14,8 @@ from swift_edge.errors import (
     TokenizerError,
     one_line,
 )
-from swift_edge.system.panics import is_panic, quiet_panics
+from swift_edge.system.documents import HALF_CHARACTER
+from swift_edge.system.panics import is_failure, quiet_panics
 
 if TYPE_CHECKING:
     import tokenizers
@@ -199,7 +200,7 @@ class Tokenizer:
                 _try_out(backend)
         # The library raises plain exceptions, and panics.
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
+            if not is_failure(error):
                 raise
             raise TokenizerError(
                 f"{path} does not read as a tokenizer ({one_line(error)}); "
@@ -307,7 +308,7 @@ class Tokenizer:
         try:
             return function(*arguments, **options)
         except BaseException as error:
-            if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic(error)):
+            if isinstance(error, MemoryError) or not is_failure(error):
                 raise
             raise TokenizerError(
                 f"{self._bundle.tokenizer_path} failed on a text ({one_line(error)}); "
@@ -386,13 +387,12 @@ def _try_out(backend: "tokenizers.Tokenizer") -> None:
 
 
 def _check_text(text: str, what: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+    half = HALF_CHARACTER.search(text)
+    if half is not None:
         raise PromptError(
-            f"{what} has half a character (U+{ord(text[error.start]):04X}) at position {error.start}; "
+            f"{what} has half a character (U+{ord(half[0]):04X}) at position {half.start()}; "
             "expected valid Unicode: read the input as UTF-8"
-        ) from None
+        )
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:
