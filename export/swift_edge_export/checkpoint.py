@@ -370,7 +370,7 @@ def _stated(source: str, revision: str | None, name: str) -> dict[str, Any]:
     except DocumentError as error:
         raise ExportError(f"{error}: repair or remove it") from error
     if not isinstance(stated, dict):
-        raise ExportError(f"{name} of {source} holds {shown(stated)}; expected a JSON object: repair or remove it")
+        raise ExportError(f"{file} holds {shown(stated)}; expected a JSON object: repair or remove it")
     return stated
 
 

@@ -136,7 +136,7 @@ def tokenize(text: str) -> list[str]:
         elif token in FUNCTIONS and not (token == "min" and before[-1:].isdigit()):
             tokens.append("\\" + token)
         elif (
-            _is_word(token)
+            _spells_word(token)
             or token in SHORT_WORDS
             or (token == "is" and is_word(before))
             or (token in UNITS and (before[-1:].isdigit() or before in ("}", ")") or is_word(before)))
@@ -152,7 +152,7 @@ def is_word(token: str) -> bool:
     return token.startswith(WORD)
 
 
-def _is_word(letters: str) -> bool:
+def _spells_word(letters: str) -> bool:
     # abc and xyz are products, ABC is a triangle.
     return len(letters) > 2 and not (
         len(letters) < 5 and (letters.islower() or letters.isupper()) and "".join(sorted(set(letters))) == letters

@@ -44,6 +44,7 @@ from swift_edge.answers.expression import (
 from swift_edge.answers.matrix import Matrix
 from swift_edge.answers.reading import ALL_REALS, GREATEST, LEAST, NOTHING, Reading, Span, of_list, of_text, of_tuple
 from swift_edge.answers.residue import NoValueError, Residue
+from swift_edge.answers.spelt import SMALL, TENS
 from swift_edge.answers.typesetting import clean
 from swift_edge.answers.value import names_in, number_of, value_of
 
@@ -67,15 +68,6 @@ NO_SOLUTION: Final = frozenset(
     ["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "nosolutionexists"]
 )
 EVERY_REAL: Final = frozenset(["allreals", "allreal", "allrealnumbers", "anyrealnumber", "allrealx", "realnumbers"])
-NUMBER_WORDS: Final = {
-    word: number
-    for number, word in enumerate(
-        [
-            "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-            "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-        ]
-    )
-}  # fmt: skip
 UNDEFINED: Final = frozenset(["undefined", "doesnotexist", "dne", "doesn'texist"])
 FUNCTION_LETTERS: Final = frozenset("fghpqFGHPQRSTVAEDLNCM")
 QUALIFIERS: Final = frozenset(["for", "where", "with"])
@@ -213,8 +205,8 @@ def _words(tokens: list[str]) -> Reading:
         return NOTHING
     if text in EVERY_REAL:
         return reading.of_spans([ALL_REALS])
-    if text in NUMBER_WORDS:
-        return reading.of_value(residue.number(NUMBER_WORDS[text]))
+    if (number := (SMALL | TENS).get(text)) is not None:
+        return reading.of_value(residue.number(number))
     return of_text("text:undefined" if text in UNDEFINED else "text:" + text)
 
 
@@ -682,6 +674,3 @@ def _hundredth(found: Reading) -> Reading:
     assert found.value is not None
     decimals = None if found.decimals is None else found.decimals + 2
     return reading.of_value(found.value / residue.number(100), decimals)
-
-
-__all__ = ["agree_latex", "canonical_latex", "read_answer", "reads_as_mathematics"]

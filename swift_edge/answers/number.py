@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from swift_edge.answers.spelt import spelt_number
 from swift_edge.answers.stated import affirmed, stated
-from swift_edge.answers.typography import plain_characters
+from swift_edge.answers.typography import plain_characters, without_text_commands
 
 MOST_DIGITS: Final = 300
 """Of numbers that are computed; longer ones are compared by their digits."""
@@ -136,9 +136,6 @@ OPERAND_BEFORE: Final = re.compile(r"(?:[0-9)\]}!%]|(?<![A-Za-z])[A-Za-z]|\\[A-Z
 CLAUSE_END: Final = re.compile(
     r"[,;](?=\s|$)|\s\((?=\s?[A-Za-z=]{2})|\b(?:because|since|as|if|when|where|while|which|so|given|but|assuming|with)\b|\n"
 )
-WRAPPER: Final = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf)|boldsymbol|bm|emph|underline)\s?\{([^{}]*)\}"
-)
 _ARGUMENT = r"(?:\{\s?([-+]?[0-9.,]{1,99})\s?\}|([0-9]))"
 _NUMERATOR = r"(?:\{\s?([-+]?[0-9.,/]{1,99})\s?\}|([0-9]))"
 LATEX_FRACTION: Final = re.compile(
@@ -215,7 +212,7 @@ def readable(text: str) -> str:
         text = text.replace("\\$", "$").replace("\\%", "%").replace("\\!", "").replace("{,}", ",").replace("{.}", ".")
         text = LAYOUT.sub(lambda match: match[1] or " ", text)
         text = text.replace("\\times", "×").replace("\\cdot", "·").replace("\\div", "÷")
-        text = re.sub(" {2,}", " ", WRAPPER.sub(r" \1 ", WRAPPER.sub(r" \1 ", text)))
+        text = re.sub(" {2,}", " ", without_text_commands(text))
         text = LATEX_FRACTION.sub(_plain_fraction, LATEX_FRACTION.sub(_plain_fraction, text))
         text = BRACED.sub(r"\1", text)
     return BRACKETED_POWER.sub(r"^\1", STARS.sub("^", text))
