@@ -38,7 +38,7 @@ from swift_edge.errors import (
 from swift_edge.options import SamplingOptions, options_of
 from swift_edge.records import shown
 from swift_edge.system.documents import DocumentError, read_json
-from swift_edge.system.panics import is_failure
+from swift_edge.system.panics import is_panic
 from swift_edge_export.tracing.attention_config import buffer_head_dim, check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
@@ -309,7 +309,7 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
     except SwiftEdgeError:
         raise
     except BaseException as error:
-        if not is_failure(error):
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise TokenizerError(
             f"{source} has no tokenizer that loads ({type(error).__name__}: {one_line(error)}); {_OWN_TOKENIZER}"

@@ -20,7 +20,7 @@ from swift_edge_export.checkpoint import Checkpoint
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """Types whose numbers are the weights themselves; those of any other type are codes of something."""
-_INDEX_BYTES = 64 * MIB
+INDEX_BYTES = 64 * MIB
 """Most of an index: one of 100,000 tensors has 10 MB."""
 _OTHER_SPELLINGS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -152,7 +152,7 @@ def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _shards(source: str, index: Path) -> list[str]:
     try:
-        shards = sorted(set(parse_json(read_text(index, _INDEX_BYTES), "it", strict=False)["weight_map"].values()))
+        shards = sorted(set(parse_json(read_text(index, INDEX_BYTES), "it", strict=False)["weight_map"].values()))
         if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards) or not shards:
             raise ValueError("expected names of files in weight_map")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

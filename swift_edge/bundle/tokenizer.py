@@ -15,7 +15,7 @@ from swift_edge.errors import (
     one_line,
 )
 from swift_edge.system.documents import HALF_CHARACTER
-from swift_edge.system.panics import is_failure, quiet_panics
+from swift_edge.system.panics import is_panic, quiet_panics
 
 if TYPE_CHECKING:
     import tokenizers
@@ -200,7 +200,7 @@ class Tokenizer:
                 _try_out(backend)
         # The library raises plain exceptions, and panics.
         except BaseException as error:
-            if not is_failure(error):
+            if not isinstance(error, Exception) and not is_panic(error):
                 raise
             raise TokenizerError(
                 f"{path} does not read as a tokenizer ({one_line(error)}); "
@@ -308,7 +308,7 @@ class Tokenizer:
         try:
             return function(*arguments, **options)
         except BaseException as error:
-            if isinstance(error, MemoryError) or not is_failure(error):
+            if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic(error)):
                 raise
             raise TokenizerError(
                 f"{self._bundle.tokenizer_path} failed on a text ({one_line(error)}); "

@@ -22,11 +22,6 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-def is_failure(error: BaseException) -> bool:
-    """Whether a library has failed, by a panic too; an interruption is none."""
-    return isinstance(error, Exception) or is_panic(error)
-
-
 @contextlib.contextmanager
 def quiet_panics() -> Iterator[None]:
     """Keep to ourselves what is said of a panic, a backtrace of more than a hundred lines where one is asked for.
