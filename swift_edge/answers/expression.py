@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 
+from swift_edge.answers.spelt import MAGNITUDES
+
 DEEPEST_NESTING: Final = 40
 """Brackets within brackets; deeper answers are compared as text."""
 MOST_MARKS: Final = 8
@@ -57,8 +59,6 @@ FUNCTIONS: Final = frozenset(
     ]
 )  # fmt: skip
 INVERSE: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-MAGNITUDES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-"""Words for powers of ten."""
 UNITS: Final = frozenset(
     [
         "cm", "mm", "km", "ft", "kg", "mg", "ml", "mL", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "in", "yd",
@@ -126,7 +126,7 @@ def tokenize(text: str) -> list[str]:
         if token.startswith(WORD) and token[len(WORD) :].casefold() in ("and", "or", "&"):
             tokens.append({"or": r"\lor"}.get(token[len(WORD) :].casefold(), r"\land"))
         elif before[-1:].isdigit() and token.removeprefix(WORD) in MAGNITUDES:
-            tokens += ["*", str(10 ** MAGNITUDES[token.removeprefix(WORD)])]
+            tokens += ["*", str(MAGNITUDES[token.removeprefix(WORD)])]
         elif token in ("C", "F", "K") and before == DEGREES:
             continue  # of a temperature
         elif not token[0].isalpha() or token.startswith(WORD):

@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 from typing import Final, NamedTuple
 
-from swift_edge.answers.spelt import spelt_number
+from swift_edge.answers.spelt import MAGNITUDES, spelt_number
 from swift_edge.answers.stated import affirmed, stated
 from swift_edge.answers.typography import plain_characters, without_text_commands
 
@@ -43,10 +43,9 @@ _MIXED = r"[0-9]++(?: | and )[1-9][0-9]?\s?/\s?[0-9]++(?![0-9]*[/.])"
 _CURRENCY = (
     r"(?:(?:US|CA|AU|HK|NZ|[ACRS])?[$]|[€£¥₹₩₽₺₫₱¢]|(?<![A-Za-z])(?:USD|EUR|GBP|INR|JPY|CNY|RMB|CAD|AUD|CHF|Rs\.?|RM))"
 )
-MAGNITUDES: Final = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "lakh": 10**5,
-    "crore": 10**7, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9,
-    "bn": 10**9,
+FACTORS: Final = MAGNITUDES | {
+    "lakh": 10**5, "crore": 10**7, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "k": 10**3, "m": 10**6,
+    "mn": 10**6, "b": 10**9, "bn": 10**9,
 }  # fmt: skip
 # A glued k is a thousand; K, M and B may be units, but not of money.
 _MAGNITUDE = (
@@ -301,7 +300,7 @@ def _magnitude(number: str) -> tuple[str, int]:
     """Split `5 million` into the number and what it counts."""
     factor = 1
     while match := re.search(r"[ -]?([A-Za-z万萬亿億]+)$", number):
-        factor *= MAGNITUDES[match[1].lower().removesuffix("s")]
+        factor *= FACTORS[match[1].lower().removesuffix("s")]
         number = number[: match.start()].rstrip()
     return number, factor
 
