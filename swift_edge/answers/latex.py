@@ -260,23 +260,24 @@ def _unit_size(tokens: list[str]) -> int:
     if len(tokens) > 3 and tokens[-3:-1] == ["^", "-"] and is_word(tokens[-4]):
         return 4
     if last == "}":
-        opening = len(tokens) - 1 - tokens[::-1].index("{") if "{" in tokens else 0
+        opening = _last_opening(tokens)
         inside = tokens[opening + 1 : -1]
         if opening > 2 and tokens[opening - 1] == "^" and is_word(tokens[opening - 2]):
             return len(tokens) - opening + 2
         if inside and all(map(is_word, inside)):
             if opening and tokens[opening - 1] == "}":  # \frac{km}{h}
-                before = (
-                    len(tokens[: opening - 1]) - 1 - tokens[: opening - 1][::-1].index("{")
-                    if "{" in tokens[: opening - 1]
-                    else 0
-                )
+                before = _last_opening(tokens[: opening - 1])
                 if before and tokens[before - 1] == r"\frac" and all(map(is_word, tokens[before + 1 : opening - 1])):
                     return len(tokens) - before + 1
             return len(tokens) - opening
     if last in ("/", "*") and len(tokens) > 1 and is_word(tokens[-2]):
         return 1
     return 1 if last in ("/", "*") and len(tokens) > 2 else 0
+
+
+def _last_opening(tokens: list[str]) -> int:
+    """The place of the last opening brace; 0 without one."""
+    return len(tokens) - 1 - tokens[::-1].index("{") if "{" in tokens else 0
 
 
 def _is_enclosed(tokens: list[str]) -> bool:
@@ -515,11 +516,8 @@ def _inequality(parts: list[list[str]], relations: list[str]) -> Reading:
             return _positive(left, right, relation)
         else:
             raise NotMathematicsError
-        spans = (
-            reading.intersection(spans, _fulfilled(left, right, relation, name))
-            if spans != [ALL_REALS]
-            else _fulfilled(left, right, relation, name)
-        )
+        fulfilled = _fulfilled(left, right, relation, name)
+        spans = fulfilled if spans == [ALL_REALS] else reading.intersection(spans, fulfilled)
     return reading.of_spans(spans)
 
 

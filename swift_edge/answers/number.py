@@ -306,13 +306,13 @@ def _magnitude(number: str) -> tuple[str, int]:
 
 
 def _mixed(number: str) -> Fraction:
-    if mixed := re.fullmatch(_MIXED, number):
-        whole, _, fraction = number.replace(" and ", " ", 1).partition(" ")
-        part = _quotient(fraction)
-        if part >= 1 or mixed is None:
-            raise ValueError
-        return _decimal(whole) + part
-    return _quotient(number)
+    if re.fullmatch(_MIXED, number) is None:
+        return _quotient(number)
+    whole, _, fraction = number.replace(" and ", " ", 1).partition(" ")
+    part = _quotient(fraction)
+    if part >= 1:
+        raise ValueError
+    return _decimal(whole) + part
 
 
 def _quotient(text: str) -> Fraction:
@@ -336,11 +336,10 @@ def _term(text: str) -> Fraction:
 
 
 def _power(base: Fraction, exponent: int) -> Fraction:
-    longest = max(len(str(base.numerator)), len(str(base.denominator)))
-    if (longest > 1 or base not in (0, 1)) and longest * abs(exponent) > 2 * LARGEST_EXPONENT:
-        raise ValueError
     if base in (0, 1):
-        exponent = max(-1, min(1, exponent))
+        return base ** max(-1, min(1, exponent))
+    if max(len(str(base.numerator)), len(str(base.denominator))) * abs(exponent) > 2 * LARGEST_EXPONENT:
+        raise ValueError
     return base**exponent
 
 
