@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,11 @@ def _listed(source: str, path: Path) -> Iterator[tuple[str, StoredTensor]]:
 
 def _loaded(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a pickled file, mapped where its format allows that; no code in it is run."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # Torch never packs them; it would map the packed bytes as numbers, or unpack them to any size.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its tensors are packed; expected them as torch.save writes them")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # written by a torch before 1.6
