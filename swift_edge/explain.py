@@ -231,11 +231,11 @@ def _folded(
     )
 
 
-def _candidate(candidate: Candidate, tokens: Sequence[Token], scale: _Scale | None, best: Selection) -> str:
-    picked, rank = candidate.index == best.best.index, best.ranked.index(candidate) + 1
+def _candidate(candidate: Candidate, tokens: Sequence[Token], scale: _Scale | None, selection: Selection) -> str:
+    picked, rank = candidate.index == selection.best.index, selection.ranked.index(candidate) + 1
     facts = [f"score {candidate.score:.4f}"]
-    if picked and best.p_correct is not None:
-        facts.append(f"P(correct) {best.p_correct:.2f}")
+    if picked and selection.p_correct is not None:
+        facts.append(f"P(correct) {selection.p_correct:.2f}")
     facts += [f"{candidate.n_tokens} tokens", candidate.dropped_because or candidate.finish_reason]
     if scale is not None and candidate.unscored_tokens:
         facts.append("context full, last token unscored")
@@ -243,7 +243,7 @@ def _candidate(candidate: Candidate, tokens: Sequence[Token], scale: _Scale | No
     marks = "".join(_token(token, scale) for token in tokens)
     return (
         f'<section class="{"candidate picked" if picked else "candidate"}"><header><div><b>{rank}. candidate '
-        f"{_place(candidate, best)}</b>{badge}<br>{_plain(', '.join(facts))}</div>{_curve(tokens, scale)}</header>"
+        f"{_place(candidate, selection)}</b>{badge}<br>{_plain(', '.join(facts))}</div>{_curve(tokens, scale)}</header>"
         f'<p class="{"text scored" if scale else "text"}" dir="auto">{marks}</p></section>'
     )
 

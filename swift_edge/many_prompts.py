@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Final
 
-from swift_edge.engine.engine import MOST_ROWS
+from swift_edge.engine.engine import DEFAULT_ROWS
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import SwiftEdgeError
 from swift_edge.handle import Handle, begin, require_waiting
 from swift_edge.results import FailedPick, Selection
 from swift_edge.selection.planning import PlannedPick
 
-WINDOW_ROWS: Final = 2 * MOST_ROWS
+WINDOW_ROWS: Final = 2 * DEFAULT_ROWS
 """Candidates under way in one `pick_many`: as many as decode, and as many that are read ahead."""
 
 

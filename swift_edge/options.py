@@ -48,7 +48,7 @@ ExternalScorer: TypeAlias = Callable[[Sequence[str]], Sequence[float]]
 
 LOWEST_TEMPERATURE: Final = 1e-6
 """Below it, and above 0, a temperature is refused: it is greedy in all but name."""
-HIGHEST_TEMPERATURE: Final = 1e6
+HIGHEST_TEMPERATURE: Final = 10**6
 """Above it the model has no say at all."""
 MOST_N: Final = 10_000
 """Most candidates of a prompt, written or given."""

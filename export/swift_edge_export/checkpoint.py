@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,10 +34,11 @@ from swift_edge.errors import (
     TokenizerError,
     UnsupportedModelError,
     one_line,
-    size_text,
 )
 from swift_edge.options import SamplingOptions, options_of
 from swift_edge.records import shown
+from swift_edge.system.documents import DocumentError, read_json
+from swift_edge.system.panics import is_panic
 from swift_edge_export.tracing.attention_config import buffer_head_dim, check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
@@ -73,8 +73,6 @@ _OWN_TOKENIZER = (
 )
 _PROBES = ("a", "1", "the", ".")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-MOST_JSON_BYTES = 64 * 1024**2
-"""Size of a config; larger ones are no configs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,25 +166,25 @@ def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
 def unreadable(source: str, error: Exception) -> ExportError:
     """What transformers raised about a checkpoint, as one line with a way out."""
-    reason = " ".join(str(error).split())
-    if "trust_remote_code" in reason:
+    said, reason = str(error), one_line(error)
+    if "trust_remote_code" in said:
         return ExportError(
             f"{source} brings code of its own, which is never run unasked; if you trust it: --trust-remote-code"
         )
-    if "Unrecognized configuration class" in reason:
+    if "Unrecognized configuration class" in said:
         return UnsupportedModelError(f"{source} is of a kind that transformers has no causal LM for; expected one")
-    if "per-layer attribute" in reason:  # said of a config whose layers differ, with advice for programmers
+    if "per-layer attribute" in said:  # said of a config whose layers differ, with advice for programmers
         return UnsupportedModelError(
             f"{source} has layers of different sizes, such as heads of several widths; expected layers that are alike"
         )
     if not Path(source).exists():
         return ExportError(
-            f"{source} is no folder here and could not be read from the hub ({type(error).__name__}: {reason[:200]}); "
+            f"{source} is no folder here and could not be read from the hub ({type(error).__name__}: {reason}); "
             "check the name, the connection, or log in for a gated model"
         )
     return ExportError(
         f"{source} does not load with transformers {transformers.__version__} ({type(error).__name__}: "
-        f"{reason[:300]}); check its config and its files"
+        f"{reason}); check its config and its files"
     )
 
 
@@ -311,12 +309,10 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
     except SwiftEdgeError:
         raise
     except BaseException as error:
-        # What a Rust library panics with is no Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise TokenizerError(
-            f"{source} has no tokenizer that loads ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
-            f"{_OWN_TOKENIZER}"
+            f"{source} has no tokenizer that loads ({type(error).__name__}: {one_line(error)}); {_OWN_TOKENIZER}"
         ) from error
     added = {token for token in tokenizer.added_tokens_decoder if token >= vocab_size}
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
@@ -369,17 +365,12 @@ def _stated(source: str, revision: str | None, name: str) -> dict[str, Any]:
         file = cached_file(source, name, revision=revision)
     except OSError:
         return {}
-    path = Path(str(file))
-    if path.stat().st_size > MOST_JSON_BYTES:
-        raise ExportError(
-            f"{name} of {source} has {size_text(path.stat().st_size)}; expected at most {size_text(MOST_JSON_BYTES)}"
-        )
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{name} of {source} is not JSON ({one_line(error)}); repair or remove it") from error
+        stated = read_json(Path(str(file)), strict=False)
+    except DocumentError as error:
+        raise ExportError(f"{error}: repair or remove it") from error
     if not isinstance(stated, dict):
-        raise ExportError(f"{name} of {source} holds {shown(stated)}; expected a JSON object: repair or remove it")
+        raise ExportError(f"{file} holds {shown(stated)}; expected a JSON object: repair or remove it")
     return stated
 
 

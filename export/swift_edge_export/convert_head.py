@@ -4,7 +4,6 @@ Such a checkpoint is a state dict with a weight and a bias and nothing else: wha
 bundle it is meant for and, where that leaves two readings, from the caller. Imports torch only to read a file.
 """
 
-import importlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.bundle.manifest import Manifest
-from swift_edge.errors import HeadFileError, InvalidOptionError, MissingExtraError
-from swift_edge.scoring.head import Feature, Head, check_head, save_head
+from swift_edge.errors import HeadFileError, InvalidOptionError, one_line
+from swift_edge.scoring.head import HEAD_BYTES, Feature, Head, check_head, save_head
 from swift_edge.system.array_files import opened_archive
 from swift_edge.system.documents import opened
+from swift_edge.system.extras import import_extra
 
 GATED_PREFIX = "fused_layer"
 """Parameters of a head with a gate: weight [2, f], bias [2]."""
@@ -25,9 +25,7 @@ UNGATED_PREFIX = "reward_layer"
 """Parameters of a head without one: weight [1, f], bias [1]."""
 ROWS = {GATED_PREFIX: 2, UNGATED_PREFIX: 1}
 """Rows of the weight, by what the parameters' names begin with."""
-MOST_BYTES = 2**28
-"""Most of a checkpoint: one of a million inputs has 8 MB."""
-MOST_INPUTS = MOST_BYTES // 8
+MOST_INPUTS = HEAD_BYTES // 8
 """Most inputs: as many as two rows of fp32 have in a file of that size."""
 
 
@@ -97,7 +95,7 @@ def _read_safetensors(source: Path) -> tuple[NDArray[np.float32], NDArray[np.flo
     safe_open: Any = _package("safetensors", source).safe_open
     _package("torch", source)  # NumPy has neither bfloat16 nor the types of eight bits
     try:
-        with opened(source, MOST_BYTES), safe_open(str(source), framework="pt") as file:
+        with opened(source, HEAD_BYTES), safe_open(str(source), framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
             prefix = _prefix(shapes, source)
             return _head_numbers({name: file.get_tensor(name) for name in shapes}, prefix, source)
@@ -111,7 +109,7 @@ def _read_torch(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32],
     torch = _package("torch", source)
     try:
         # What torch wrote before its version 1.6 is no archive, and says only while it is read how large it is.
-        with opened_archive(source, MOST_BYTES) as (_, data):
+        with opened_archive(source, HEAD_BYTES) as (_, data):
             state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise HeadFileError(
@@ -127,16 +125,12 @@ def _read_torch(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32],
 
 
 def _package(name: str, source: Path) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(f"reading {source.name}", name, "export") from error
+    return import_extra(name, f"reading {source.name}", "export")
 
 
 def _unreadable(source: Path, error: Exception) -> HeadFileError:
-    lines = str(error).strip().splitlines()
     return HeadFileError(
-        f"{source} does not read as a checkpoint ({lines[0][:300] if lines else type(error).__name__}); "
+        f"{source} does not read as a checkpoint ({one_line(error) or type(error).__name__}); "
         "expected a state dict of tensors: download it again, or save it again with torch.save"
     )
 

@@ -35,7 +35,14 @@ from swift_edge.bundle.manifest import (
 from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.checks import parse_layers
 from swift_edge.engine.providers import kv_cache_obstacle
-from swift_edge.errors import ExportError, InvalidOptionError, ParityError, SwiftEdgeError, TokenizerError
+from swift_edge.errors import (
+    ExportError,
+    InvalidOptionError,
+    ParityError,
+    SwiftEdgeError,
+    TokenizerError,
+    one_line,
+)
 from swift_edge.scoring.head import check_head, load_head
 from swift_edge_export import parity
 from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
@@ -384,7 +391,7 @@ def _compare(bundle: Bundle, reference: Sequence[parity.ReferenceRow]) -> parity
         return parity.compare(bundle, reference)
     except Exception as error:
         # What onnxruntime said, without the session's words around it: they name a folder that is about to go.
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        reason = one_line(error.__cause__ or error)
         raise ParityError(f"the exported graph does not run: {reason}; try the other --exporter") from error
 
 

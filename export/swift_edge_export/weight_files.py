@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from swift_edge.errors import ExportError, one_line
+from swift_edge.errors import MIB, ExportError, one_line
+from swift_edge.system.documents import parse_json, read_text
 from swift_edge_export.checkpoint import Checkpoint
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """Types whose numbers are the weights themselves; those of any other type are codes of something."""
+INDEX_BYTES = 64 * MIB
+"""Most of an index: one of 100,000 tensors has 10 MB."""
 _OTHER_SPELLINGS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -150,10 +153,10 @@ def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _shards(source: str, index: Path) -> list[str]:
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(parse_json(read_text(index, INDEX_BYTES), "it", strict=False)["weight_map"].values()))
         if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards) or not shards:
             raise ValueError("expected names of files in weight_map")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
             f"{index.name} of {source} is no index of weights ({type(error).__name__}: {one_line(error)}); "
             "download or save the checkpoint again"
@@ -176,6 +179,11 @@ def _listed(source: str, path: Path) -> Iterator[tuple[str, StoredTensor]]:
 
 def _loaded(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a pickled file, mapped where its format allows that; no code in it is run."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # Torch never packs them; it would map the packed bytes as numbers, or unpack them to any size.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its tensors are packed; expected them as torch.save writes them")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # written by a torch before 1.6

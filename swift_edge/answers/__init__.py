@@ -29,7 +29,11 @@ TaskName: TypeAlias = Literal["number", "latex", "letter", "yes-no", "literal", 
 
 @dataclass(frozen=True, slots=True)
 class AnswerTask:
-    """One kind of answer. None of its functions but `correct` raises, on any text."""
+    """One kind of answer. Its functions take any text.
+
+    They raise nothing, but that `correct` refuses a reference, and a caller's own `extract` may fail: both are an
+    `InvalidOptionError`.
+    """
 
     name: str
     """As `answer_task` and `--task` call it."""

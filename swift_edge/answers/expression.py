@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, Literal, TypeAlias
 
+from swift_edge.answers.spelt import MAGNITUDES
+
 DEEPEST_NESTING: Final = 40
 """Brackets within brackets; deeper answers are compared as text."""
 MOST_MARKS: Final = 8
@@ -57,8 +59,6 @@ FUNCTIONS: Final = frozenset(
     ]
 )  # fmt: skip
 INVERSE: Final = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-MAGNITUDES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-"""Words for powers of ten."""
 UNITS: Final = frozenset(
     [
         "cm", "mm", "km", "ft", "kg", "mg", "ml", "mL", "lb", "lbs", "oz", "hr", "hrs", "min", "sec", "in", "yd",
@@ -126,7 +126,7 @@ def tokenize(text: str) -> list[str]:
         if token.startswith(WORD) and token[len(WORD) :].casefold() in ("and", "or", "&"):
             tokens.append({"or": r"\lor"}.get(token[len(WORD) :].casefold(), r"\land"))
         elif before[-1:].isdigit() and token.removeprefix(WORD) in MAGNITUDES:
-            tokens += ["*", str(10 ** MAGNITUDES[token.removeprefix(WORD)])]
+            tokens += ["*", str(MAGNITUDES[token.removeprefix(WORD)])]
         elif token in ("C", "F", "K") and before == DEGREES:
             continue  # of a temperature
         elif not token[0].isalpha() or token.startswith(WORD):
@@ -136,7 +136,7 @@ def tokenize(text: str) -> list[str]:
         elif token in FUNCTIONS and not (token == "min" and before[-1:].isdigit()):
             tokens.append("\\" + token)
         elif (
-            _is_word(token)
+            _spells_word(token)
             or token in SHORT_WORDS
             or (token == "is" and is_word(before))
             or (token in UNITS and (before[-1:].isdigit() or before in ("}", ")") or is_word(before)))
@@ -152,7 +152,7 @@ def is_word(token: str) -> bool:
     return token.startswith(WORD)
 
 
-def _is_word(letters: str) -> bool:
+def _spells_word(letters: str) -> bool:
     # abc and xyz are products, ABC is a triangle.
     return len(letters) > 2 and not (
         len(letters) < 5 and (letters.islower() or letters.isupper()) and "".join(sorted(set(letters))) == letters

@@ -44,6 +44,7 @@ from swift_edge.answers.expression import (
 from swift_edge.answers.matrix import Matrix
 from swift_edge.answers.reading import ALL_REALS, GREATEST, LEAST, NOTHING, Reading, Span, of_list, of_text, of_tuple
 from swift_edge.answers.residue import NoValueError, Residue
+from swift_edge.answers.spelt import SMALL, TENS
 from swift_edge.answers.typesetting import clean
 from swift_edge.answers.value import names_in, number_of, value_of
 
@@ -67,15 +68,6 @@ NO_SOLUTION: Final = frozenset(
     ["nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset", "nosolutionexists"]
 )
 EVERY_REAL: Final = frozenset(["allreals", "allreal", "allrealnumbers", "anyrealnumber", "allrealx", "realnumbers"])
-NUMBER_WORDS: Final = {
-    word: number
-    for number, word in enumerate(
-        [
-            "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-            "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-        ]
-    )
-}  # fmt: skip
 UNDEFINED: Final = frozenset(["undefined", "doesnotexist", "dne", "doesn'texist"])
 FUNCTION_LETTERS: Final = frozenset("fghpqFGHPQRSTVAEDLNCM")
 QUALIFIERS: Final = frozenset(["for", "where", "with"])
@@ -213,8 +205,8 @@ def _words(tokens: list[str]) -> Reading:
         return NOTHING
     if text in EVERY_REAL:
         return reading.of_spans([ALL_REALS])
-    if text in NUMBER_WORDS:
-        return reading.of_value(residue.number(NUMBER_WORDS[text]))
+    if (number := (SMALL | TENS).get(text)) is not None:
+        return reading.of_value(residue.number(number))
     return of_text("text:undefined" if text in UNDEFINED else "text:" + text)
 
 
@@ -268,23 +260,24 @@ def _unit_size(tokens: list[str]) -> int:
     if len(tokens) > 3 and tokens[-3:-1] == ["^", "-"] and is_word(tokens[-4]):
         return 4
     if last == "}":
-        opening = len(tokens) - 1 - tokens[::-1].index("{") if "{" in tokens else 0
+        opening = _last_opening(tokens)
         inside = tokens[opening + 1 : -1]
         if opening > 2 and tokens[opening - 1] == "^" and is_word(tokens[opening - 2]):
             return len(tokens) - opening + 2
         if inside and all(map(is_word, inside)):
             if opening and tokens[opening - 1] == "}":  # \frac{km}{h}
-                before = (
-                    len(tokens[: opening - 1]) - 1 - tokens[: opening - 1][::-1].index("{")
-                    if "{" in tokens[: opening - 1]
-                    else 0
-                )
+                before = _last_opening(tokens[: opening - 1])
                 if before and tokens[before - 1] == r"\frac" and all(map(is_word, tokens[before + 1 : opening - 1])):
                     return len(tokens) - before + 1
             return len(tokens) - opening
     if last in ("/", "*") and len(tokens) > 1 and is_word(tokens[-2]):
         return 1
     return 1 if last in ("/", "*") and len(tokens) > 2 else 0
+
+
+def _last_opening(tokens: list[str]) -> int:
+    """The place of the last opening brace; 0 without one."""
+    return len(tokens) - 1 - tokens[::-1].index("{") if "{" in tokens else 0
 
 
 def _is_enclosed(tokens: list[str]) -> bool:
@@ -523,11 +516,8 @@ def _inequality(parts: list[list[str]], relations: list[str]) -> Reading:
             return _positive(left, right, relation)
         else:
             raise NotMathematicsError
-        spans = (
-            reading.intersection(spans, _fulfilled(left, right, relation, name))
-            if spans != [ALL_REALS]
-            else _fulfilled(left, right, relation, name)
-        )
+        fulfilled = _fulfilled(left, right, relation, name)
+        spans = fulfilled if spans == [ALL_REALS] else reading.intersection(spans, fulfilled)
     return reading.of_spans(spans)
 
 
@@ -682,6 +672,3 @@ def _hundredth(found: Reading) -> Reading:
     assert found.value is not None
     decimals = None if found.decimals is None else found.decimals + 2
     return reading.of_value(found.value / residue.number(100), decimals)
-
-
-__all__ = ["agree_latex", "canonical_latex", "read_answer", "reads_as_mathematics"]

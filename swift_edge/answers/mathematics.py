@@ -10,13 +10,11 @@ but where a reference lists several answers, a response is right as well if all 
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from swift_edge.answers import number
 from swift_edge.answers.latex import agree_latex, canonical_latex, reads_as_mathematics
-from swift_edge.answers.stated import BOX, DISPLAYED, LISTING, MOST_PHRASES, PHRASE, displayed, displayed_first
+from swift_edge.answers.stated import DISPLAYED, LISTING, Box, boxes, displayed, displayed_first, sentences
 
 DOLLAR: Final = r"\mathdollar "
 """How a dollar sign is spelled while mathematics is looked for."""
@@ -36,8 +34,6 @@ SAID_OF_LETTER: Final = re.compile(
     r"(?:\s+is\s[^.;:!?\n$]{0,40})?"
 )
 """After an answer, of a letter in it: `$x = k\\pi$, where $k$ is an integer`."""
-SENTENCE_END: Final = re.compile(r"\n|[.!?](?=\s|$|[*_]+(?:\s|$))")
-EMPHASIS: Final = re.compile(r"^[*_`\s]+|[*_`]+(?=[\s.,;:]|$)|(?<=\s)[*_`]+(?=\S)")
 REASON: Final = re.compile(
     r"[,;]?\s+(?:because|since|as|so|which|where|when|for|if|from|after|due|given|that|by)\b", re.IGNORECASE
 )
@@ -52,13 +48,6 @@ PROSE: Final = re.compile(r"[aAI]\s|[a-zA-Z]{2,}(?!\s*[=(^_{\[])")
 """How words begin that are no mathematics."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
-    start: int
-    end: int
-    content: str
-
-
 def extract_latex(text: str) -> str | None:
     """Return the answer of a response as it was written, several of them with commas between; None without one."""
     # A dollar sign that is meant as one would look like the end of mathematics.
@@ -68,8 +57,8 @@ def extract_latex(text: str) -> str | None:
 
 def reference_latex(text: str) -> str | None:
     """Return the answer of a reference: what it boxes, else the whole; None without one."""
-    if boxes := _boxes(text):
-        return _joined(_last_together(text, boxes))
+    if found := _boxes(text):
+        return _joined(_last_together(text, found))
     return text.strip() or None
 
 
@@ -80,14 +69,14 @@ def grade_latex(text: str, expected: str) -> bool:
         return False
     if agree_latex(answer, expected):
         return True
-    boxes = _boxes(text)
-    return 1 < len(boxes) <= MOST_BOXES and agree_latex(_joined(boxes), expected)
+    found = _boxes(text)
+    return 1 < len(found) <= MOST_BOXES and agree_latex(_joined(found), expected)
 
 
 def _extracted(text: str) -> str | None:
-    if boxes := _boxes(text):
-        return _joined(_last_together(text, boxes))
-    for sentence in _sentences(text):
+    if found := _boxes(text):
+        return _joined(_last_together(text, found))
+    if (sentence := next(sentences(text, LONGEST_SENTENCE), None)) is not None:
         return _first_in(sentence)
     if len(text) <= LONGEST_SENTENCE and not _is_prose(text) and _is_mathematics(text):
         return text.strip()
@@ -111,55 +100,29 @@ def _is_prose(text: str) -> bool:
     return around != text and re.search(r"(?!and\b|or\b)\b[a-zA-Z]{2}", around) is not None
 
 
-def _boxes(text: str) -> list[_Box]:
+def _boxes(text: str) -> list[Box]:
     """Return the boxes that are closed and not empty, first to last, those within others left out."""
-    starts = [(match.start(), match.end()) for match in BOX.finditer(text)]
-    if not starts:
-        return []
-    # One pass from the left knows where every brace closes; a pass from each box would be slow on many of them.
-    closings: dict[int, int] = {}
-    opened: list[int] = []
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        if match[0] == "{":
-            opened.append(match.start())
-        elif match[0] == "}" and opened:
-            closings[opened.pop()] = match.start()
-    found: list[_Box] = []
-    for start, brace in starts:
-        if found and start < found[-1].end:
-            continue
-        if brace in closings:
-            found.append(_Box(start, closings[brace] + 1, text[brace + 1 : closings[brace]].strip()))
-        elif re.match(r"[0-9A-Za-z]", text[brace : brace + 1]) and text[brace - 1 : brace].isspace():
-            found.append(_Box(start, brace + 1, text[brace]))
-    return [box for box in found if box.content] if found and found[-1].content else []
+    outermost: list[Box] = []
+    for box in boxes(text):
+        if not outermost or box.start >= outermost[-1].end:
+            outermost.append(box)
+    return [box for box in outermost if box.content] if outermost and outermost[-1].content else []
 
 
-def _last_together(text: str, boxes: list[_Box]) -> list[_Box]:
+def _last_together(text: str, found: list[Box]) -> list[Box]:
     """Return the last box, and those before it that belong to it."""
-    first = len(boxes) - 1
-    while first > 0 and len(boxes) - first < MOST_BOXES:
-        between = text[boxes[first - 1].end : boxes[first].start]
+    first = len(found) - 1
+    while first > 0 and len(found) - first < MOST_BOXES:
+        between = text[found[first - 1].end : found[first].start]
         if len(between) > LONGEST_LINK or not between.strip() or not LINK.fullmatch(between):
             break
         first -= 1
-    return boxes[first:]
+    return found[first:]
 
 
-def _joined(boxes: list[_Box]) -> str:
-    different = {canonical_latex(box.content): box.content for box in boxes} if len(boxes) > 1 else {}
-    return ", ".join(different.values()) if len(different) > 1 else boxes[-1].content
-
-
-def _sentences(text: str) -> Iterator[str]:
-    """Yield what follows the phrasings, the last first, up to the end of its sentence, without emphasis."""
-    for match in list(PHRASE.finditer(text))[: -MOST_PHRASES - 1 : -1]:
-        rest = text[match.end() : match.end() + LONGEST_SENTENCE]
-        inside = [span.span() for span in DISPLAYED.finditer(rest)]
-        ends = (end.start() for end in SENTENCE_END.finditer(rest))
-        end = next((end for end in ends if not any(start < end < stop for start, stop in inside)), len(rest))
-        if sentence := EMPHASIS.sub("", rest[:end]).strip():
-            yield sentence
+def _joined(found: list[Box]) -> str:
+    different = {canonical_latex(box.content): box.content for box in found} if len(found) > 1 else {}
+    return ", ".join(different.values()) if len(different) > 1 else found[-1].content
 
 
 def _first_in(sentence: str) -> str:

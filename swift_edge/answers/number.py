@@ -8,9 +8,9 @@ import re
 from fractions import Fraction
 from typing import Final, NamedTuple
 
-from swift_edge.answers.spelt import spelt_number
+from swift_edge.answers.spelt import MAGNITUDES, spelt_number
 from swift_edge.answers.stated import affirmed, stated
-from swift_edge.answers.typography import plain_characters
+from swift_edge.answers.typography import plain_characters, without_text_commands
 
 MOST_DIGITS: Final = 300
 """Of numbers that are computed; longer ones are compared by their digits."""
@@ -43,10 +43,9 @@ _MIXED = r"[0-9]++(?: | and )[1-9][0-9]?\s?/\s?[0-9]++(?![0-9]*[/.])"
 _CURRENCY = (
     r"(?:(?:US|CA|AU|HK|NZ|[ACRS])?[$]|[€£¥₹₩₽₺₫₱¢]|(?<![A-Za-z])(?:USD|EUR|GBP|INR|JPY|CNY|RMB|CAD|AUD|CHF|Rs\.?|RM))"
 )
-MAGNITUDES: Final = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "lakh": 10**5,
-    "crore": 10**7, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9,
-    "bn": 10**9,
+FACTORS: Final = MAGNITUDES | {
+    "lakh": 10**5, "crore": 10**7, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8, "k": 10**3, "m": 10**6,
+    "mn": 10**6, "b": 10**9, "bn": 10**9,
 }  # fmt: skip
 # A glued k is a thousand; K, M and B may be units, but not of money.
 _MAGNITUDE = (
@@ -136,9 +135,6 @@ OPERAND_BEFORE: Final = re.compile(r"(?:[0-9)\]}!%]|(?<![A-Za-z])[A-Za-z]|\\[A-Z
 CLAUSE_END: Final = re.compile(
     r"[,;](?=\s|$)|\s\((?=\s?[A-Za-z=]{2})|\b(?:because|since|as|if|when|where|while|which|so|given|but|assuming|with)\b|\n"
 )
-WRAPPER: Final = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf)|boldsymbol|bm|emph|underline)\s?\{([^{}]*)\}"
-)
 _ARGUMENT = r"(?:\{\s?([-+]?[0-9.,]{1,99})\s?\}|([0-9]))"
 _NUMERATOR = r"(?:\{\s?([-+]?[0-9.,/]{1,99})\s?\}|([0-9]))"
 LATEX_FRACTION: Final = re.compile(
@@ -215,7 +211,7 @@ def readable(text: str) -> str:
         text = text.replace("\\$", "$").replace("\\%", "%").replace("\\!", "").replace("{,}", ",").replace("{.}", ".")
         text = LAYOUT.sub(lambda match: match[1] or " ", text)
         text = text.replace("\\times", "×").replace("\\cdot", "·").replace("\\div", "÷")
-        text = re.sub(" {2,}", " ", WRAPPER.sub(r" \1 ", WRAPPER.sub(r" \1 ", text)))
+        text = re.sub(" {2,}", " ", without_text_commands(text))
         text = LATEX_FRACTION.sub(_plain_fraction, LATEX_FRACTION.sub(_plain_fraction, text))
         text = BRACED.sub(r"\1", text)
     return BRACKETED_POWER.sub(r"^\1", STARS.sub("^", text))
@@ -304,19 +300,19 @@ def _magnitude(number: str) -> tuple[str, int]:
     """Split `5 million` into the number and what it counts."""
     factor = 1
     while match := re.search(r"[ -]?([A-Za-z万萬亿億]+)$", number):
-        factor *= MAGNITUDES[match[1].lower().removesuffix("s")]
+        factor *= FACTORS[match[1].lower().removesuffix("s")]
         number = number[: match.start()].rstrip()
     return number, factor
 
 
 def _mixed(number: str) -> Fraction:
-    if mixed := re.fullmatch(_MIXED, number):
-        whole, _, fraction = number.replace(" and ", " ", 1).partition(" ")
-        part = _quotient(fraction)
-        if part >= 1 or mixed is None:
-            raise ValueError
-        return _decimal(whole) + part
-    return _quotient(number)
+    if re.fullmatch(_MIXED, number) is None:
+        return _quotient(number)
+    whole, _, fraction = number.replace(" and ", " ", 1).partition(" ")
+    part = _quotient(fraction)
+    if part >= 1:
+        raise ValueError
+    return _decimal(whole) + part
 
 
 def _quotient(text: str) -> Fraction:
@@ -340,11 +336,10 @@ def _term(text: str) -> Fraction:
 
 
 def _power(base: Fraction, exponent: int) -> Fraction:
-    longest = max(len(str(base.numerator)), len(str(base.denominator)))
-    if (longest > 1 or base not in (0, 1)) and longest * abs(exponent) > 2 * LARGEST_EXPONENT:
-        raise ValueError
     if base in (0, 1):
-        exponent = max(-1, min(1, exponent))
+        return base ** max(-1, min(1, exponent))
+    if max(len(str(base.numerator)), len(str(base.denominator))) * abs(exponent) > 2 * LARGEST_EXPONENT:
+        raise ValueError
     return base**exponent
 
 

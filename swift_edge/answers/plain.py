@@ -3,15 +3,11 @@
 `extract_text` takes a whole response and returns the answer as it was written, or None; `canonical_*` takes that.
 """
 
-import re
 from typing import Final
 
 from swift_edge.answers.stated import stated
-from swift_edge.answers.typography import normal
+from swift_edge.answers.typography import normal, without_text_commands
 
-TEXT_COMMAND: Final = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|emph)\s*\{([^{}]*)\}"
-)
 ARTICLES: Final = frozenset(["the", "a", "an"])
 """Before other words they say nothing: `The Great Gatsby`."""
 AROUND: Final = ".,;:!?\"'`()[]{}*_$“”‘’"
@@ -34,7 +30,7 @@ def canonical_exact(answer: str) -> str:
 
 def canonical_text(answer: str) -> str:
     """Return the words, without case, a leading article, punctuation, `\\text{...}`, and differences of white space."""
-    text = normal(TEXT_COMMAND.sub(r" \1 ", TEXT_COMMAND.sub(r" \1 ", answer))).casefold()
+    text = normal(without_text_commands(answer)).casefold()
     # Case folding may undo the normal form; a second pass settles it.
     all_words = normal(text).split()
     words = [word for word in map(_bare, all_words) if word]

@@ -11,6 +11,7 @@ SMALL: Final = {word: value for value, word in enumerate(_SMALL)}
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 TENS: Final = {word: 10 * value for value, word in enumerate(_TENS, start=2)}
 GROUPS: Final = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+MAGNITUDES: Final = {"hundred": 10**2, **GROUPS}
 _WORD = rf"(?:{'|'.join(['hundred', *GROUPS, *TENS, *sorted(SMALL, key=len, reverse=True)])})(?![A-Za-z])"
 SPELT: Final = re.compile(
     rf"[\W_]*+(?P<sign>(?:minus|negative)\s)?(?:a\s(?=hundred|thousand|million))?(?P<words>{_WORD}(?:(?:-|\s|,\s|\sand\s){_WORD}){{0,30}})",

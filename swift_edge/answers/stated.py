@@ -5,6 +5,7 @@ Every search takes time in proportion to the text.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 MOST_PHRASES: Final = 20
@@ -61,51 +62,64 @@ NEGATED: Final = re.compile(r"(?:definitely |certainly |clearly )?(?:not|neither
 CORRECTED: Final = re.compile(r"\b(?:but(?: rather)?|instead)\s+(?:is |it is |it's )?", re.IGNORECASE)
 
 
-def last_box(text: str) -> str | None:
-    """Return what is in the last `\\boxed{...}` that is closed, with braces nested in any way; None without one."""
-    for start, end in _boxes_from_the_end(text):
-        return text[start:end].strip()
-    return None
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A `\\boxed{...}` of a text."""
+
+    start: int
+    """Where the command begins."""
+    end: int
+    """Behind its last brace."""
+    content: str
+    """What it holds, without white space around it."""
 
 
-def _boxes_from_the_end(text: str) -> Iterator[tuple[int, int]]:
-    starts = [match.end() for match in BOX.finditer(text)]
+def boxes(text: str) -> list[Box]:
+    """Return the boxes that are closed, first to last, also those within others."""
+    starts = [(match.start(), match.end()) for match in BOX.finditer(text)]
+    if not starts:
+        return []
     # One pass from the left knows where every brace closes; a pass from each box would be slow on many of them.
     closings: dict[int, int] = {}
     opened: list[int] = []
-    if starts:
-        for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-            if match[0] == "{":
-                opened.append(match.start())
-            elif match[0] == "}" and opened:
-                closings[opened.pop()] = match.start()
-    for start in reversed(starts):
-        if start in closings:
-            yield start + 1, closings[start]
-        elif re.match(r"[0-9A-Za-z]", text[start : start + 1]) and text[start - 1 : start].isspace():
-            yield start, start + 1
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closings[opened.pop()] = match.start()
+    found = []
+    for start, brace in starts:
+        if brace in closings:
+            found.append(Box(start, closings[brace] + 1, text[brace + 1 : closings[brace]].strip()))
+        elif re.match(r"[0-9A-Za-z]", text[brace : brace + 1]) and text[brace - 1 : brace].isspace():
+            found.append(Box(start, brace + 1, text[brace]))
+    return found
 
 
 def _box_and_alternatives(text: str) -> str | None:
     """Return the last box; with the one before it where both are one list (`\\boxed{5} or \\boxed{6}`)."""
-    boxes = _boxes_from_the_end(text)
-    if (last := next(boxes, None)) is None:
+    found = boxes(text)
+    if not found:
         return None
-    if (before := next(boxes, None)) is not None and before[1] < last[0]:
-        between = re.sub(
-            r"\\(?:boxed|fbox|framebox)\s*\{?$", "", text[before[1] : last[0]][-LONGEST_SENTENCE:]
-        ).removeprefix("}")
+    before, last = found[-2:] if len(found) > 1 else (None, found[-1])
+    if before is not None and last.start - before.end < LONGEST_SENTENCE:
+        between = text[before.end : last.start]
         if between.strip(" $") and BETWEEN_BOXES.fullmatch(between):
-            return f"{text[before[0] : before[1]].strip()}, {text[last[0] : last[1]].strip()}"
-    return text[last[0] : last[1]].strip()
+            return f"{before.content}, {last.content}"
+    return last.content
 
 
 def stated(text: str) -> Iterator[str]:
     """Yield where the answer may stand, best first: the last box, then what follows the phrasings, last first."""
     if (box := _box_and_alternatives(text)) is not None:
         yield box
+    yield from sentences(text)
+
+
+def sentences(text: str, longest: int = LONGEST_SENTENCE) -> Iterator[str]:
+    """Yield the sentences that follow the phrasings, the last first, cut off after `longest` characters."""
     for match in list(PHRASE.finditer(text))[: -MOST_PHRASES - 1 : -1]:
-        place = text[match.end() : match.end() + LONGEST_SENTENCE]
+        place = text[match.end() : match.end() + longest]
         if "\n" in match[0].lstrip() and (bullet := BULLET.match(place)) is not None:
             place = place[bullet.end() :]
         if sentence := first_sentence(place):

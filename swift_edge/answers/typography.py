@@ -29,6 +29,10 @@ INVISIBLE: Final = dict.fromkeys(
 )
 """Characters that show nothing: soft hyphens, joiners, and marks of the direction of writing."""
 PLAIN: Final = INVISIBLE | str.maketrans(dict.fromkeys("−–‐‑‒", "-") | dict.fromkeys("⁄∕", "/"))
+TEXT_COMMAND: Final = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mbox|hbox|math(?:rm|bf|it|sf)|boldsymbol|bm|emph|underline)\s*\{([^{}]*)\}"
+)
+"""Commands of LaTeX that say how a text looks."""
 PLAIN_QUOTES: Final = str.maketrans("‘’‛´“”„٬٫", "''''\"\"\",.")
 
 
@@ -62,6 +66,11 @@ def normal(text: str) -> str:
         return unicodedata.normalize("NFKC", text)
     run = re.compile(f"[{re.escape(''.join(marks))}]{{{MOST_MARKS}}}")
     return unicodedata.normalize("NFKC", run.sub(lambda match: match[0] + JOINER, text))
+
+
+def without_text_commands(text: str) -> str:
+    r"""Take text out of commands, two in each other too: `r"\text{a \textbf{b}}"` is `" a  b  "`."""
+    return TEXT_COMMAND.sub(r" \1 ", TEXT_COMMAND.sub(r" \1 ", text))
 
 
 def _spelt_fraction(match: re.Match[str]) -> str:

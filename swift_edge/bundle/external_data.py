@@ -32,10 +32,10 @@ _KEY_FIELD, _VALUE_FIELD = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def check_external_data(bundle: Bundle) -> tuple[Path, ...]:
-    """Check where the graph reads its weights from, and return these files.
+def check_external_data(bundle: Bundle) -> None:
+    """Check where the graph reads its weights from.
 
-    They have to be in the manifest, whose hashes are checked; the files of a folder without one, inside that folder.
+    These files have to be in the manifest, whose hashes are checked; those of a folder without one, inside that folder.
     Raises `ManifestError`, `UnsafePathError`, `MissingFileError`, or `BundleError` for a file that is no graph.
     """
     base = bundle.model_path.parent.relative_to(bundle.path).as_posix()
@@ -49,7 +49,6 @@ def check_external_data(bundle: Bundle) -> tuple[Path, ...]:
                 )
         elif not file_inside(bundle.path, name).is_file():
             raise MissingFileError(bundle.path, name)
-    return tuple(bundle.path / name for name in names)
 
 
 def external_files(path: Path) -> set[str]:

@@ -18,6 +18,7 @@ from swift_edge.bundle.manifest import (
     MANIFEST_BYTES,
     MANIFEST_NAME,
     MODEL_NAME,
+    TEMPLATE_BYTES,
     TEMPLATE_NAME,
     TOKENIZER_NAME,
     Bundle,
@@ -39,7 +40,6 @@ from swift_edge.errors import (
     UnknownFolderError,
     size_text,
 )
-from swift_edge.system.documents import TEMPLATE_BYTES
 from swift_edge.system.files import exchange, write_whole
 from swift_edge.system.locks import Lock, lock_beside
 
@@ -87,7 +87,7 @@ def check_hashes(bundle: Bundle, names: Iterable[str]) -> None:
 def check_template(bundle: Bundle) -> None:
     """Raise `BundleError` if the chat template is no longer the one that was read when the folder was."""
     path = bundle.path / TEMPLATE_NAME
-    if TEMPLATE_NAME in bundle.manifest.files and read_text(path) != bundle.chat_template:
+    if TEMPLATE_NAME in bundle.manifest.files and read_text(path, TEMPLATE_BYTES) != bundle.chat_template:
         raise changed_file(path, "while the bundle was opened")
 
 

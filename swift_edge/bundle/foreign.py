@@ -8,6 +8,7 @@ from swift_edge.bundle.manifest import (
     HEAD_NAME,
     LONGEST_NAME,
     MODEL_NAME,
+    TEMPLATE_BYTES,
     TEMPLATE_NAME,
     TOKENIZER_NAME,
     Architecture,
@@ -24,7 +25,7 @@ from swift_edge.checks import is_number
 from swift_edge.errors import InvalidOptionError, ManifestError, UnknownFolderError, size_text
 from swift_edge.options import SamplingOptions, options_of
 from swift_edge.records import RecordError, described, read_value, shown
-from swift_edge.system.documents import TEMPLATE_BYTES, DocumentError, parse_json
+from swift_edge.system.documents import DocumentError, parse_json
 
 GENAI_CONFIG_NAME = "genai_config.json"
 CONFIG_NAME = "config.json"
@@ -228,7 +229,7 @@ def _tokens(sources: tuple[Mapping[str, Any], ...], vocab_size: int, path: Path)
         value = next((source[name] for source in sources if source.get(name) is not None), None)
         items = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-            raise ManifestError(f"{path}: {name} is {value!r:.80}; expected an integer or a list of integers")
+            raise ManifestError(f"{path}: {name} is {shown(value)}; expected an integer or a list of integers")
         # genai writes -1 or an empty list where a model has no such token; a config's own default, which the model's
         # makers left as it was, may lie beyond a small vocabulary, where nothing is ever written.
         return tuple(dict.fromkeys(item for item in items if 0 <= item < vocab_size))

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from swift_edge.errors import InvalidOptionError, ManifestError, NewerFormatError, UnsafePathError
+from swift_edge.errors import MIB, InvalidOptionError, ManifestError, NewerFormatError, UnsafePathError
 from swift_edge.options import SamplingOptions
 from swift_edge.records import RecordError, json_text, read_fields, read_record, shown
 from swift_edge.system.documents import DOCUMENT_BYTES, DocumentError, parse_json
@@ -18,10 +18,14 @@ TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
 HEAD_NAME = "head.npz"
 
-MANIFEST_BYTES = 2**20
+MANIFEST_BYTES = MIB
 """Most of a manifest: one of a few files has 3 KB."""
+TEMPLATE_BYTES = 128 * 1024
+"""Most of a chat template: the longest of well-known models have a quarter of that."""
 MOST_LAYERS = 10_000
 """More than any model's: the deepest have a few hundred."""
+MOST_TOKENS = 2**24
+"""More than any vocabulary's: the largest have 262,144."""
 MOST_EOS_IDS = 1000
 """More than any model's: those that have many have about ten."""
 LONGEST_NAME = 1000
@@ -32,7 +36,7 @@ _LARGEST: Mapping[str, int] = {
     "num_attention_heads": 2**16,
     "num_key_value_heads": 2**16,
     "head_dim": 2**16,
-    "vocab_size": 2**24,
+    "vocab_size": MOST_TOKENS,
     "context_length": 2**31 - 1,
 }
 """The most of each size: far beyond any model's, and small enough that tensors can be counted and named."""

@@ -29,13 +29,12 @@ from jinja2.tests import TESTS
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from swift_edge.bundle.manifest import TEMPLATE_BYTES
 from swift_edge.errors import TemplateError, one_line
 
 # What a template gets that insists on today's date: a prompt must not change from one day to the next.
 FIXED_DATE: Final = datetime.datetime(2024, 7, 26)
 
-MOST_SOURCE: Final = 128 * 1024
-"""Characters of a template: the longest of well-known models have a quarter of that."""
 MOST_STEPS: Final = 1_000_000
 """Nodes of the template to run and elements to look at: about a second's work."""
 STEPS_PER_MESSAGE: Final = 3000
@@ -110,8 +109,8 @@ class ChatTemplate:
     def __init__(self, source: str, path: Path) -> None:
         """Compile it; `path` is the bundle's, for messages. Raises `TemplateError` where that is not possible."""
         self._path = path
-        if len(source) > MOST_SOURCE:
-            raise self._error(f"has {len(source)} characters; expected at most {MOST_SOURCE}")
+        if len(source) > TEMPLATE_BYTES:  # a file of so many bytes has no more characters
+            raise self._error(f"has {len(source)} characters; expected at most {TEMPLATE_BYTES}")
         try:
             with _counted(Meter()):
                 self._template = _Sandbox().from_string(source)

@@ -14,6 +14,7 @@ from swift_edge.errors import (
     TokenizerError,
     one_line,
 )
+from swift_edge.system.documents import HALF_CHARACTER
 from swift_edge.system.panics import is_panic, quiet_panics
 
 if TYPE_CHECKING:
@@ -386,13 +387,12 @@ def _try_out(backend: "tokenizers.Tokenizer") -> None:
 
 
 def _check_text(text: str, what: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+    half = HALF_CHARACTER.search(text)
+    if half is not None:
         raise PromptError(
-            f"{what} has half a character (U+{ord(text[error.start]):04X}) at position {error.start}; "
+            f"{what} has half a character (U+{ord(half[0]):04X}) at position {half.start()}; "
             "expected valid Unicode: read the input as UTF-8"
-        ) from None
+        )
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, str]]:

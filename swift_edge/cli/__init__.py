@@ -24,7 +24,7 @@ from swift_edge.cli.evaluating import evaluate
 from swift_edge.cli.exporting import convert_head, export
 from swift_edge.cli.fitting import fit, recalibrate
 from swift_edge.cli.inspecting import inspect
-from swift_edge.cli.output import discard, prepare_output, require_output, say, shown, telling
+from swift_edge.cli.output import discard, escaped, prepare_output, require_output, say, telling
 from swift_edge.cli.selecting import pick, score
 from swift_edge.cli.training import collect
 from swift_edge.errors import InvalidOptionError, SwiftEdgeError, out_of_memory, shortened
@@ -70,7 +70,7 @@ def edge() -> Iterator[None]:
         say(f"error: {error}")
         status = EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED
     except click.UsageError as error:
-        error.message = shown(error.message)  # type: ignore[misc]  # it may quote a file's name
+        error.message = escaped(error.message)  # type: ignore[misc]  # it may quote a file's name
         if sys.stderr is not None:  # click would take stdout for it
             with telling():
                 error.show()

@@ -15,15 +15,15 @@ _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2
 """What terminals obey: controls but for tab and line end, and what turns the direction of writing."""
 
 
-def shown(text: str) -> str:
-    r"""A text whose controls are seen and not obeyed: `shown("a\x1b[1m")` is `"a\\x1b[1m"`."""
+def escaped(text: str) -> str:
+    r"""A text whose controls are seen and not obeyed: `escaped("a\x1b[1m")` is `"a\\x1b[1m"`."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def answer(text: object, *, nl: bool = True) -> None:
     """Write to stdout: shown where that is a terminal, and as it is, byte for byte, anywhere else."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    click.echo(shown(str(text)) if is_terminal else str(text), nl=nl, color=True)
+    click.echo(escaped(str(text)) if is_terminal else str(text), nl=nl, color=True)
 
 
 def say(text: str, *, before: str = "", nl: bool = True) -> None:
@@ -32,7 +32,7 @@ def say(text: str, *, before: str = "", nl: bool = True) -> None:
     Models and names of files may have put anything into a text, so it is shown; what comes `before` it is obeyed.
     """
     with telling():
-        click.echo(before + shown(text), err=True, nl=nl)
+        click.echo(before + escaped(text), err=True, nl=nl)
 
 
 @contextlib.contextmanager

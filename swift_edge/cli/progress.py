@@ -7,7 +7,7 @@ import threading
 import time
 from types import TracebackType
 
-from swift_edge.cli.output import say, shown
+from swift_edge.cli.output import escaped, say
 
 REFRESH_S = 0.1
 """Seconds between two states of a line that moves."""
@@ -61,7 +61,7 @@ class ProgressLine:
             say(text)
             return
         # Blanks instead of an escape sequence: any terminal knows them. The last column stays free, or the line wraps.
-        text = shown(text)[: shutil.get_terminal_size().columns - 1]
+        text = escaped(text)[: shutil.get_terminal_size().columns - 1]
         say(text.ljust(self._width), before="\r", nl=False)
         self._width = len(text)
 

@@ -1,14 +1,14 @@
 """Text from outside: arguments and stdin, as UTF-8 or not at all."""
 
+import codecs
 import sys
 from typing import Final
 
-from swift_edge.errors import PromptError, size_text
+from swift_edge.errors import MIB, PromptError, size_text
 
 STDIN = "-"
-MOST_STDIN_BYTES: Final = 64 * 2**20
+MOST_STDIN_BYTES: Final = 64 * MIB
 """Most bytes of a prompt on stdin: no context holds more, and stdin may have no end."""
-BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 def prompt_from(argument: str) -> str:
@@ -27,7 +27,7 @@ def prompt_from(argument: str) -> str:
         raise PromptError(
             f"the prompt on stdin has more than {size_text(MOST_STDIN_BYTES)}, which no context holds; shorten it"
         )
-    text = decode_strictly(data.removeprefix(BYTE_ORDER_MARK), "the prompt on stdin")
+    text = decode_strictly(data.removeprefix(codecs.BOM_UTF8), "the prompt on stdin")
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -31,9 +31,9 @@ from swift_edge.errors import (
     one_line,
     out_of_memory,
 )
-from swift_edge.options import MOST_ROWS as LARGEST_BATCH
+from swift_edge.options import MOST_ROWS
 
-MOST_ROWS: Final = 32
+DEFAULT_ROWS: Final = 32
 """Rows of a batch: on two cores more hardly raise the tokens per second, and take memory."""
 
 
@@ -48,7 +48,7 @@ class Engine:
         self,
         session: ModelSession,
         *,
-        rows: int = MOST_ROWS,
+        rows: int = DEFAULT_ROWS,
         chunk: int = CHUNK_TOKENS,
         kv_memory: int | None = None,
         prefixes: PrefixCache | None = None,
@@ -58,8 +58,8 @@ class Engine:
         `kv_memory` limits the bytes of all live requests, as free memory does. `prefixes` keeps beginnings of prompts,
         in blocks that `chunk` has to divide.
         """
-        whole = is_whole(rows, 1) and rows <= LARGEST_BATCH
-        expect(whole, "rows", rows, f"an integer of at least 1 and at most {LARGEST_BATCH}")
+        whole = is_whole(rows, 1) and rows <= MOST_ROWS
+        expect(whole, "rows", rows, f"an integer of at least 1 and at most {MOST_ROWS}")
         if not is_whole(chunk, 1) or (prefixes is not None and BLOCK_TOKENS % chunk):
             raise InvalidOptionError(
                 f"chunk is {chunk!r}; expected an integer of at least 1, and one that divides {BLOCK_TOKENS} where "

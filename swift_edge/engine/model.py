@@ -15,7 +15,7 @@ from swift_edge.bundle.manifest import MODEL_NAME, TEMPLATE_NAME, TOKENIZER_NAME
 from swift_edge.bundle.tokenizer import Message, Tokenizer
 from swift_edge.bundle.verified import VerifiedFiles
 from swift_edge.checks import check_whole
-from swift_edge.engine.engine import MOST_ROWS, Engine
+from swift_edge.engine.engine import DEFAULT_ROWS, Engine
 from swift_edge.engine.prefix_cache import PrefixCache
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
@@ -52,7 +52,7 @@ class OpenedModel:
     ) -> "OpenedModel":
         """Open a folder, or what `bundle_at` read of one: its graph and its tokenizer, and check its hashes.
 
-        At most `rows` rows decode together; None: `MOST_ROWS`. `prefix_cache_bytes` is for beginnings of prompts.
+        At most `rows` rows decode together; None: `DEFAULT_ROWS`. `prefix_cache_bytes` is for beginnings of prompts.
         Raises what `check_hashes`, `ModelSession` and `Tokenizer.load` do.
         """
         check_whole("prefix_cache_bytes", prefix_cache_bytes, 0)
@@ -61,7 +61,7 @@ class OpenedModel:
         # Concatenated rows come from the graph as a whole, and rows on a device would have to cross the bus.
         keeps = prefix_cache_bytes > 0 and session.takes_ragged_rows and not session.keeps_rows_on_device
         prefixes = PrefixCache(prefix_cache_bytes) if keeps else None
-        engine = Engine(session, rows=MOST_ROWS if rows is None else rows, prefixes=prefixes)
+        engine = Engine(session, rows=DEFAULT_ROWS if rows is None else rows, prefixes=prefixes)
         return cls(bundle, session, tokenizer, engine, () if complaint is None else (complaint,))
 
     @staticmethod

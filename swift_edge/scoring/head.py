@@ -21,7 +21,7 @@ from swift_edge.bundle.manifest import MOST_LAYERS, Manifest
 from swift_edge.checks import expect, require
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights, state_products
-from swift_edge.errors import HeadFileError, HeadMismatchError, one_line
+from swift_edge.errors import MIB, HeadFileError, HeadMismatchError, one_line
 from swift_edge.records import json_text, read_fields
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.system.array_files import read_arrays
@@ -39,8 +39,8 @@ Feature = Literal["hidden", "logits"]
 TokenStatistic = Literal["logprob", "entropy"]
 Norm = Literal["none", "rms"]
 
-_LARGEST_FILE = 2**28
-"""Most bytes of a head's arrays: a head of a million inputs has 8 MB, so more is damage or malice."""
+HEAD_BYTES: Final = 256 * MIB
+"""Most of a head, or of the checkpoint that it is made from, unpacked: one of a million inputs has 8 MB."""
 _LARGEST_WEIGHT = 1e20
 """Beyond it the products with a token's states might not be finite in float32."""
 _METADATA: Final = (
@@ -303,7 +303,7 @@ def load_head(path: Path | str) -> Head:
     # A damaged archive surfaces as almost any exception of zipfile or zlib.
     try:
         names = ("weight", "bias", "metadata")
-        arrays: dict[str, Any] = read_arrays(path, (*names, *_STANDARDISATION), _LARGEST_FILE)
+        arrays: dict[str, Any] = read_arrays(path, (*names, *_STANDARDISATION), HEAD_BYTES)
         absent = [name for name in names if name not in arrays]
         if absent:
             raise HeadFileError(f"it has no {', '.join(absent)}, expected {', '.join(names)}")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from swift_edge.arrays import Ids
-from swift_edge.engine.engine import MOST_ROWS
+from swift_edge.engine.engine import DEFAULT_ROWS
 from swift_edge.engine.request import Consumer, Finished, Generation, Orders, Step
 from swift_edge.results import (
     Candidate,
@@ -74,7 +74,7 @@ class Pick(Consumer):
         )
         reads = planned.scorer.reads
         rows = min(
-            session.fitting_rows(MOST_ROWS, len(prompt_ids), new_tokens, budget, layers=len(reads.all_layers)),
+            session.fitting_rows(DEFAULT_ROWS, len(prompt_ids), new_tokens, budget, layers=len(reads.all_layers)),
             engine.most_rows,
         )
         self.steering: Steering | None = None

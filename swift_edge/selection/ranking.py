@@ -14,8 +14,6 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-STRATEGIES: Final = ("best", "majority", "vote", "calibrated", "best-of-majority", "ranking", "scaling")
-"""Names of the strategies, as `strategy` takes them beside `auto`."""
 BY_ANSWER: Final = ("majority", "vote", "calibrated", "best-of-majority")
 """Strategies that compare answers, not candidates."""
 

@@ -21,8 +21,6 @@ from swift_edge.errors import GIB, MIB, size_text
 
 DOCUMENT_BYTES: Final = 16 * MIB
 """Most of a JSON document: a manifest has some kilobytes, what a tokenizer's config says of many tokens a few MB."""
-TEMPLATE_BYTES: Final = MIB
-"""Most of a chat template: the longest that are known have 20 KB."""
 LINES_BYTES: Final = 4 * GIB
 """Most of a file of JSON lines."""
 LINE_BYTES: Final = 64 * MIB
@@ -30,7 +28,8 @@ LINE_BYTES: Final = 64 * MIB
 MOST_LEVELS: Final = 64
 """Most levels of lists and objects in one another."""
 
-_HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+"""Half of a character beyond the first 65,536: no text has one, but JSON, file names and Python can spell it."""
 _ESCAPED_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 """As half characters are written in JSON; two in a row are a whole one."""
 _KINDS: Final = (
@@ -106,7 +105,7 @@ def parse_json(text: str | bytes, place: str, *, strict: bool = True) -> Any:
     is `strict`, names that an object has twice, NaN and numbers beyond those of a float, too. Otherwise these are read
     as Python reads them.
     """
-    odd = isinstance(text, str) and _HALF_CHARACTER.search(text) is not None
+    odd = isinstance(text, str) and HALF_CHARACTER.search(text) is not None
     if isinstance(text, bytes):
         text = _text(text, place)
     try:
@@ -158,7 +157,7 @@ def _check_levels(document: Any, place: str) -> None:
 
 
 def _check_characters(text: str, field: str, place: str) -> None:
-    half = _HALF_CHARACTER.search(text)
+    half = HALF_CHARACTER.search(text)
     if half is not None:
         raise DocumentError(
             f"{place}: {field[:80]} has half a character (U+{ord(half[0]):04X}); expected valid Unicode"

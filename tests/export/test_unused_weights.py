@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,17 @@ def test_a_pickle_that_would_run_code_is_refused_without_the_advice_to_run_it(fo
     assert "pytorch_model.bin" in message
     assert "no pickle of tensors alone" in message
     assert "weights_only" not in message
+
+
+def test_weights_that_are_packed_are_refused_before_they_unpack(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "plain.bin")
+    with zipfile.ZipFile(folder / "plain.bin") as plain, zipfile.ZipFile(folder / "pytorch_model.bin", "w") as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    assert "pytorch_model.bin" in (message := refusal(folder))
+    assert "its tensors are packed" in message
 
 
 @pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "modelopt", "nonsense", None])

@@ -12,7 +12,7 @@ from swift_edge.evaluation.economy import _between, _steps, economy
 from swift_edge.evaluation.figures import draw_economy
 from swift_edge.scoring import PREFIX_TOKENS, AnswerCalibration, Calibration, PrefixCalibration
 from swift_edge.selection import Decision
-from swift_edge.selection.adaptive.step_times import NOISE, StepTimes, least_times
+from swift_edge.selection.adaptive.step_times import StepTimes, least_times
 from swift_edge.training import StoredCandidate
 
 CALIBRATION = Calibration(
@@ -86,12 +86,12 @@ def test_without_times_everything_else_is_there() -> None:
 
 def test_times_of_a_busy_machine_are_none() -> None:
     quiet = {1: [1.0, 1.3, 1.05], 4: [2.2, 2.0, 2.1], 8: [4.0, 4.1, 9.0]}
-    assert least_times(quiet, NOISE) == StepTimes({1: 1.0, 4: 2.0, 8: 4.0})
-    assert least_times(quiet | {4: [2.0, 3.0, 2.5]}, NOISE) is None
+    assert least_times(quiet) == StepTimes({1: 1.0, 4: 2.0, 8: 4.0})
+    assert least_times(quiet | {4: [2.0, 3.0, 2.5]}) is None
     # Eight rows in less time than one: what was measured is the other work.
-    assert least_times(quiet | {8: [0.5, 0.5, 0.5]}, NOISE) is None
+    assert least_times(quiet | {8: [0.5, 0.5, 0.5]}) is None
     # A little less is rounding, and fewer rows take no longer.
-    assert least_times(quiet | {4: [0.95, 0.95, 0.95]}, NOISE) == StepTimes({1: 0.95, 4: 0.95, 8: 4.0})
+    assert least_times(quiet | {4: [0.95, 0.95, 0.95]}) == StepTimes({1: 0.95, 4: 0.95, 8: 4.0})
 
 
 @pytest.mark.slow

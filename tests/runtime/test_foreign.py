@@ -122,7 +122,7 @@ def test_a_genai_folder_without_a_shared_buffer_concatenates(tmp_path: Path) -> 
         (("model", "vocab_size"), float("nan"), "vocab_size is NaN; expected an integer"),
         (("model", "decoder", "inputs", "input_ids"), [1] * 10**5, "inputs.input_ids is [1, 1, 1, "),
         (("model", "eos_token_id"), [2] * 10**5 + ["2"], "eos_token_id is [2, 2, 2, "),
-        (("model", "eos_token_id"), ["2"], "eos_token_id is ['2']"),
+        (("model", "eos_token_id"), ["2"], 'eos_token_id is ["2"]'),
     ],
 )
 def test_a_genai_folder_that_cannot_be_served_says_why(

@@ -86,6 +86,11 @@ def test_references_are_read_as_mathematics_or_words() -> None:
         ("The solutions are $1$ and $2$.", "$1$ and $2$"),
         ("First $1$ and $2$.", "2"),
         ("I do not know anything about this", None),
+        # Sentences end as in the other tasks.
+        ("The answer is $5. She has $3 left.", "5"),
+        ("The answer is St. Louis. It lies in Missouri.", "St. Louis"),
+        ("<answer>[1, 2]</answer>", "[1, 2]"),
+        ("Answer:\n- $x+1$", "$x+1$"),
     ],
 )
 def test_where_mathematics_is_found(text: str, answer: str | None) -> None:

@@ -146,7 +146,7 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"temperature": "1"}, "temperature is '1'; expected 0 or a number from 1e-06 to 1000000.0, or None"),
+        ({"temperature": "1"}, "temperature is '1'; expected 0 or a number from 1e-06 to 1000000, or None"),
         ({"temperature": math.nan}, "temperature is nan; expected"),
         ({"temperature": math.inf}, "temperature is inf; expected"),
         ({"temperature": 10**400}, "temperature is an integer of 1329 bits"),
@@ -162,7 +162,7 @@ def fits(value: Any, schema: Mapping[str, Any]) -> bool:
         ({"stop": "a" * 16385}, "stop is 'aaa"),
         ({"stop": "\ud800"}, "stop is '\\ud800'; expected a text"),
         ({"stop": None}, "stop is None; expected a text"),
-        ({"temperature": 1e7}, "temperature is 10000000.0; expected 0 or a number from 1e-06 to 1000000.0"),
+        ({"temperature": 1e7}, "temperature is 10000000.0; expected 0 or a number from 1e-06 to 1000000"),
         ({"n": 10**4000}, "n is an integer of 13288 bits; expected an integer from 1 to 10000"),
         ({"n": 10_001}, "n is 10001; expected an integer from 1 to 10000"),
         ({"max_new_tokens": 10**9 + 1}, "max_new_tokens is 1000000001"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from swift_edge.errors import UnsupportedModelError
+from swift_edge.errors import UnsupportedModelError, one_line
 from swift_edge_export.tracing.lowering import TraceState
 
 
@@ -158,5 +158,5 @@ def unsupported(model: PreTrainedModel, error: BaseException) -> UnsupportedMode
         if isinstance(cause, UnsupportedModelError):
             return cause
     root = chain[-1]
-    reason = " ".join(str(root).split())[:400] or type(root).__name__
+    reason = one_line(root) or type(root).__name__
     return UnsupportedModelError(f"{type(model).__name__} cannot be lowered or traced: {reason}")

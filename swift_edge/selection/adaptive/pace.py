@@ -20,7 +20,7 @@ from swift_edge.errors import SwiftEdgeError
 from swift_edge.options import SamplingOptions
 from swift_edge.scoring.scorer import Scorer
 from swift_edge.selection.adaptive.steering import Plan
-from swift_edge.selection.adaptive.step_times import NOISE, PROMPT_TOKENS, StepTimes, least_times, timed_steps
+from swift_edge.selection.adaptive.step_times import PROMPT_TOKENS, StepTimes, least_times, timed_steps
 from swift_edge.system.cache_folder import CacheRecord
 from swift_edge.system.machine import available_memory
 
@@ -114,7 +114,7 @@ class Pace:
             scorer = Scorer(None, "mean_logprob")
             timed = timed_steps(engine, scorer, SamplingOptions(), PACE_ROWS, new_tokens=NEW_TOKENS, rounds=ROUNDS)
             # The shortest of each round: other work makes steps longer, those of many rows most.
-            least = least_times({rows: list(map(min, rounds)) for rows, rounds in timed.items()}, NOISE)
+            least = least_times({rows: list(map(min, rounds)) for rows, rounds in timed.items()})
             if least is None:
                 return
             record.write({**key, "seconds": {str(rows): step_s for rows, step_s in least.seconds.items()}})

@@ -5,8 +5,8 @@
                 `LARGEST_GAP` behind the best are dropped; early scores say little, so their log-odds lie close together
     off         all stay
 
-A candidate that ended earlier, unless it was cut off, is compared by its last score. Until a candidate has
-an answer, two different texts stay.
+A candidate that ended earlier, unless it was cut off, is compared by its last score. Until a candidate has an answer,
+two different texts stay.
 """
 
 import math

@@ -77,23 +77,23 @@ def measure_steps(engine: Engine, scorer: Scorer, sampling: SamplingOptions, siz
         with contextlib.suppress(BusyEngineError):
             timed = timed_steps(engine, scorer, sampling, sizes, new_tokens=NEW_TOKENS, rounds=ROUNDS + 1)
             means = {rows: [statistics.fmean(steps) for steps in rounds[1:]] for rows, rounds in timed.items()}
-            if (least := least_times(means, NOISE)) is not None:
+            if (least := least_times(means)) is not None:
                 return least
     return None
 
 
-def least_times(rounds: Mapping[int, Sequence[float]], noise: float) -> StepTimes | None:
+def least_times(rounds: Mapping[int, Sequence[float]]) -> StepTimes | None:
     """The least seconds of a step by its rows, given those of two rounds at least; None where they cannot be trusted.
 
-    >>> least_times({1: [0.010, 0.011, 0.030], 8: [0.024, 0.021, 0.022]}, 1.15)
+    >>> least_times({1: [0.010, 0.011, 0.030], 8: [0.024, 0.021, 0.022]})
     StepTimes(seconds={1: 0.01, 8: 0.021})
-    >>> least_times({1: [0.010, 0.020], 8: [0.021, 0.022]}, 1.15)
+    >>> least_times({1: [0.010, 0.020], 8: [0.021, 0.022]})
     """
     ordered = {rows: sorted(rounds[rows]) for rows in sorted(rounds)}
-    if any(second > noise * first for first, second, *_ in ordered.values()):
+    if any(second > NOISE * first for first, second, *_ in ordered.values()):
         return None
     least = {rows: first for rows, (first, *_) in ordered.items()}
-    if any(fewer > noise * more for fewer, more in itertools.pairwise(least.values())):
+    if any(fewer > NOISE * more for fewer, more in itertools.pairwise(least.values())):
         return None
     # Fewer rows take no longer than more.
     least_from_here = list(itertools.accumulate(reversed(least.values()), min))[::-1]

@@ -1,5 +1,6 @@
 """Problems: prompts with reference answers, read from JSONL and checked row by row before anything is computed."""
 
+import codecs
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +11,13 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from swift_edge.answers import AnswerTask, answer_task
-from swift_edge.checks import is_number
+from swift_edge.checks import is_number, shown
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import MIB, DataError, InvalidOptionError, SwiftEdgeError
 from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, parse_json
 from swift_edge.system.machine import require_memory
 
 PROMPT_FIELDS = ("prompt", "question", "messages")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LARGE = 256 * MIB
 """Size of a file from which on it is asked whether its rows fit into memory."""
 _MEMORY_PER_BYTE = 2
@@ -105,7 +105,7 @@ class Grading:
             raise DataError(f"{problem.place} has no answer, by which the task {self.task.name!r} grades; add one")
         if self.task.reference(problem.answer) is None:
             raise DataError(
-                f"{problem.place} has the answer {_shown(problem.answer)}, which holds none of the task "
+                f"{problem.place} has the answer {shown(problem.answer)}, which holds none of the task "
                 f"{self.task.name!r}; correct the row, or choose another --task"
             )
 
@@ -131,7 +131,7 @@ class Grading:
             ) from error
         if not isinstance(label, (bool, np.bool_)):
             raise DataError(
-                f"the grader gave {_shown(label)} for a response to problem {problem.number} ({problem.place}); "
+                f"the grader gave {shown(label)} for a response to problem {problem.number} ({problem.place}); "
                 "expected True or False"
             )
         return bool(label)
@@ -152,7 +152,7 @@ def read_rows(path: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
                 require_memory(size * _MEMORY_PER_BYTE, f"reading {path}", "free some memory, or split the file")
             for place, line in json_lines(stream, path):
                 digest.update(line)
-                if not line.removeprefix(_BYTE_ORDER_MARK).strip():
+                if not line.removeprefix(codecs.BOM_UTF8).strip():
                     empty = empty or place
                     continue
                 if empty is not None:
@@ -178,14 +178,14 @@ def prompt_of(row: Mapping[str, Any], place: str) -> Prompt:
     value = row[name]
     if name != "messages":
         if not isinstance(value, str):
-            raise DataError(f"{place}: {name} is {_shown(value)}; expected a text")
+            raise DataError(f"{place}: {name} is {shown(value)}; expected a text")
         return value
     whole = isinstance(value, list) and all(isinstance(message, dict) for message in value)
     if not whole or not value:
-        raise DataError(f"{place}: messages is {_shown(value)}; expected a list of at least one role and content")
+        raise DataError(f"{place}: messages is {shown(value)}; expected a list of at least one role and content")
     for message in value:
         if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise DataError(f"{place}: messages holds {_shown(message)}; expected a role and a content, both texts")
+            raise DataError(f"{place}: messages holds {shown(message)}; expected a role and a content, both texts")
     if value[-1]["role"] == "assistant":
         raise DataError(
             f"{place}: messages ends with the assistant's turn; expected one to answer: leave that turn out, what is "
@@ -201,7 +201,7 @@ def text_of(row: Mapping[str, Any], name: str, place: str) -> str | None:
         return value
     # A whole number is exact at any length: as a text it need not fit into a float.
     if not (is_number(value) or (isinstance(value, int) and not isinstance(value, bool))):
-        raise DataError(f"{place}: {name} is {_shown(value)}; expected a text or a number")
+        raise DataError(f"{place}: {name} is {shown(value)}; expected a text or a number")
     return str(value)
 
 
@@ -220,10 +220,5 @@ def naming(problem: Problem, error: SwiftEdgeError) -> DataError:
 def _row(line: bytes, place: str) -> dict[str, Any]:
     row = parse_json(line, place, strict=False)
     if not isinstance(row, dict):
-        raise DataError(f"{place} is {_shown(row)}; expected a JSON object")
+        raise DataError(f"{place} is {shown(row)}; expected a JSON object")
     return row
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from swift_edge.bundle.manifest import MOST_LAYERS, MOST_TOKENS
 from swift_edge.errors import StoreError
 from swift_edge.records import FloatOrNull, RecordError, json_text, read_fields, read_record, shown
 from swift_edge.results import was_cut_off
@@ -25,9 +26,6 @@ AGAIN: Final = "delete the files of this shard and of all later ones, and run th
 """The way out of a damaged shard."""
 
 StoredFeature: TypeAlias = Literal["hidden", "logits", "none"]
-
-_LARGEST_WIDTH: Final = 2**24
-_LAST_LAYER: Final = 10_000
 
 _UNCOMPARED = ("bundle", "version")
 """Fields that do not change a candidate: where the bundle lay, and who wrote the store."""
@@ -214,9 +212,9 @@ def _check_info(info: StoreInfo) -> None:
     places = list(info.layers)
     _expect(info.problems >= 1, "problems", info.problems, "an integer of at least 1")
     _expect(info.n is None or info.n >= 1, "n", info.n, "an integer of at least 1, or null")
-    _expect(0 <= info.width <= _LARGEST_WIDTH, "width", info.width, f"an integer from 0 to {_LARGEST_WIDTH}")
-    ascending = places == sorted(set(places)) and all(0 <= layer <= _LAST_LAYER for layer in places)
-    _expect(ascending, "layers", places, f"ascending integers from 0 to {_LAST_LAYER}")
+    _expect(0 <= info.width <= MOST_TOKENS, "width", info.width, f"an integer from 0 to {MOST_TOKENS}")
+    ascending = places == sorted(set(places)) and all(0 <= layer <= MOST_LAYERS for layer in places)
+    _expect(ascending, "layers", places, f"ascending integers from 0 to {MOST_LAYERS}")
     if info.feature != "none":
         _expect(info.slices >= 1 and info.width >= 1, "layers", places, f"some, of a width, for {info.feature}")
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
+from swift_edge.records import shown
 from swift_edge.system.files import write_whole
 from swift_edge.system.locks import LOCK_NAME, Lock, require_free
 from swift_edge.training.store.format import (
@@ -225,7 +226,7 @@ class StoreWriter:
     def _require_same(self, stored: StoreInfo) -> None:
         name = stored.difference(self.info)
         if name is not None:
-            was, now = (_shown(json.loads(info.to_json())[name]) for info in (stored, self.info))
+            was, now = (shown(json.loads(info.to_json())[name]) for info in (stored, self.info))
             raise StoreError(
                 f"{self.path} was collected with {name} {was}, now {name} is {now}; "
                 "name another folder with --out, or start over with --force"
@@ -257,11 +258,6 @@ def _locked(folder: Path) -> Lock | None:
             if isinstance(error, SwiftEdgeError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             return None
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @contextlib.contextmanager
