@@ -131,6 +131,8 @@ def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_co
     if beyond:
         notes.append(f"{beyond} of the tokenizer's added tokens have ids beyond the vocabulary; no text may hold them")
     generation = _stated(source, revision, "generation_config.json")
+    if tokenizer.chat_template is None:  # processors keep theirs in a file that no tokenizer reads
+        tokenizer.chat_template = _stated(source, revision, "chat_template.json").get("chat_template")
     template = _default_template(source, tokenizer.chat_template, notes)
     tokens = _token_ids(source, generation, text, tokenizer, architecture.vocab_size, notes)
     sampling = _sampling(generation, notes)

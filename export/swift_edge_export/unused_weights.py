@@ -44,6 +44,8 @@ _CODES = re.compile(
     r"(scale|scale_inv|scales|scale_2|zero_point|qweight|qzeros|g_idx|packed|absmax|quant_map|SCB|amax|_codebook)$"
     r"|quant_state|weight_format$|quantizer"
 )
+# What stands before the names of a model that is a part of another, in some versions of transformers or all.
+_WRAPPERS = ("model", "language_model")
 _NAMES_SHOWN = 3
 
 
@@ -89,7 +91,7 @@ def refuse_unused_weights(
             f"{source} holds {_count(refused)} that {type(model).__name__} does not use, as its config makes it: "
             f"{_some(refused)}; {_way_out(refused)}"
         )
-    _refuse_two_names(source, files, model.base_model_prefix)
+    _refuse_two_names(source, files, model)
     used = files.tensors.keys() - {name for name in files.tensors if _COMPUTED.search(name)}
     for name in sorted(used - set(stored.values())):
         tensor = files.tensors[name]
@@ -119,14 +121,22 @@ def told_instead(missing: Sequence[str], unused: Collection[str]) -> str:
     return f"it holds {_some(others)} instead; {way_out or 'use the config that belongs to the weights'}"
 
 
-def _refuse_two_names(source: str, files: WeightFiles, prefix: str) -> None:
-    """Refuse a weight under both of the names that transformers takes for one: it would load either."""
+def _refuse_two_names(source: str, files: WeightFiles, model: PreTrainedModel) -> None:
+    """Refuse a weight under two of the names that transformers takes for one: it would load either."""
+    wrappers = {*_WRAPPERS, model.base_model_prefix}
+    own = model.state_dict().keys()
+    found: dict[str, str] = {}
     for name in sorted(files.tensors):
-        other = f"{prefix}.{name}"
-        if other in files.tensors and not same_values(files.read_stored(name), files.read_stored(other)):
+        parts = name.split(".")
+        while len(parts) > 1 and parts[0] in wrappers:
+            del parts[0]
+        other = found.setdefault(".".join(parts), name)
+        if other == name or (name in own and other in own):
+            continue
+        if not same_values(files.read_stored(other), files.read_stored(name)):
             raise ExportError(
-                f"{source} holds {name} and {other}, names of one weight, with different values; "
-                "download or save the checkpoint again"
+                f"{source} holds {min(name, other, key=len)} and {max(name, other, key=len)}, names of one weight, "
+                "with different values; download or save the checkpoint again"
             )
 
 

@@ -190,7 +190,10 @@ def _loaded(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}; expected tensors by name")
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    if not tensors:  # a training loop's own format has them one level down
+        raise ValueError(f"it holds {', '.join(map(str, list(content)[:3])) or 'nothing'}; expected tensors by name")
+    return tensors
 
 
 def _file(checkpoint: Checkpoint, name: str) -> Path | None:

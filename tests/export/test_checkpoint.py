@@ -330,12 +330,14 @@ def test_cutting_and_filling_left_from_training_do_not_travel(folder: Path, tmp_
     assert len(tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("abcdef").ids) == 6
 
 
-@pytest.mark.parametrize("kept", ["in the config", "in a file", "among others", "not at all"])
+@pytest.mark.parametrize("kept", ["in the config", "in a file", "among others", "of a processor", "not at all"])
 def test_the_chat_template_travels(folder: Path, tmp_path: Path, kept: str) -> None:
     if kept == "in the config":
         change(folder / "tokenizer_config.json", chat_template=TEMPLATE)
     elif kept == "in a file":
         (folder / "chat_template.jinja").write_text(TEMPLATE)
+    elif kept == "of a processor":
+        change(folder / "chat_template.json", chat_template=TEMPLATE)
     elif kept == "among others":
         others = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": TEMPLATE}]
         change(folder / "tokenizer_config.json", chat_template=others)

@@ -349,6 +349,33 @@ def test_one_weight_under_two_names_is_refused_where_the_values_differ(folder: P
     assert "holds norm.weight and model.norm.weight, names of one weight, with different values" in refusal(folder)
 
 
+def test_one_weight_of_a_wrapped_model_under_two_names_is_refused_where_the_values_differ(
+    tmp_path: Path, way: str
+) -> None:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**sizes, **heads), vision_config={**vision, "image_size": 28}
+    )
+    folder = save_checkpoint(config, tmp_path / "checkpoint")
+    names = ("language_model.model.norm.weight", "model.language_model.norm.weight")
+    norm = next(tensor for name, tensor in load_file(folder / "model.safetensors").items() if name in names)
+    plain = taken(folder, way)
+    change_weights(folder, lambda tensors: tensors.update({name: norm.clone() for name in names}))
+    assert taken(folder, way) == plain
+    change_weights(folder, lambda tensors: tensors[names[1]].add_(1))
+    assert re.search(r"holds \S+norm\.weight and \S+norm\.weight, names of one weight", refusal(folder))
+
+
+@pytest.mark.parametrize("level", ["model", "state_dict"])
+def test_a_pickle_with_the_weights_one_level_down_is_refused_with_what_it_holds(folder: Path, level: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({level: tensors, "step": 5}, folder / "pytorch_model.bin")
+    assert f"does not read (it holds {level}, step; expected tensors by name)" in refusal(folder)
+
+
 def test_a_pickle_that_would_run_code_is_refused_without_the_advice_to_run_it(folder: Path, way: str) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"lm_head.weight": Path("x")}, folder / "pytorch_model.bin")
