@@ -17,6 +17,7 @@ from swift_edge.errors import EngineClosedError, InvalidOptionError, SwiftEdgeEr
 from swift_edge.results import Event, Picked, Selection
 from swift_edge.selection.pick import Pick
 from swift_edge.selection.planning import PlannedPick
+from swift_edge.system.machine import memory_for
 
 
 class Outbox:
@@ -231,6 +232,7 @@ def require_waiting(engine: Engine) -> None:
         )
 
 
+@memory_for("the pick")
 def begin(
     planned: PlannedPick,
     prompt_ids: Ids,

@@ -25,6 +25,7 @@ from swift_edge.scoring.reading import GivenTexts
 from swift_edge.selection.decision import Decision
 from swift_edge.selection.pick import select
 from swift_edge.selection.planning import Planner
+from swift_edge.system.machine import memory_for
 
 _selectors: "weakref.WeakSet[Selector]" = weakref.WeakSet()
 
@@ -200,6 +201,7 @@ class Selector:
         answered = ManyPicks(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
         return in_order_of_prompts(answered) if in_order else answered
 
+    @memory_for("reading the answers")
     def score(
         self, prompt: Prompt, texts: Sequence[str], *, signal: SignalName | None = None, raw: bool = False
     ) -> Selection:

@@ -14,6 +14,7 @@ from swift_edge.errors import (
     TokenizerError,
     one_line,
 )
+from swift_edge.system.machine import memory_for
 from swift_edge.system.panics import is_panic, quiet_panics
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Tokenizer:
         """Read the file now, while there is other work to wait for. Raises `TokenizerError`."""
         self._backend  # noqa: B018
 
+    @memory_for("reading the prompt")
     def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
         """Turn a prompt into token ids [p], ready for generation.
 
@@ -89,6 +91,7 @@ class Tokenizer:
             raise EmptyPromptError("the prompt gives no token at all; expected some text to answer")
         return ids
 
+    @memory_for("reading the answer")
     def encode_response(self, text: str) -> list[int]:
         """Turn a given answer into token ids [t] as they follow a prompt, without special tokens; may be empty.
 

@@ -37,6 +37,7 @@ from swift_edge.selection.adaptive.step_times import measure_steps
 from swift_edge.selection.decision import Decision
 from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
+from swift_edge.system.machine import memory_for
 from swift_edge.training.collecting.collected import CollectProgress, read_timings
 from swift_edge.training.collecting.problems import read_problems
 from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
@@ -60,6 +61,7 @@ _UNTIMED: Final = (
 )
 
 
+@memory_for("the test")
 def evaluate(
     model: str | os.PathLike[str] | OpenedModel,
     data: str | os.PathLike[str],

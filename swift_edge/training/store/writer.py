@@ -26,6 +26,7 @@ from typing import Final
 from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
 from swift_edge.system.files import write_whole
 from swift_edge.system.locks import LOCK_NAME, Lock, require_free
+from swift_edge.system.machine import memory_for
 from swift_edge.training.store.format import (
     STORE_NAME,
     TIMINGS_NAME,
@@ -58,6 +59,7 @@ class Store:
     """Of all shards, by problem and index."""
 
     @classmethod
+    @memory_for("opening the store")
     def open(cls, path: str | os.PathLike[str]) -> "Store":
         """Open a store, finished or not; one that is being written opens with the shards that are complete.
 
