@@ -150,11 +150,12 @@ def test_memory_that_ends_while_a_bundle_is_opened_is_an_error_of_ours(free: int
 
 
 THREADLESS = """
-import resource, sys
+import resource, sys, threading
 from swift_edge import Selector, SwiftEdgeError
 
 selector = Selector(sys.argv[1], threads=1).open()
 selector.token_count("Once")
+threading.stack_size(2**27)  # more than the stacks that are kept of threads that have ended
 before = resource.getrlimit(resource.RLIMIT_AS)
 most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**20
 resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
@@ -163,6 +164,7 @@ try:
 except SwiftEdgeError as error:
     print(type(error).__name__)
 resource.setrlimit(resource.RLIMIT_AS, before)
+threading.stack_size(0)
 print(len(selector.pick("Once", n=2, max_new_tokens=2).candidates), selector.engine.is_idle)
 """
 
