@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from swift_edge.bundle.manifest import Bundle
+from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.checks import expect
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.model import Prompt
@@ -95,6 +96,11 @@ class Selector:
     def bundle(self) -> Bundle:
         """The bundle, opened and checked."""
         return self._planner().model.bundle
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back, as picks use it; opens the bundle."""
+        return self._planner().model.tokenizer
 
     @property
     def engine(self) -> Engine:

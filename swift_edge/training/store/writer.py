@@ -124,7 +124,7 @@ class StoreWriter:
         self._failed = False  # in the middle of a write: only opening the files again tells what they hold
         self._closed = False
         self._shard = GrowingShard(self.path, 0, info)
-        self._lock = _locked(self.path)
+        self._lock = locked_folder(self.path)
         try:
             with _refusals(self.path):
                 self.holds_store = self._goes_on(force)  # whether the store in the folder is this one
@@ -249,8 +249,11 @@ class StoreWriter:
             self._shard = GrowingShard(self.path, self._shard.number + 1, self.info)
 
 
-def _locked(folder: Path) -> Lock | None:
-    """Make the folder and lock it; None where this user cannot write to it, so that a complete store can be read."""
+def locked_folder(folder: Path) -> Lock | None:
+    """Make a folder and lock it; None where this user cannot write to it, so that a complete store can be read.
+
+    Raises `PlaceInUseError` where somebody else holds it, `StoreError` and `DiskSpaceError` where it cannot be made.
+    """
     with _refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
