@@ -121,7 +121,7 @@ class Selector:
 
     def token_count(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Tokens of a prompt, the chat template included unless it is taken `raw`; raises `PromptError`."""
-        return len(self._planner().model.prompt_ids(prompt, raw=raw, feeds_last=False))
+        return len(self._planner().model.prompt_ids(prompt, raw=PickOptions(raw=raw).raw, feeds_last=False))
 
     def pick(self, prompt: Prompt, *, options: PickOptions | None = None, **changes: Unpack[PickInput]) -> Selection:
         """Sample `n` responses to `prompt`, a text or chat messages, and pick the best.
@@ -148,6 +148,7 @@ class Selector:
         Options and prompt are checked before. One that is not `watched` has no events but the last, and takes less
         time.
         """
+        expect(isinstance(watched, bool), "watched", watched, "True or False")
         return self._begin(prompt, PickOptions.of(options, changes), watched=watched)
 
     def stream(
@@ -201,9 +202,10 @@ class Selector:
         asked = PickOptions.of(options, changes)
         if isinstance(prompts, (str, bytes, Mapping)):
             raise InvalidOptionError("prompts is one text or message; expected a list of prompts, or call pick")
-        expect(isinstance(prompts, Iterable), "prompts", prompts, "a list of prompts, or anything else that gives some")
-        if on_error not in ("raise", "yield"):
-            raise InvalidOptionError(f"on_error is {on_error!r}; expected raise or yield")
+        one_by_one = "a list of prompts, or anything else that gives some"
+        expect(_iterator(prompts) is not None, "prompts", prompts, one_by_one)
+        expect(isinstance(in_order, bool), "in_order", in_order, "True or False")
+        expect(isinstance(on_error, str) and on_error in ("raise", "yield"), "on_error", on_error, "raise or yield")
         answered = ManyPicks(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
         return in_order_of_prompts(answered) if in_order else answered
 
@@ -221,7 +223,7 @@ class Selector:
         planner = self._planner()
         load_s = 0.0 if was_open else time.perf_counter() - started
         model, scorer = planner.model, planner.scorer(asked.signal)
-        given = [] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(islice(texts, MOST_N + 1))
+        given = [] if isinstance(texts, str) else list(islice(_iterator(texts) or (), MOST_N + 1))
         whole = 1 <= len(given) <= MOST_N and all(isinstance(text, str) for text in given)
         expect(whole, "texts", texts, f"a list of at least one response to rank, at most {MOST_N}")
         texts = given
@@ -294,6 +296,15 @@ def _path_text(name: str, path: object) -> str:
     expect(whole, name, path, "the path of a file or folder")
     assert isinstance(text, str)
     return text
+
+
+def _iterator(values: Any) -> Iterator[object] | None:
+    """What gives the values one by one; None where nothing does, whatever their type claims, as an array of no axis."""
+    try:
+        given: Iterator[object] = iter(values)
+    except TypeError:
+        return None
+    return given
 
 
 def _after_fork() -> None:

@@ -300,7 +300,11 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
 def load_head(path: Path | str) -> Head:
     """Read a head file; raises `HeadFileError` unless it is sound. Nothing in the file is ever executed."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError:  # a name that is too long for any file
+        is_there = False
+    if not is_there:
         raise HeadFileError(f"there is no head file at {path}; expected an .npz written by swift-edge")
     # A damaged archive surfaces as almost any exception of zipfile or zlib.
     try:
