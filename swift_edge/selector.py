@@ -223,7 +223,7 @@ class Selector:
         planner = self._planner()
         load_s = 0.0 if was_open else time.perf_counter() - started
         model, scorer = planner.model, planner.scorer(asked.signal)
-        given = [] if isinstance(texts, str) else list(islice(_iterator(texts) or (), MOST_N + 1))
+        given: list[Any] = [] if isinstance(texts, str) else list(islice(_iterator(texts) or (), MOST_N + 1))
         whole = 1 <= len(given) <= MOST_N and all(isinstance(text, str) for text in given)
         expect(whole, "texts", texts, f"a list of at least one response to rank, at most {MOST_N}")
         texts = given
