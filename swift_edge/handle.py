@@ -107,7 +107,8 @@ class Handle:
         """
         outbox = self._outbox
         # Nothing waits longer than the system's clock can count.
-        endless = timeout is None or timeout == math.inf or (is_number(timeout) and timeout > threading.TIMEOUT_MAX)
+        endless = timeout is None or (isinstance(timeout, float) and timeout == math.inf)
+        endless = endless or (is_number(timeout) and timeout > threading.TIMEOUT_MAX)
         expect(endless or is_number(timeout), "timeout", timeout, "seconds, or None to wait as long as it takes")
         if not outbox.is_done:
             require_waiting(self._engine)

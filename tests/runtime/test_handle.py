@@ -544,7 +544,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("timeout", ["soon", float("nan")])
+@pytest.mark.parametrize("timeout", ["soon", float("nan"), np.array([1, 2])])
 def test_a_timeout_that_is_no_number_of_seconds_is_refused_and_the_request_goes_on(timeout: Any) -> None:
     with Selector(STORIES, threads=1) as selector:
         handle = selector.submit("Once", n=1, max_new_tokens=2)
