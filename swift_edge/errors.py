@@ -245,9 +245,11 @@ class MemoryLimitError(SwiftEdgeError, MemoryError):
         )
 
 
-def out_of_memory(what: str) -> MemoryLimitError:
+def out_of_memory(
+    what: str, way_out: str = "ask for fewer candidates or fewer tokens, or free some memory"
+) -> MemoryLimitError:
     """The error of work that the system refused more memory for on the way."""
-    return MemoryLimitError(what, None, None, "ask for fewer candidates or fewer tokens, or free some memory")
+    return MemoryLimitError(what, None, None, way_out)
 
 
 class DeviceMemoryError(SwiftEdgeError, MemoryError):

@@ -17,6 +17,7 @@ from swift_edge.errors import EngineClosedError, InvalidOptionError, SwiftEdgeEr
 from swift_edge.results import Event, Picked, Selection
 from swift_edge.selection.pick import Pick
 from swift_edge.selection.planning import PlannedPick
+from swift_edge.system.machine import memory_for
 
 
 class Outbox:
@@ -106,7 +107,8 @@ class Handle:
         """
         outbox = self._outbox
         # Nothing waits longer than the system's clock can count.
-        endless = timeout is None or timeout == math.inf or (is_number(timeout) and timeout > threading.TIMEOUT_MAX)
+        endless = timeout is None or (isinstance(timeout, float) and timeout == math.inf)
+        endless = endless or (is_number(timeout) and timeout > threading.TIMEOUT_MAX)
         expect(endless or is_number(timeout), "timeout", timeout, "seconds, or None to wait as long as it takes")
         if not outbox.is_done:
             require_waiting(self._engine)
@@ -231,6 +233,7 @@ def require_waiting(engine: Engine) -> None:
         )
 
 
+@memory_for("the pick")
 def begin(
     planned: PlannedPick,
     prompt_ids: Ids,

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from swift_edge.bundle.manifest import Bundle
+from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.checks import expect
 from swift_edge.engine.engine import Engine
 from swift_edge.engine.model import Prompt
@@ -25,6 +26,7 @@ from swift_edge.scoring.reading import GivenTexts
 from swift_edge.selection.decision import Decision
 from swift_edge.selection.pick import select
 from swift_edge.selection.planning import Planner
+from swift_edge.system.machine import memory_for
 
 _selectors: "weakref.WeakSet[Selector]" = weakref.WeakSet()
 
@@ -96,6 +98,11 @@ class Selector:
         return self._planner().model.bundle
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back, as picks use it; opens the bundle."""
+        return self._planner().model.tokenizer
+
+    @property
     def engine(self) -> Engine:
         """The rows and the queue that everything that is asked of it shares; opens the bundle."""
         return self._planner().model.engine
@@ -114,7 +121,7 @@ class Selector:
 
     def token_count(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Tokens of a prompt, the chat template included unless it is taken `raw`; raises `PromptError`."""
-        return len(self._planner().model.prompt_ids(prompt, raw=raw, feeds_last=False))
+        return len(self._planner().model.prompt_ids(prompt, raw=PickOptions(raw=raw).raw, feeds_last=False))
 
     def pick(self, prompt: Prompt, *, options: PickOptions | None = None, **changes: Unpack[PickInput]) -> Selection:
         """Sample `n` responses to `prompt`, a text or chat messages, and pick the best.
@@ -141,6 +148,7 @@ class Selector:
         Options and prompt are checked before. One that is not `watched` has no events but the last, and takes less
         time.
         """
+        expect(isinstance(watched, bool), "watched", watched, "True or False")
         return self._begin(prompt, PickOptions.of(options, changes), watched=watched)
 
     def stream(
@@ -194,12 +202,14 @@ class Selector:
         asked = PickOptions.of(options, changes)
         if isinstance(prompts, (str, bytes, Mapping)):
             raise InvalidOptionError("prompts is one text or message; expected a list of prompts, or call pick")
-        expect(isinstance(prompts, Iterable), "prompts", prompts, "a list of prompts, or anything else that gives some")
-        if on_error not in ("raise", "yield"):
-            raise InvalidOptionError(f"on_error is {on_error!r}; expected raise or yield")
+        one_by_one = "a list of prompts, or anything else that gives some"
+        expect(_iterator(prompts) is not None, "prompts", prompts, one_by_one)
+        expect(isinstance(in_order, bool), "in_order", in_order, "True or False")
+        expect(isinstance(on_error, str) and on_error in ("raise", "yield"), "on_error", on_error, "raise or yield")
         answered = ManyPicks(self._planner().planned(asked), prompts, raises=on_error == "raise").answered()
         return in_order_of_prompts(answered) if in_order else answered
 
+    @memory_for("reading the answers")
     def score(
         self, prompt: Prompt, texts: Sequence[str], *, signal: SignalName | None = None, raw: bool = False
     ) -> Selection:
@@ -213,7 +223,7 @@ class Selector:
         planner = self._planner()
         load_s = 0.0 if was_open else time.perf_counter() - started
         model, scorer = planner.model, planner.scorer(asked.signal)
-        given = [] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(islice(texts, MOST_N + 1))
+        given: list[Any] = [] if isinstance(texts, str) else list(islice(_iterator(texts) or (), MOST_N + 1))
         whole = 1 <= len(given) <= MOST_N and all(isinstance(text, str) for text in given)
         expect(whole, "texts", texts, f"a list of at least one response to rank, at most {MOST_N}")
         texts = given
@@ -286,6 +296,15 @@ def _path_text(name: str, path: object) -> str:
     expect(whole, name, path, "the path of a file or folder")
     assert isinstance(text, str)
     return text
+
+
+def _iterator(values: Any) -> Iterator[object] | None:
+    """What gives the values one by one; None where nothing does, whatever their type claims, as an array of no axis."""
+    try:
+        given: Iterator[object] = iter(values)
+    except TypeError:
+        return None
+    return given
 
 
 def _after_fork() -> None:

@@ -18,6 +18,7 @@ from swift_edge.scoring.head import HEAD_BYTES, Feature, Head, check_head, save_
 from swift_edge.system.array_files import opened_archive
 from swift_edge.system.documents import opened
 from swift_edge.system.extras import import_extra
+from swift_edge.system.machine import memory_for
 
 GATED_PREFIX = "fused_layer"
 """Parameters of a head with a gate: weight [2, f], bias [2]."""
@@ -29,6 +30,7 @@ MOST_INPUTS = HEAD_BYTES // 8
 """Most inputs: as many as two rows of fp32 have in a file of that size."""
 
 
+@memory_for("converting the head")
 def convert_head(
     source: Path,
     out: Path,

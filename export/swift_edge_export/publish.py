@@ -44,6 +44,7 @@ from swift_edge.errors import (
     one_line,
 )
 from swift_edge.scoring.head import check_head, load_head
+from swift_edge.system.machine import memory_for
 from swift_edge_export import parity
 from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
 from swift_edge_export.loading import fingerprint, finite, load_first_layers, load_model, stored_tensors
@@ -73,6 +74,7 @@ _RECORDED_PACKAGES = (
 )
 
 
+@memory_for("the export")
 def export_bundle(
     model: str,
     out: Path,

@@ -42,6 +42,7 @@ from swift_edge.errors import (
 )
 from swift_edge.system.files import exchange, write_whole
 from swift_edge.system.locks import Lock, lock_beside
+from swift_edge.system.machine import memory_for
 
 PARTIAL = ".partial"
 """At the end of the name of a bundle that is being written."""
@@ -52,6 +53,7 @@ TOKENIZER_BYTES = 256 * MIB
 """Most of a tokenizer: those of the largest vocabularies have 35 MB."""
 
 
+@memory_for("opening the bundle")
 def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
     """Open a folder and check its files against its manifest: presence and size, then SHA-256 unless `hashes` is off.
 

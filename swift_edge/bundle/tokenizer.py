@@ -15,6 +15,7 @@ from swift_edge.errors import (
     one_line,
 )
 from swift_edge.system.documents import HALF_CHARACTER
+from swift_edge.system.machine import memory_for
 from swift_edge.system.panics import is_panic, quiet_panics
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Tokenizer:
         """Read the file now, while there is other work to wait for. Raises `TokenizerError`."""
         self._backend  # noqa: B018
 
+    @memory_for("reading the prompt")
     def encode_prompt(self, prompt: str | Sequence[Message], *, raw: bool = False) -> list[int]:
         """Turn a prompt into token ids [p], ready for generation.
 
@@ -90,6 +92,7 @@ class Tokenizer:
             raise EmptyPromptError("the prompt gives no token at all; expected some text to answer")
         return ids
 
+    @memory_for("reading the answer")
     def encode_response(self, text: str) -> list[int]:
         """Turn a given answer into token ids [t] as they follow a prompt, without special tokens; may be empty.
 
@@ -186,7 +189,7 @@ class Tokenizer:
             "eos_token": tokens.eos_ids[0] if tokens.eos_ids else None,
             "pad_token": tokens.pad_id,
         }
-        texts = {name: self._backend.id_to_token(token) for name, token in ids.items() if token is not None}
+        texts = {name: self._token_of(token) for name, token in ids.items() if token is not None}
         return {name: text for name, text in texts.items() if text is not None}
 
     @functools.cached_property
@@ -200,7 +203,7 @@ class Tokenizer:
                 _try_out(backend)
         # The library raises plain exceptions, and panics.
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
+            if not _is_failure(error):
                 raise
             raise TokenizerError(
                 f"{path} does not read as a tokenizer ({one_line(error)}); "
@@ -246,7 +249,7 @@ class Tokenizer:
     @functools.cached_property
     def _special_texts(self) -> Mapping[int, str]:
         """How each of the `_skipped` is written."""
-        texts = {token: self._backend.id_to_token(token) for token in self._skipped}
+        texts = {token: self._token_of(token) for token in self._skipped}
         return {token: text for token, text in texts.items() if text}
 
     @functools.cached_property
@@ -259,7 +262,12 @@ class Tokenizer:
         return frozenset(token for token in ids_by_byte.values() if token is not None)
 
     def _is_text(self, token: int) -> bool:
-        return token not in self._skipped and self._backend.id_to_token(token) is not None
+        return token not in self._skipped and self._token_of(token) is not None
+
+    def _token_of(self, token: int) -> str | None:
+        """The token with this id, as its vocabulary writes it; None where there is none."""
+        in_range = 0 <= token < 2**32  # the library raises for others
+        return self._call(self._backend.id_to_token, token) if in_range else None
 
     @functools.cached_property
     def _longest_token(self) -> int:
@@ -308,7 +316,7 @@ class Tokenizer:
         try:
             return function(*arguments, **options)
         except BaseException as error:
-            if isinstance(error, MemoryError) or not (isinstance(error, Exception) or is_panic(error)):
+            if not _is_failure(error):
                 raise
             raise TokenizerError(
                 f"{self._bundle.tokenizer_path} failed on a text ({one_line(error)}); "
@@ -327,7 +335,7 @@ class Tokenizer:
         beyond = next((token for token in ids if token >= vocab_size), None)
         if beyond is not None:
             raise TokenizerError(
-                f"{self._bundle.tokenizer_path} gives {self._backend.id_to_token(beyond)!r} the id {beyond}, but the "
+                f"{self._bundle.tokenizer_path} gives {self._token_of(beyond)!r} the id {beyond}, but the "
                 f"model's vocabulary has {vocab_size} tokens; leave that token out of the text, "
                 f"or copy tokenizer.json of {self._bundle.manifest.base_model!r} again"
             )
@@ -373,6 +381,12 @@ class TextStream:
         self._context_length = len(self._ids)
         self._context = self._tokenizer.decode(self._ids)
         return piece
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether the library itself has failed, by an exception of any kind or a panic, and not the process around it."""
+    own = isinstance(error, Exception) and not isinstance(error, (MemoryError, RecursionError))
+    return own or is_panic(error)
 
 
 def _try_out(backend: "tokenizers.Tokenizer") -> None:

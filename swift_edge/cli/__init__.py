@@ -27,7 +27,8 @@ from swift_edge.cli.inspecting import inspect
 from swift_edge.cli.output import discard, escaped, prepare_output, require_output, say, telling
 from swift_edge.cli.selecting import pick, score
 from swift_edge.cli.training import collect
-from swift_edge.errors import InvalidOptionError, SwiftEdgeError, out_of_memory, shortened
+from swift_edge.errors import InvalidOptionError, SwiftEdgeError, shortened
+from swift_edge.system.machine import memory_for
 
 EXIT_FAILED = 1
 EXIT_CALLED_WRONGLY = 2
@@ -56,16 +57,14 @@ class CommandLine(click.Group):
 def edge() -> Iterator[None]:
     """Tell failures in one line, and leave with their exit status."""
     try:
-        yield
+        with memory_for("the command"):
+            yield
     except BrokenPipeError:
         discard(sys.stdout, sys.stderr)
         status = EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         say("interrupted")
         status = EXIT_INTERRUPTED
-    except MemoryError as error:
-        say(f"error: {error if isinstance(error, SwiftEdgeError) else out_of_memory('the command')}")
-        status = EXIT_FAILED
     except SwiftEdgeError as error:
         say(f"error: {error}")
         status = EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED

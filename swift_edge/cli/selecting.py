@@ -151,10 +151,9 @@ def explain(page: Path | None, force: bool, question: str, selection: "Selection
     """Write the page that shows what the pick was made from, if one was asked for."""
     if page is not None:
         check_page(page, force)  # somebody else may have written one meanwhile
-        from swift_edge.bundle.tokenizer import Tokenizer
         from swift_edge.explain import explain_page, write_page
 
-        write_page(page, explain_page(question, selection, Tokenizer(selector.bundle)))
+        write_page(page, explain_page(question, selection, selector.tokenizer))
 
 
 def show(selection: "Selection", providers: tuple[str, ...], as_json: bool) -> None:

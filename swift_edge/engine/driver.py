@@ -46,7 +46,11 @@ class Driver:
                 self._changed.notify()
             elif not only_if_running:
                 self._thread = threading.Thread(target=self._run, name="swift-edge engine", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except (RuntimeError, MemoryError):
+                    self._thread = None  # the next one that wakes it tries again
+                    raise
 
     def join(self, *, at_once: bool = False) -> None:
         """Wait for the thread to end: once nothing is left to do, or `at_once`, after its current turn."""

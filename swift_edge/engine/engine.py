@@ -120,7 +120,11 @@ class Engine:
         ticket = Ticket(request, consumer, number, self._obey, number if request.key is None else request.key)
         consumer.ticket = ticket
         self._inbox.append(ticket)
-        self._driver.wake()
+        try:
+            self._driver.wake()
+        except (RuntimeError, MemoryError):
+            ticket.state = "closed"  # no thread could be started: whoever asks gets this error, and no answer later
+            raise
         return ticket
 
     def _check(self, request: Request) -> None:

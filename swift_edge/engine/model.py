@@ -19,6 +19,7 @@ from swift_edge.engine.engine import DEFAULT_ROWS, Engine
 from swift_edge.engine.prefix_cache import PrefixCache
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import InvalidOptionError, PromptTooLongError
+from swift_edge.system.machine import memory_for
 
 Prompt: TypeAlias = str | Sequence[Message]
 
@@ -42,6 +43,7 @@ class OpenedModel:
     """What the caller should know, one line each."""
 
     @classmethod
+    @memory_for("opening the bundle")
     def open(
         cls,
         path: str | os.PathLike[str] | Bundle,

@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any, Final
 
 from swift_edge.bundle.manifest import Bundle, Precision
-from swift_edge.errors import BundleError, ProviderError
+from swift_edge.errors import BundleError, ProviderError, out_of_memory
+from swift_edge.system.machine import LESS_MEMORY, tells_of_memory
 
 INT8_KV_SINCE = (1, 28)
 """The first onnxruntime whose CPU kernels keep keys and values in int8 beside float32 activations, and rightly: 1.27
@@ -33,7 +34,7 @@ _OPTIONS: Final = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRe
 def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) -> Any:
     """Open the graph with the providers asked for (None: CPU), and ask the session whether it got them.
 
-    Returns an `onnxruntime.InferenceSession`. Raises `ProviderError` or `BundleError`.
+    Returns an `onnxruntime.InferenceSession`. Raises `ProviderError`, `BundleError`, or `MemoryLimitError`.
     """
     ort = onnxruntime_module()
     obstacle = kv_cache_obstacle(bundle.manifest.precision)
@@ -60,6 +61,8 @@ def open_graph(bundle: Bundle, providers: Sequence[str] | None, threads: int) ->
             raise ProviderError(
                 f"onnxruntime could not open the graph on {', '.join(requested)}: {error}; or leave providers out"
             ) from error
+        if tells_of_memory(str(error)):
+            raise out_of_memory(f"opening {bundle.model_path}", LESS_MEMORY) from error
         raise BundleError(
             f"onnxruntime {ort.__version__} does not open {bundle.model_path}: {error}; export or copy the bundle again"
         ) from error

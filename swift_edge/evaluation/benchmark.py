@@ -22,7 +22,7 @@ from swift_edge.options import PickOptions, SamplingInput
 from swift_edge.results import Selection, TokenSampled
 from swift_edge.scoring.head import Head
 from swift_edge.selection.planning import PlannedPick, Planner
-from swift_edge.system.machine import process_memory, reset_peak_memory
+from swift_edge.system.machine import memory_for, process_memory, reset_peak_memory
 
 RESAMPLES: Final = 2000
 
@@ -51,6 +51,7 @@ class Timed:
     """Memory that it took at most beside the opened bundle; None where the system does not tell."""
 
 
+@memory_for("the benchmark")
 def bench(
     path: str,
     shapes: Sequence[Shape],

@@ -9,6 +9,7 @@ Candidates come from the same loop as those that heads are trained on, and heads
 is where the bundle, the problems, heads and figures meet.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,11 +38,12 @@ from swift_edge.selection.adaptive.step_times import measure_steps
 from swift_edge.selection.decision import Decision
 from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
+from swift_edge.system.machine import memory_for
 from swift_edge.training.collecting.collected import CollectProgress, read_timings
 from swift_edge.training.collecting.problems import read_problems
 from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
 from swift_edge.training.store.format import STORE_NAME, read_info
-from swift_edge.training.store.writer import Store
+from swift_edge.training.store.writer import Store, locked_folder
 
 DEFAULT_HEAD: Final = "default"
 """Name of the bundle's own head."""
@@ -60,6 +62,7 @@ _UNTIMED: Final = (
 )
 
 
+@memory_for("the test")
 def evaluate(
     model: str | os.PathLike[str] | OpenedModel,
     data: str | os.PathLike[str],
@@ -100,7 +103,8 @@ def evaluate(
         progress: called after each step of the decode loop.
 
     Raises:
-        SwiftEdgeError: a leaf that says what was found; what was written before stays.
+        SwiftEdgeError: a leaf that says what was found; what was written before stays. `PlaceInUseError` where
+            somebody else is testing in the same folder.
     """
     check_drawing()
     _require_own(Path(out), force)
@@ -117,15 +121,16 @@ def evaluate(
         ablations.check(trial, loaded)
     # Where an earlier run kept features, they stay, and so do its candidates.
     keep = (ablations is not None and ablations.reads_features) or _has_features(trial.out / CANDIDATES)
-    store = trial.candidates(CANDIDATES, trial.sizes[-1], loaded, store_features=keep)
-    report("judging every rule on the candidates")
-    results = _results(trial, store, loaded, external_file)
-    results["run"] = _run(trial, store, files, loaded, external_file, limit)
-    _write(results, trial.out)
-    if ablations is not None:
-        results["run"]["ablations"] = ablations.to_dict()
-        results["ablations"] = ablations.measure(trial, store, loaded)
+    with _held(trial.out):
+        store = trial.candidates(CANDIDATES, trial.sizes[-1], loaded, store_features=keep)
+        report("judging every rule on the candidates")
+        results = _results(trial, store, loaded, external_file)
+        results["run"] = _run(trial, store, files, loaded, external_file, limit)
         _write(results, trial.out)
+        if ablations is not None:
+            results["run"]["ablations"] = ablations.to_dict()
+            results["ablations"] = ablations.measure(trial, store, loaded)
+            _write(results, trial.out)
     return results
 
 
@@ -278,6 +283,24 @@ def _write(results: Mapping[str, Any], out: Path) -> None:
     draw_accuracy(results, out)
     draw_calibration(results, out)
     draw_economy(results, out)
+
+
+@contextlib.contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Hold the folder of a test, whose stores are held one by one: results of two tests must not be mixed in it.
+
+    Folders that were made for it and in which nothing was written go again.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    lock = locked_folder(out)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _require_own(out: Path, force: bool) -> None:

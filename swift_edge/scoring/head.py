@@ -27,6 +27,7 @@ from swift_edge.scoring.calibration import Calibration
 from swift_edge.system.array_files import read_arrays
 from swift_edge.system.documents import parse_json
 from swift_edge.system.files import write_whole
+from swift_edge.system.machine import memory_for
 
 HEAD_FORMAT_VERSION: Final = 1
 LEAST_GATE_SUM: Final = 1e-8
@@ -295,10 +296,15 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
     return warnings
 
 
+@memory_for("reading the head")
 def load_head(path: Path | str) -> Head:
     """Read a head file; raises `HeadFileError` unless it is sound. Nothing in the file is ever executed."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError:  # a name that is too long for any file
+        is_there = False
+    if not is_there:
         raise HeadFileError(f"there is no head file at {path}; expected an .npz written by swift-edge")
     # A damaged archive surfaces as almost any exception of zipfile or zlib.
     try:
@@ -314,6 +320,8 @@ def load_head(path: Path | str) -> Head:
             if array.dtype != np.float32:
                 raise HeadFileError(f"its {name} is {array.dtype}, expected float32")
         return Head(**arrays, **_read_metadata(parse_json(str(metadata[()]), "its metadata")))
+    except (MemoryError, RecursionError):  # the file may well be sound
+        raise
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         raise HeadFileError(
@@ -321,6 +329,7 @@ def load_head(path: Path | str) -> Head:
         ) from error
 
 
+@memory_for("writing the head")
 def save_head(path: Path | str, head: Head) -> None:
     """Write a head file whole, or raise `HeadFileError` and leave nothing; the same head gives the same bytes."""
     path = Path(path)

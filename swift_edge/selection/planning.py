@@ -12,6 +12,7 @@ from swift_edge.scoring.scorer import Scorer
 from swift_edge.selection.adaptive.pace import Pace
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.decision import Decision
+from swift_edge.system.machine import memory_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Planner:
     """How long steps take on this machine, which sets the rows of plans."""
 
     @classmethod
+    @memory_for("opening the bundle")
     def open(
         cls,
         path: str,

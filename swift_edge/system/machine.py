@@ -1,12 +1,27 @@
 """What this process may use of the machine: cores, memory, disk; and errors before more is taken than there is."""
 
+import contextlib
+import errno
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-from swift_edge.errors import DiskSpaceError, MemoryLimitError
+from swift_edge.errors import DiskSpaceError, MemoryLimitError, SwiftEdgeError, out_of_memory
+
+LESS_MEMORY: Final = "free some memory or ask for less"
+"""The way out for any work that there is not enough memory for."""
 
 _ROOT = Path("/")
+
+_NO_MEMORY: Final = re.compile(
+    r"out of memory|bad_alloc|alloc_failed|(fail(ed|s)? to|can(no|')t) allocate|failed to map segment"
+    r"|pthread_create failed|can't start new thread",
+    re.IGNORECASE,
+)
+"""What is said where the system gives no memory, none for the stack of another thread, or allows no more threads."""
 
 
 def default_threads(root: Path = _ROOT) -> int:
@@ -60,9 +75,7 @@ def reset_peak_memory() -> int | None:
     return process_memory("VmRSS")
 
 
-def require_memory(
-    needed: int, what: str, way_out: str = "free some memory or ask for less", root: Path = _ROOT
-) -> None:
+def require_memory(needed: int, what: str, way_out: str = LESS_MEMORY, root: Path = _ROOT) -> None:
     """Raise `MemoryLimitError` if `needed` bytes for `what` are more than there are; silent where that is unknown."""
     require_available(needed, available_memory(root), what, way_out)
 
@@ -71,6 +84,32 @@ def require_available(needed: int, available: int | None, what: str, way_out: st
     """Do the same with what `available_memory` found: it takes about as long as a decode step of a small model."""
     if available is not None and needed > available:
         raise MemoryLimitError(what, needed, available, way_out)
+
+
+@contextlib.contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Turn what Python raises where memory, threads or its stack run out into the `MemoryLimitError` of `what`.
+
+    Stands before a function as well, as in `@memory_for("reading the prompt")`: what is called by others is a door, and
+    the errors that leave it are those of this package.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise out_of_memory(what, "Python's stack is full: call it from fewer functions in one another") from error
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if isinstance(error, OSError):
+            ran_out = error.errno == errno.ENOMEM
+        else:
+            ran_out = isinstance(error, MemoryError) or tells_of_memory(str(error))
+        if isinstance(error, SwiftEdgeError) or not ran_out:
+            raise
+        raise out_of_memory(what, LESS_MEMORY) from error
+
+
+def tells_of_memory(reason: str) -> bool:
+    """Whether a library that has no kind of error for it says that memory, or threads, ran out."""
+    return _NO_MEMORY.search(reason) is not None
 
 
 def require_disk(path: str | os.PathLike[str], needed: int, what: str) -> None:

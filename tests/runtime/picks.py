@@ -1,5 +1,7 @@
 """What tests of shared picks have in common: where bundles are, and a selection down to its last bit."""
 
+import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,3 +39,13 @@ def bits_of_candidate(candidate: Candidate) -> dict[str, Any]:
 def exact(value: Any) -> Any:
     """A number as its hexadecimal digits, anything else as it is."""
     return value.hex() if isinstance(value, float) else value
+
+
+def endless_bundle(folder: Path) -> Path:
+    """A bundle that writes `<|end|>` and goes on."""
+    bundle = folder / "endless"
+    shutil.copytree(SMALL_STEPS, bundle)
+    manifest = json.loads((bundle / "swift_edge.json").read_text())
+    manifest["tokens"]["eos_ids"] = []
+    (bundle / "swift_edge.json").write_text(json.dumps(manifest))
+    return bundle

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 
 from swift_edge import Selection, Selector
 from swift_edge.bundle import Tokenizer, open_bundle
+from swift_edge.cli import selecting
 from swift_edge.errors import InvalidOptionError
 from swift_edge.explain import explain_page, require_page_path, tokens_of, write_page
 from swift_edge.scoring import Head
@@ -252,6 +254,27 @@ def test_both_commands_write_a_page(run: Callable[..., Any], arguments: tuple[st
     assert (refused.status, refused.out) == (2, "")
     assert refused.err.startswith("error: the page ")
     assert refused.err.count("\n") == 1
+
+
+def test_a_page_is_written_by_the_tokenizer_that_was_checked(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its file was read a second time after the pick, whatever it held by then."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(STORIES, bundle)
+    command = ("pick", "Once upon a time", "-n", "2", "--max-new-tokens", "6", "-m", bundle, "--threads", "1")
+    assert run(*command, "--explain", tmp_path / "one.html").status == 0
+    show = selecting.show
+
+    def changing(*arguments: Any) -> None:
+        show(*arguments)
+        (bundle / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr(selecting, "show", changing)
+    outcome = run(*command, "--explain", tmp_path / "another.html")
+    assert outcome.status == 0, outcome.err
+    pages = [Page((tmp_path / name).read_text(encoding="utf-8")) for name in ("one.html", "another.html")]
+    assert pages[0].candidates == pages[1].candidates
 
 
 QUESTION = (

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pytest
 from picks import PATIENCE_S, STORIES, bits, bits_of_candidate
 
@@ -543,10 +544,23 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("timeout", ["soon", float("nan")])
+@pytest.mark.parametrize("timeout", ["soon", float("nan"), np.array([1, 2])])
 def test_a_timeout_that_is_no_number_of_seconds_is_refused_and_the_request_goes_on(timeout: Any) -> None:
     with Selector(STORIES, threads=1) as selector:
         handle = selector.submit("Once", n=1, max_new_tokens=2)
         with pytest.raises(InvalidOptionError, match="timeout is"):
             handle.result(timeout)
         assert handle.result(float("inf")).usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("timeout", [1e300, threading.TIMEOUT_MAX * 2, 10**30])
+def test_a_timeout_beyond_the_clock_waits_as_long_as_it_takes(timeout: float) -> None:
+    """It was an OverflowError, and the request was lost."""
+    with Selector(STORIES, threads=1) as selector:
+        assert selector.submit("Once", n=1, max_new_tokens=2).result(timeout).usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("watched", [None, 1, np.array([1, 2])])
+def test_whether_a_request_is_watched_is_told_by_a_truth_value(watched: Any) -> None:
+    with Selector(STORIES, threads=1) as selector, pytest.raises(InvalidOptionError, match=r"watched is .*; expected"):
+        selector.submit("Once", n=1, max_new_tokens=2, watched=watched)

@@ -126,6 +126,11 @@ def test_token_in_a_batch_is_the_token_alone_bit_for_bit(
         assert (gate[0], reward[0]) == (gates[token], rewards[token])
 
 
+def test_a_name_that_no_file_can_have_is_no_head_file() -> None:
+    with pytest.raises(HeadFileError, match="there is no head file at xxx"):
+        load_head("x" * 20000)
+
+
 def test_with_the_norm_a_state_counts_by_its_direction_alone() -> None:
     head = make_head(norm="rms")
     states = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(np.float16)

@@ -14,9 +14,10 @@ import pytest
 from its_hub import BestOfN, BetaSelfConsistency, SelfConsistency
 from its_hub.api import ChatMessage, ChatMessages, GenerationUsage
 from its_hub.core.orchestrator import LMOrchestrator
+from picks import endless_bundle
 
 from swift_edge import Candidate, Handle, Selection, Selector, its_hub
-from swift_edge.answers import answer_task
+from swift_edge.answers import ANSWER_TASKS, AnswerTask, answer_task
 from swift_edge.errors import InvalidOptionError, PromptError
 from swift_edge.its_hub import BatchOrchestrator, SelfScoringModel
 
@@ -126,6 +127,46 @@ def test_self_consistency_picks_an_answer_that_most_candidates_give(selector: Wa
     assert found.response_counts == counts
     assert len(counts) > 1
     assert counts[answer(found.the_one["content"])] == max(counts.values())
+
+
+@pytest.mark.parametrize("name", list(ANSWER_TASKS))
+def test_answers_of_every_task_vote_whatever_was_written(selector: Watched, name: str) -> None:
+    """A response of a token or two has no answer, which counts as one more that differs from all others."""
+    model = SelfScoringModel(selector, max_new_tokens=2, temperature=5.0)
+    answer = answer_task(name).extract
+    found = SelfConsistency(answer, orchestrator=BatchOrchestrator()).infer(
+        model, CARROTS, budget=16, return_response_only=False
+    )
+    assert found.response_counts == Counter(map(answer, texts(found.responses)))
+
+
+def test_an_answer_that_raises_reaches_the_caller_and_nothing_stays_under_way(selector: Watched) -> None:
+    def failing(text: str) -> str:
+        raise ZeroDivisionError(text)
+
+    task = AnswerTask("own", failing, failing, failing)
+    model = SelfScoringModel(selector, max_new_tokens=8)
+    voting = SelfConsistency(task.extract, orchestrator=BatchOrchestrator())
+    with pytest.raises(ZeroDivisionError):
+        voting.infer(model, CARROTS, budget=4)
+    assert selector.engine.is_idle
+    assert selector.engine.failures == 0
+    assert len(asyncio.run(model.agenerate([user(CARROTS)] * 2))) == 2
+
+
+def test_a_special_token_stops_and_is_no_text(tmp_path: Path) -> None:
+    """`<|end|>`, given by the call or by the object, where the bundle does not end at it."""
+    with Selector(SMALL_STEPS, threads=1) as ending:
+        whole = written(ending.pick(CARROTS, n=2, max_new_tokens=96))
+    with Selector(endless_bundle(tmp_path), threads=1) as endless:
+        given = SelfScoringModel(endless, max_new_tokens=96)
+        assert texts(asyncio.run(given.agenerate([user(CARROTS)] * 2, stop="<|end|>"))) == whole
+        own = SelfScoringModel(endless, max_new_tokens=96, stop=["<|end|>"])
+        found = BestOfN(own, BatchOrchestrator()).infer(own, CARROTS, budget=2, return_response_only=False)
+        assert texts(found.responses) == whole
+        assert min(found.scores) > -its_hub.CUT_OFF / 2  # none was cut off
+        longer = texts(asyncio.run(SelfScoringModel(endless, max_new_tokens=96).agenerate([user(CARROTS)] * 2)))
+        assert longer != whole
 
 
 def test_the_default_orchestrator_gets_the_same_from_a_pick_per_response(selector: Watched) -> None:

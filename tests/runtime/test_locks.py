@@ -39,6 +39,19 @@ writer.add(0, rows_of(0))
 print("ready", flush=True)
 sys.stdin.readline()
 """
+STOPPED_TEST = f"""
+import sys
+from swift_edge.evaluation import evaluate
+from swift_edge.options import CollectOptions
+
+def report(line):
+    if line.startswith("judging"):
+        print("ready", flush=True)
+        sys.stdin.readline()
+
+options = {{"sizes": (1, 2), "writing": CollectOptions(max_new_tokens=4), "threads": 1}}
+evaluate({str(ADDITION)!r}, sys.argv[2], sys.argv[1], task="exact", report=report, **options)
+"""
 
 
 @contextmanager
@@ -244,3 +257,23 @@ def test_two_fits_to_one_place_exclude_each_other(run: Run, make_store: MakeStor
         first.communicate()
         assert first.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
+
+
+@pytest.mark.slow
+def test_two_tests_in_one_folder_exclude_each_other_to_the_end(run: Run, sums: Path, tmp_path: Path) -> None:
+    """The first is stopped where its candidates are complete, so that nobody holds their store any more."""
+    out, options = tmp_path / "results", ("-m", ADDITION, "--data", sums, "--task", "exact", "-n", "1,2")
+    writing = ("--max-new-tokens", "4", "--threads", "1")
+    with started("-c", STOPPED_TEST, out, sums) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"ready\n"
+        assert not (out / "candidates" / ".lock").exists()
+        for force in ((), ("--force",)):
+            refused = run("eval", *options, *writing, "--out", out, *force)
+            assert (refused.status, refused.out) == (1, ""), refused.err
+            assert f"results is being written by process {first.pid} on" in refused.err
+        assert Store.open(out / "candidates").complete
+        first.communicate(b"\n")
+        assert first.returncode == 0
+    assert run("eval", *options, *writing, "--out", out).status == 0
+    assert not (out / ".lock").exists()

@@ -2,14 +2,21 @@
 
 import os
 import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from swift_edge.errors import DiskSpaceError, MemoryLimitError
+from swift_edge import Selector
+from swift_edge.errors import DiskSpaceError, MemoryLimitError, SwiftEdgeError
+from swift_edge.scoring import load_head
 from swift_edge.system import machine
 from swift_edge.system.panics import quiet_panics
 
+MODELS = Path(__file__).parents[2] / "models"
+STORIES = MODELS / "stories260k"
 MEMINFO = "MemTotal:       8000000 kB\nMemFree:        1000 kB\nMemAvailable:    4000 kB\n"
 
 
@@ -110,3 +117,117 @@ def test_what_others_write_to_stderr_meanwhile_is_kept(capfd: pytest.CaptureFixt
     with quiet_panics():
         os.write(2, b"a warning\n")
     assert capfd.readouterr().err == "a warning\n"
+
+
+OPENING = """
+import resource, sys
+import jinja2, numpy.random, onnxruntime, tokenizers
+import swift_edge.bundle.template, swift_edge.selector
+from swift_edge import Selector
+
+selector = Selector(sys.argv[1], threads=2)
+most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + int(sys.argv[2]) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    selector.pick("Once", n=2, max_new_tokens=2)
+    print("picked")
+except BaseException as error:
+    print(f"{type(error).__module__}.{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
+@pytest.mark.parametrize("free", [1, 20, 40])
+def test_memory_that_ends_while_a_bundle_is_opened_is_an_error_of_ours(free: int) -> None:
+    """Of a thread's stack, of Python's, and of onnxruntime's, which tells of it in the words of a damaged graph."""
+    command = [sys.executable, "-c", OPENING, str(STORIES), str(free)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if ended.returncode < 0:
+        pytest.skip("C++ or Rust ended the process, which nobody can keep it from")
+    says = "swift_edge.errors.MemoryLimitError: opening "
+    assert ended.stdout.startswith(says) or (free > 1 and ended.stdout == "picked\n"), ended.stdout + ended.stderr
+
+
+THREADLESS = """
+import resource, sys, threading
+from swift_edge import Selector, SwiftEdgeError
+
+selector = Selector(sys.argv[1], threads=1).open()
+selector.token_count("Once")
+threading.stack_size(2**27)  # more than the stacks that are kept of threads that have ended
+before = resource.getrlimit(resource.RLIMIT_AS)
+most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 2**20
+resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+try:
+    selector.pick("Once", n=2, max_new_tokens=2)
+except SwiftEdgeError as error:
+    print(type(error).__name__)
+resource.setrlimit(resource.RLIMIT_AS, before)
+threading.stack_size(0)
+print(len(selector.pick("Once", n=2, max_new_tokens=2).candidates), selector.engine.is_idle)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
+def test_a_pick_for_which_no_thread_can_be_started_fails_alone() -> None:
+    """The next one starts the thread; it waited for ever for the one that was not there."""
+    command = [sys.executable, "-c", THREADLESS, str(STORIES)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stdout == "MemoryLimitError\n2 True\n", ended.stdout + ended.stderr
+
+
+def on_a_full_stack(call: Callable[[], object], left: int) -> object:
+    """Call with so many more functions in one another as Python still allows."""
+    frame, depth = sys._getframe(), 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1
+
+    def deeper(more: int) -> object:
+        return deeper(more - 1) if more else call()
+
+    return deeper(sys.getrecursionlimit() - depth - left)
+
+
+def test_a_stack_that_is_full_is_an_error_of_ours() -> None:
+    with Selector(STORIES, threads=1) as selector:
+        calls: dict[str, Callable[[], object]] = {
+            "opening the bundle": lambda: Selector(STORIES, threads=1).open(),
+            "reading the answers": lambda: selector.score("Once", ["upon a time"], raw=True),
+            "reading the head": lambda: load_head(MODELS / "small-steps" / "head.npz"),
+            "the pick": lambda: selector.pick("Once", n=2, max_new_tokens=2, raw=True),
+        }
+        said = {what: [refusal(call, left) for left in range(12, 40)] for what, call in calls.items()}
+    for what, refusals in said.items():
+        assert any(f"{what} needs" in each and "Python's stack is full" in each for each in refusals), refusals
+        assert not refusals[-1]
+
+
+def refusal(call: Callable[[], object], left: int) -> str:
+    try:
+        on_a_full_stack(call, left)
+    except (SwiftEdgeError, RecursionError) as error:  # the latter where not even the call itself has room
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (MemoryError(), MemoryLimitError),
+        (OSError(12, "Cannot allocate memory"), MemoryLimitError),
+        (RuntimeError("can't start new thread"), MemoryLimitError),
+        (ImportError("x.so: failed to map segment from shared object"), MemoryLimitError),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), MemoryLimitError),
+        (MemoryLimitError("it", 5, 4, "free some"), MemoryLimitError),
+        (OSError(2, "No such file or directory", "/out of memory"), OSError),
+        (RuntimeError("x"), RuntimeError),
+        (KeyError("out of memory"), KeyError),
+    ],
+)
+def test_only_a_lack_of_memory_is_told_as_one(error: Exception, becomes: type[Exception]) -> None:
+    with pytest.raises(becomes) as caught, machine.memory_for("it"):
+        raise error
+    assert isinstance(caught.value, SwiftEdgeError) == (becomes is MemoryLimitError)
+    assert (caught.value is error) == (becomes is not MemoryLimitError or isinstance(error, MemoryLimitError))

@@ -139,10 +139,19 @@ def test_time_is_shared_out_to_the_picks(scoring: Selector) -> None:
     assert passed / 2 < shares < passed
 
 
-def test_prompts_have_to_be_a_list(scoring: Selector) -> None:
-    with pytest.raises(InvalidOptionError, match="a list of prompts"):
-        scoring.pick_many("Once upon a time")
+@pytest.mark.parametrize("prompts", ["Once upon a time", {"role": "user", "content": "Hi"}, 5, None, np.array("Once")])
+def test_prompts_have_to_be_a_list(scoring: Selector, prompts: Any) -> None:
+    with pytest.raises(InvalidOptionError, match=r"prompts is .*; expected a list of prompts"):
+        scoring.pick_many(prompts)
     assert list(scoring.pick_many([])) == []
+
+
+@pytest.mark.parametrize("option", ["in_order", "on_error"])
+@pytest.mark.parametrize("value", [None, 1, "maybe", np.array([1, 2])])
+def test_how_prompts_are_answered_is_checked_before_the_first(scoring: Selector, option: str, value: Any) -> None:
+    options: dict[str, Any] = {option: value}
+    with pytest.raises(InvalidOptionError, match=f"{option} is .*; expected"):
+        scoring.pick_many(PROMPTS, **options)
 
 
 def test_tokens_that_wait_are_all_counted(scoring: Selector) -> None:

@@ -377,6 +377,7 @@ def test_requests_that_cannot_be_served_are_refused_before_the_first_event(
         ("one text", "expected a list"),
         (None, "texts is None; expected a list"),
         (5, "texts is 5; expected a list"),
+        (np.array("a"), "texts is array.*; expected a list"),
         (["fine", None], "expected a list"),
         (["a"] * 10_001, "at most 10000"),
         (itertools.repeat("a"), "texts is repeat.'a'.; expected a list"),
@@ -451,6 +452,13 @@ def test_a_head_trained_without_eos_does_not_score_it(stories_head: Head) -> Non
         assert other.score != one.score
     for one, other in pairs:
         assert one.finish_reason == "stop" or one.score == other.score
+
+
+@pytest.mark.parametrize("raw", [None, "yes", np.array([1, 2])])
+def test_whether_a_prompt_is_raw_is_told_by_a_truth_value(plain: Selector, raw: Any) -> None:
+    for count in (lambda: plain.token_count("Once", raw=raw), lambda: plain.score("Once", [" a"], raw=raw)):
+        with pytest.raises(InvalidOptionError, match=r"raw is .*; expected"):
+            count()
 
 
 def test_texts_to_score_have_to_be_a_list_of_texts(plain: Selector) -> None:

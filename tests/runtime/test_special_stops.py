@@ -1,13 +1,12 @@
 """Stop strings with special tokens, which leave no text of their own: `<|end|>` where it is no EOS of the bundle."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from picks import SMALL_STEPS
+from picks import SMALL_STEPS, endless_bundle
 
 from swift_edge import Selector
 from swift_edge.engine import OpenedModel
@@ -23,13 +22,7 @@ END = 1
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that writes `<|end|>` and goes on."""
-    bundle = tmp_path_factory.mktemp("bundles") / "endless"
-    shutil.copytree(SMALL_STEPS, bundle)
-    manifest = json.loads((bundle / "swift_edge.json").read_text())
-    manifest["tokens"]["eos_ids"] = []
-    (bundle / "swift_edge.json").write_text(json.dumps(manifest))
-    return bundle
+    return endless_bundle(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")

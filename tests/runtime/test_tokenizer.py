@@ -207,6 +207,12 @@ def test_special_tokens_and_ids_without_a_token_leave_no_text(by_name: dict[str,
     assert streamed(tokenizer, [1, 403, 0, 2, 2047]) == ["", " Once", "", "", "", ""]
 
 
+def test_numbers_that_are_no_ids_of_any_tokenizer_leave_no_text(by_name: dict[str, Tokenizer]) -> None:
+    beyond = [1, 403, -1, 2**32, 10**30]
+    assert by_name["stories"].decode(beyond) == "Once"
+    assert streamed(by_name["stories"], beyond) == ["", " Once", "", "", "", ""]
+
+
 def test_an_ordinary_token_that_is_declared_special_stays(tmp_path: Path) -> None:
     backend = tokenizers.Tokenizer(models.WordLevel({str(digit): digit for digit in range(10)}, unk_token="0"))
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
@@ -446,6 +452,23 @@ def test_a_panic_on_a_later_text_is_an_error(monkeypatch: pytest.MonkeyPatch, tm
     tokenizer._backend.decoder = panicking.decoder
     with pytest.raises(errors.TokenizerError, match="failed on a text"):
         tokenizer.decode([])
+
+
+def test_an_exception_of_the_library_on_a_text_is_an_error_in_one_line(tmp_path: Path) -> None:
+    """One changed letter takes the unknown token away: the library raises an `Exception` and nothing less."""
+    backend = tokenizers.Tokenizer(models.WordLevel({"A": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.Fuse()
+    path = tmp_path / "tokenizer.json"
+    backend.save(str(path))
+    path.write_text(path.read_text().replace('"unk_token": "[UNK]"', '"unk_token": "[UNX]"'))
+    tokenizer = Tokenizer(bundle_with(path, tokens=Tokens(()), vocab_size=2))
+    assert tokenizer.encode_prompt("A A", raw=True) == [0, 0]
+    for use in (tokenizer.encode_prompt, tokenizer.encode_response):
+        with pytest.raises(
+            errors.TokenizerError, match=r"failed on a text \(.*UNK.*\); copy tokenizer\.json of 'tiny'"
+        ):
+            use("B")
 
 
 def test_a_text_is_refused_by_its_bytes_and_the_longest_token() -> None:

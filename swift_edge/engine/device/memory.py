@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from swift_edge.engine.device.small_graphs import graph, node
 from swift_edge.engine.providers import DEVICES, onnxruntime_module, open_small_graph
 from swift_edge.errors import DeviceError, DeviceMemoryError, ProviderError, one_line
+from swift_edge.system.machine import tells_of_memory
 
 # Copies the first `tokens` tokens of one row, or of as many rows as there are to write, and puts zeros behind them.
 # Numbers of any type are moved as words of 32 bits, for which every provider has these operators.
@@ -35,7 +36,6 @@ _COPY: Final = graph(
     outputs={"target": np.float32},
 )
 
-_OUT_OF_MEMORY: Final = re.compile(r"out of memory|failed to allocate|bad_alloc|alloc_failed", re.IGNORECASE)
 _SIZE: Final = re.compile(r"buffer of size (\d+)")
 
 
@@ -164,7 +164,7 @@ def rows_device(location: str, providers: Sequence[str]) -> Device | None:
 
 def memory_failure(device: str, reason: str) -> DeviceMemoryError | None:
     """The error for a run that ran out of memory, by onnxruntime's message `reason`; None for other failures."""
-    if _OUT_OF_MEMORY.search(reason) is None:
+    if not tells_of_memory(reason):
         return None
     size = _SIZE.search(reason)
     return DeviceMemoryError(device, None if size is None else int(size[1]), reason)

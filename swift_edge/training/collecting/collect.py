@@ -41,6 +41,7 @@ from swift_edge.training.store.format import StoreInfo
 from swift_edge.training.store.writer import SHARD_BYTES, StoreWriter
 
 
+@machine.memory_for("collecting")
 def collect(
     model: str | os.PathLike[str] | OpenedModel,
     data: str | os.PathLike[str] | Problems,
@@ -156,6 +157,7 @@ def collect(
     return collection.summary()
 
 
+@machine.memory_for("collecting")
 def collect_responses(
     model: str | os.PathLike[str] | OpenedModel,
     data: str | os.PathLike[str] | Responses,

@@ -15,7 +15,7 @@ from swift_edge.checks import is_number, shown
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import MIB, DataError, InvalidOptionError, SwiftEdgeError
 from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, parse_json
-from swift_edge.system.machine import require_memory
+from swift_edge.system.machine import memory_for, require_memory
 
 PROMPT_FIELDS = ("prompt", "question", "messages")
 _LARGE = 256 * MIB
@@ -62,6 +62,7 @@ class Problems:
         return Problems(self.path, self.sha256, first_rows(self.rows, limit))
 
 
+@memory_for("reading the problems")
 def read_problems(path: str | os.PathLike[str], *, answers: bool = True) -> Problems:
     """Read problems from JSONL: each row has `prompt`, `question` or `messages`, and `answer`, a text or a number.
 

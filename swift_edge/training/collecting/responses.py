@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_edge.errors import DataError
+from swift_edge.system.machine import memory_for
 from swift_edge.training.collecting.problems import Problem, first_rows, prompt_of, read_rows, text_of
 
 
@@ -45,6 +46,7 @@ class Responses:
         return Responses(self.path, self.sha256, first_rows(self.rows, limit), self.notes)
 
 
+@memory_for("reading the responses")
 def read_responses(path: str | os.PathLike[str]) -> Responses:
     """Read responses from JSONL: each row has a prompt, `completions`, and `correctness` or `reference` or both.
 

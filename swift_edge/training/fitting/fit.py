@@ -23,6 +23,7 @@ from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration
 from swift_edge.scoring.head import Head
 from swift_edge.scoring.quality import pick_accuracy
 from swift_edge.system.extras import import_extra
+from swift_edge.system.machine import memory_for
 from swift_edge.training.fitting.calibrate import calibrate, task_of
 from swift_edge.training.fitting.descent import Objective, Weights
 from swift_edge.training.fitting.examples import (
@@ -57,6 +58,7 @@ class FitInterrupted(KeyboardInterrupt):
         return f"{place}; the best head until then is in the attribute `head` of this exception"
 
 
+@memory_for("the fit")
 def fit_head(
     stores: Store | Sequence[Store], options: FitOptions | None = None, *, report: Callable[[str], None] | None = None
 ) -> Head:

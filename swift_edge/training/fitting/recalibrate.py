@@ -20,6 +20,7 @@ from swift_edge.errors import HeadMismatchError, InvalidOptionError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration, calibration_error
 from swift_edge.scoring.head import Head
 from swift_edge.scoring.quality import within_problem_auroc
+from swift_edge.system.machine import memory_for
 from swift_edge.training.fitting.calibrate import calibrate, task_of
 from swift_edge.training.fitting.descent import Objective, Standard, Weights
 from swift_edge.training.fitting.examples import (
@@ -41,6 +42,7 @@ FEW_PROBLEMS: Final = 100
 """With fewer problems the report says that a calibration is rough."""
 
 
+@memory_for("recalibrating")
 def recalibrate(
     head: Head,
     store: Store,

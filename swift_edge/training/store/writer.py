@@ -27,6 +27,7 @@ from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
 from swift_edge.records import shown
 from swift_edge.system.files import write_whole
 from swift_edge.system.locks import LOCK_NAME, Lock, require_free
+from swift_edge.system.machine import memory_for
 from swift_edge.training.store.format import (
     STORE_NAME,
     TIMINGS_NAME,
@@ -59,6 +60,7 @@ class Store:
     """Of all shards, by problem and index."""
 
     @classmethod
+    @memory_for("opening the store")
     def open(cls, path: str | os.PathLike[str]) -> "Store":
         """Open a store, finished or not; one that is being written opens with the shards that are complete.
 
@@ -123,7 +125,7 @@ class StoreWriter:
         self._failed = False  # in the middle of a write: only opening the files again tells what they hold
         self._closed = False
         self._shard = GrowingShard(self.path, 0, info)
-        self._lock = _locked(self.path)
+        self._lock = locked_folder(self.path)
         try:
             with _refusals(self.path):
                 self.holds_store = self._goes_on(force)  # whether the store in the folder is this one
@@ -248,8 +250,11 @@ class StoreWriter:
             self._shard = GrowingShard(self.path, self._shard.number + 1, self.info)
 
 
-def _locked(folder: Path) -> Lock | None:
-    """Make the folder and lock it; None where this user cannot write to it, so that a complete store can be read."""
+def locked_folder(folder: Path) -> Lock | None:
+    """Make a folder and lock it; None where this user cannot write to it, so that a complete store can be read.
+
+    Raises `PlaceInUseError` where somebody else holds it, `StoreError` and `DiskSpaceError` where it cannot be made.
+    """
     with _refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
