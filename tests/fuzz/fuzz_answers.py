@@ -20,6 +20,9 @@ WORDS = tuple(
         "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", r"\pm", "x=3", r"\infty", "(0,1]", r"\cup", "!", "\u00bd",
         "\uff15", "\u00b2", ":", "12:30", r"\log_2 8", "|x|", "==", r"\left(", r"\right)", r"\cdot", "9" * 400,
         "\u2212", "mod", r"\binom{5}{2}", "e^{i\\pi}", "\\sum_{i=1}^{9}", ".",
+        r"\sum_{k=1}^{n}", r"\sum_{k=0}^{\infty}", "(-1)^{n}", "(n+1)!", "C_{10}^{3}", r"\color{red}", r"\left\{",
+        r"\\[4pt]", r"\begin{array}{l}", r"\end{array}", r"\forall x", r"k\in\mathbb{Z}", " where $k$ is an integer",
+        r"\right.", "n", "k", "maybe yes", "The ",
     )
 )  # fmt: skip
 
