@@ -10,6 +10,7 @@ import click
 from swift_edge.cli.evaluating import size_list
 from swift_edge.cli.options import Command, declared
 from swift_edge.cli.output import answer
+from swift_edge.cli.places import Place
 from swift_edge.cli.progress import ProgressLine
 
 
@@ -20,7 +21,7 @@ def _sizes(name: str, default: str, what: str) -> Callable[[Command], Command]:
 
 
 @click.command("bench", short_help="Time picks on this machine.")
-@click.option("-m", "--model", required=True, metavar="DIR", help="Bundle to time.")
+@click.option("-m", "--model", required=True, type=Place(), metavar="DIR", help="Bundle to time.")
 @click.option(
     "-n",
     "sizes",
@@ -38,7 +39,9 @@ def _sizes(name: str, default: str, what: str) -> Callable[[Command], Command]:
     help="Random weights give flat logits: a low one makes them a trained model's.  [default: the bundle's]",
 )
 @declared("top_p")
-@click.option("--head", metavar="FILE", help="Head to score with.  [default: the bundle's, or a random one]")
+@click.option(
+    "--head", type=Place(), metavar="FILE", help="Head to score with.  [default: the bundle's, or a random one]"
+)
 @click.option("--provider", "providers", multiple=True, metavar="NAME", help="Execution provider.  [default: cpu]")
 @click.option("--threads", type=int, metavar="N", help="Threads for the model.  [default: the cores allowed]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with everything instead of the table.")

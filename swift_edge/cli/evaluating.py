@@ -11,6 +11,7 @@ import click
 
 from swift_edge.cli.options import declared, running_options, writing_options
 from swift_edge.cli.output import answer, say
+from swift_edge.cli.places import Place
 from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.options import CollectOptions
 
@@ -41,11 +42,11 @@ def named_paths(_context: click.Context, _parameter: click.Parameter, texts: tup
     return tuple((name, Path(path)) for name, _, path in pairs)
 
 
-file_path = click.Path(path_type=Path)
+file_path = Place(path_type=Path)
 
 
 @click.command("eval", short_help="Test a bundle and its heads on problems with answers.")
-@click.option("-m", "--model", required=True, metavar="DIR", help="Bundle to test.")
+@click.option("-m", "--model", required=True, type=Place(), metavar="DIR", help="Bundle to test.")
 @click.option(
     "--data",
     required=True,

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from swift_edge.cli.output import answer, say
-from swift_edge.cli.places import hold_place
+from swift_edge.cli.places import Place, hold_place
 from swift_edge.errors import MissingExtraError
 
 EXTRAS = {"dynamo": "export", "optimum": "optimum"}
@@ -32,7 +32,7 @@ def requirements_of(extra: str, what: str) -> Iterator[None]:
 
 @click.command(short_help="Make a bundle from a model.")
 @click.argument("model")
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, metavar="DIR", type=Place(path_type=Path), help="Folder to write.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8", "int4"]),
@@ -54,7 +54,7 @@ def requirements_of(extra: str, what: str) -> Iterator[None]:
     metavar="all|last:K|I,J,...",
     help="Hidden states to give out: 0 is the embeddings, the last one comes after the final norm.",
 )
-@click.option("--head", metavar="FILE", type=click.Path(path_type=Path), help="Head to put into the bundle.")
+@click.option("--head", metavar="FILE", type=Place(path_type=Path), help="Head to put into the bundle.")
 @click.option(
     "--exporter",
     type=click.Choice(sorted(EXTRAS)),
@@ -113,10 +113,10 @@ def layer_list(_context: click.Context, _parameter: click.Parameter, text: str |
 
 
 @click.command("convert-head", short_help="Make a head file from a SWIFT checkpoint.")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--bundle", metavar="DIR", type=click.Path(path_type=Path), help="Bundle of the model it was trained on.")
+@click.argument("file", type=Place(path_type=Path))
+@click.option("--bundle", metavar="DIR", type=Place(path_type=Path), help="Bundle of the model it was trained on.")
 @click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path), help="Head file to write.  [default: FILE with .npz]"
+    "--out", metavar="FILE", type=Place(path_type=Path), help="Head file to write.  [default: FILE with .npz]"
 )
 @click.option("--layers", callback=layer_list, metavar="I,J,...", help="Hidden states it reads, where that is open.")
 @click.option("--feature", type=click.Choice(["hidden", "logits"]), help="What it reads, where that is open.")

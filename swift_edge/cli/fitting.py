@@ -12,7 +12,7 @@ import click
 
 from swift_edge.checks import parse_layers
 from swift_edge.cli.output import answer
-from swift_edge.cli.places import hold_place
+from swift_edge.cli.places import Place, hold_place
 from swift_edge.cli.progress import ProgressLine
 from swift_edge.errors import InvalidOptionError
 
@@ -72,8 +72,8 @@ def show(out: Path, head: "Head", as_json: bool) -> None:
 
 
 @click.command(short_help="Fit a head to the candidates of a store.")
-@click.argument("stores", nargs=-1, required=True, metavar="STORE...", type=click.Path(path_type=Path))
-@click.option("--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="Head file to write.")
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...", type=Place(path_type=Path))
+@click.option("--out", required=True, metavar="FILE", type=Place(path_type=Path), help="Head file to write.")
 @click.option("--loss", metavar="NAME", help="bce, hinge, pairwise, infonca or nca.  [default: bce]")
 @click.option("--pairwise-weight", type=float, metavar="W", help="Add W times the pairwise loss.  [default: 0]")
 @click.option("--no-gate", is_flag=True, help="Weight all tokens alike.")
@@ -183,9 +183,9 @@ def fit(
 
 
 @click.command(short_help="Calibrate a head on other candidates of its model.")
-@click.argument("head", metavar="HEAD", type=click.Path(path_type=Path))
-@click.argument("store", metavar="STORE", type=click.Path(path_type=Path))
-@click.option("--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="Head file to write.")
+@click.argument("head", metavar="HEAD", type=Place(path_type=Path))
+@click.argument("store", metavar="STORE", type=Place(path_type=Path))
+@click.option("--out", required=True, metavar="FILE", type=Place(path_type=Path), help="Head file to write.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the calibration's folds.")
 @memory_option
 @click.option("--force", is_flag=True, help="Replace a file that is already at --out.")

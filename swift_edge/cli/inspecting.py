@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swift_edge.cli.output import answer
+from swift_edge.cli.places import Place
 
 if TYPE_CHECKING:
     from swift_edge.bundle.manifest import Bundle
 
 
 @click.command(short_help="Show what a bundle says about itself.")
-@click.argument("bundle", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="DIR", type=Place(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with everything.")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Check the files of a bundle and show what it says about itself, its head and the parity of its export."""

@@ -60,7 +60,10 @@ def schedule(_context: click.Context, parameter: click.Parameter, text: str | No
     if text is None or text in words:
         return text
     try:
-        return {int(tokens): int(keep) for tokens, keep in (part.split(":") for part in text.split(","))}
+        pairs = [(int(tokens), int(keep)) for tokens, keep in (part.split(":") for part in text.split(","))]
+        if len(dict(pairs)) < len(pairs):  # one token count twice
+            raise ValueError
+        return dict(pairs)
     except ValueError:
         raise click.BadParameter(
             f"{text!r} is no schedule; expected {', '.join(words)}, or one such as 16:8,32:4"

@@ -1,15 +1,26 @@
-"""The place of a file that a command will write: looked at before the work, and held while it lasts."""
+"""Places on the command line: one that a command will write to is looked at before the work, and held meanwhile."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from swift_edge.errors import HeadFileError, OutputExistsError, PlaceInUseError
 from swift_edge.system.files import kind_at
 from swift_edge.system.locks import held, lock_beside
+
+
+class Place(click.Path):
+    """A file or a folder; an empty text, as of a variable that is not set, is none, least of all the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Take what `click.Path` takes, but for nothing at all."""
+        if value == "":
+            self.fail("it is empty; expected the path of a file or folder, such as . for the current one", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def hold_place(out: Path, force: bool) -> None:

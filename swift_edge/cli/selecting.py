@@ -11,6 +11,7 @@ import click
 
 from swift_edge.cli.options import Command, declared, running_options, with_options, writing_options
 from swift_edge.cli.output import answer, say
+from swift_edge.cli.places import Place
 from swift_edge.cli.progress import PickProgress, ProgressLine
 from swift_edge.cli.report import report
 from swift_edge.cli.text import prompt_from, text_from
@@ -29,8 +30,8 @@ def model_options(command: Command) -> Command:
     """Add the options of every command that answers with a selection."""
     return with_options(
         command,
-        click.option("-m", "--model", required=True, metavar="DIR", help="Bundle to run."),
-        click.option("--head", metavar="FILE", help="Head to score with, instead of the bundle's own."),
+        click.option("-m", "--model", required=True, type=Place(), metavar="DIR", help="Bundle to run."),
+        click.option("--head", type=Place(), metavar="FILE", help="Head to score with, instead of the bundle's own."),
         declared("signal"),
         running_options,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON line with everything."),
@@ -40,7 +41,7 @@ def model_options(command: Command) -> Command:
 explain_option = click.option(
     "--explain",
     "page",
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     metavar="FILE.html",
     help="Write a page that shows every token with its reward and gate.",
 )

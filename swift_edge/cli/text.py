@@ -22,7 +22,13 @@ def prompt_from(argument: str) -> str:
         return text_from(argument, "the prompt")
     if sys.stdin is None:
         raise PromptError("the prompt was to come from stdin, but stdin is closed; pipe a text in or give the prompt")
-    data = sys.stdin.buffer.read(MOST_STDIN_BYTES + 1)
+    try:
+        data = sys.stdin.buffer.read(MOST_STDIN_BYTES + 1)
+    except OSError as error:
+        raise PromptError(
+            f"the prompt was to come from stdin, which does not read ({error.strerror or error}); pipe a text in or "
+            "give the prompt"
+        ) from error
     if len(data) > MOST_STDIN_BYTES:
         raise PromptError(
             f"the prompt on stdin has more than {size_text(MOST_STDIN_BYTES)}, which no context holds; shorten it"

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from swift_edge.cli.options import declared, running_options, writing_options
 from swift_edge.cli.output import answer, say
+from swift_edge.cli.places import Place
 from swift_edge.cli.progress import ProgressLine, duration_text
 from swift_edge.options import CollectOptions, options_of
 
@@ -23,21 +24,21 @@ WRITING_OPTIONS = {"n", *options_of(CollectOptions)} - {"raw"}
 
 
 @click.command(short_help="Write and grade candidates to train a head on.")
-@click.option("-m", "--model", required=True, metavar="DIR", help="Bundle to run.")
+@click.option("-m", "--model", required=True, type=Place(), metavar="DIR", help="Bundle to run.")
 @click.option(
     "--data",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     help="Problems: JSON lines with prompt, question or messages, and answer.",
 )
 @click.option(
     "--responses",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     help="Ready-made answers instead: JSON lines with prompt, reference, completions, correctness.",
 )
 @click.option("--task", metavar="NAME", help="What answers are: number, latex, letter, yes-no, literal, text or exact.")
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Store to write.")
+@click.option("--out", required=True, metavar="DIR", type=Place(path_type=Path), help="Store to write.")
 @declared("n", "-n", callback=None, type=int, help="Candidates per problem.")
 @click.option(
     "--layers", metavar="all|last:K|I,J,...", help="Hidden states to keep.  [default: all that the bundle has]"

@@ -99,7 +99,7 @@ class Ablations:
                 raise InvalidOptionError(
                     "problems to recalibrate on are given, but no other bundle; name one with --other"
                 )
-            if read_problems(self.recalibration_data).sha256 == trial.problems.sha256:
+            if read_problems(self.recalibration_data, piped=False).sha256 == trial.problems.sha256:
                 raise InvalidOptionError(
                     f"{self.recalibration_data} holds the problems of the test; expected others to recalibrate on"
                 )

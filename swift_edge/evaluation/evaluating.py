@@ -23,7 +23,7 @@ from swift_edge.evaluation.ablations import Ablations
 from swift_edge.evaluation.bootstrap import RESAMPLES
 from swift_edge.evaluation.economy import economy
 from swift_edge.evaluation.external import read_external
-from swift_edge.evaluation.figures import check_drawing, draw_accuracy, draw_calibration, draw_economy
+from swift_edge.evaluation.figures import FORMATS, check_drawing, draw_accuracy, draw_calibration, draw_economy
 from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.record import file_sha256, machine_facts, versions
 from swift_edge.evaluation.sampled import Sampled
@@ -305,7 +305,8 @@ def _held(out: Path) -> Iterator[None]:
 
 def _require_own(out: Path, force: bool) -> None:
     """Raise `OutputExistsError` for results that are not those of a test in this folder: they would be replaced."""
-    taken = [name for name in ("results.json", "results.md") if (out / name).exists()]
+    drawings = [f"{name}.{form}" for name in ("accuracy", "calibration", "economy") for form in FORMATS]
+    taken = [name for name in ("results.json", "results.md", *drawings) if (out / name).exists()]
     if taken and not force and not (out / CANDIDATES / STORE_NAME).is_file():
         raise OutputExistsError(
             f"{out} holds {taken[0]!r} and no test that it belongs to; name another folder with --out, or replace it "

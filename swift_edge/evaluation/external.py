@@ -29,7 +29,7 @@ def read_external(path: Path, problems: int, n: int) -> NDArray[np.float64]:
     one candidate, and for candidates without a row.
     """
     scores = np.full((problems, n), np.nan)
-    for place, row in read_rows(path)[1]:
+    for place, row in read_rows(path, piped=False)[1]:
         problem, index, score = (row.get(name) for name in _FIELDS)
         bounded = is_number(score) and abs(score) <= _LARGEST_SCORE
         if not _whole(problem, problems) or not _whole(index, n) or not bounded:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from swift_edge.answers import ANSWER_TASKS
 from swift_edge.bundle.manifest import MOST_LAYERS, Manifest
 from swift_edge.checks import expect, require
 from swift_edge.engine.signals import TokenStatistics
@@ -104,6 +105,9 @@ class Head:
     def __post_init__(self) -> None:
         """Check that the fields fit together; raises `InvalidOptionError` where they do not."""
         rows = 2 if self.gate else 1
+        task = self.summary.get("task")
+        known = task is None or (isinstance(task, str) and task in ANSWER_TASKS)
+        expect(known, "the head's task", task, f"one of {', '.join(ANSWER_TASKS)}, or None")
         for name in ("weight", "bias"):
             array = np.array(getattr(self, name), dtype=np.float32, order="C")
             require(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")
@@ -301,7 +305,7 @@ def load_head(path: Path | str) -> Head:
     """Read a head file; raises `HeadFileError` unless it is sound. Nothing in the file is ever executed."""
     path = Path(path)
     try:
-        is_there = path.is_file()
+        is_there = path.exists()
     except OSError:  # a name that is too long for any file
         is_there = False
     if not is_there:

@@ -24,6 +24,7 @@ from swift_edge.selection.ranking import (
     rank_by_answer,
     redraw_weights,
 )
+from swift_edge.system.documents import HALF_CHARACTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ def _guarded(extract: Extractor) -> Extractor:
                 f"task failed on the text {shown(text)} ({type(error).__name__}: {one_line(error)}); "
                 "expected the answer of a text, or None"
             ) from error
-        if answer is None or isinstance(answer, str):
+        if answer is None or (isinstance(answer, str) and not HALF_CHARACTER.search(answer)):
             return answer
         raise InvalidOptionError(
             f"task gave {shown(answer)} for the text {shown(text)}; expected the answer of a text, or None"

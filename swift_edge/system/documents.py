@@ -1,7 +1,8 @@
 """Files that others wrote: text, JSON documents and JSON lines, bounded before they are read.
 
 What is read is a regular file, whose size is known before a byte of it is; a device or a pipe has no end, or never
-begins. JSON is UTF-8, a byte order mark in front is passed over. What swift-edge wrote is read strictly, as JSON is
+begins. JSON lines, which are read once and in order, may come from a pipe that is open already: they are counted as
+they come. JSON is UTF-8, a byte order mark in front is passed over. What swift-edge wrote is read strictly, as JSON is
 defined; what others wrote as Python reads it, who mostly wrote it with Python: their fields are checked one by one.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from swift_edge.errors import GIB, MIB, size_text
+from swift_edge.system.files import STREAM_PLACES
 
 DOCUMENT_BYTES: Final = 16 * MIB
 """Most of a JSON document: a manifest has some kilobytes, what a tokenizer's config says of many tokens a few MB."""
@@ -51,6 +53,31 @@ def opened(path: Path, most: int = DOCUMENT_BYTES) -> Iterator[tuple[BinaryIO, i
 
     Raises `DocumentError` for any other, and `OSError` for what the system refuses.
     """
+    with _opened(path) as stream:
+        status = os.fstat(stream.fileno())
+        _require_file(path, status, most)
+        yield stream, status.st_size
+
+
+@contextlib.contextmanager
+def opened_lines(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
+    """Open a file of JSON lines, and tell its size: None for what a shell pipes in, as in `--data <(zcat x.gz)`.
+
+    A named pipe is refused: it may have no writer, ever. Raises as `opened` does.
+    """
+    with _opened(path) as stream:
+        status = os.fstat(stream.fileno())
+        if stat.S_ISFIFO(status.st_mode) and str(path).startswith(STREAM_PLACES):
+            os.set_blocking(stream.fileno(), True)
+            yield stream, None
+        else:
+            _require_file(path, status, LINES_BYTES)
+            yield stream, status.st_size
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open whatever is there, and wait for nobody."""
     if "\0" in str(path):
         raise DocumentError(f"{str(path)!r} names no file: it holds a zero byte")
     # A pipe would be waited for until somebody writes to it.
@@ -58,13 +85,15 @@ def opened(path: Path, most: int = DOCUMENT_BYTES) -> Iterator[tuple[BinaryIO, i
     if path.is_dir():  # opening one fails in other words on each system
         raise DocumentError(f"{path} is a folder; expected a file")
     with open(os.open(path, flags), "rb") as stream:
-        status = os.fstat(stream.fileno())
-        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
-        if kind is not None:
-            raise DocumentError(f"{path} is a {kind}; expected a file, whose size is known")
-        if status.st_size > most:
-            raise DocumentError(f"{path} has {size_text(status.st_size)}; expected at most {size_text(most)}")
-        yield stream, status.st_size
+        yield stream
+
+
+def _require_file(path: Path, status: os.stat_result, most: int) -> None:
+    kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
+    if kind is not None:
+        raise DocumentError(f"{path} is a {kind}; expected a file, whose size is known")
+    if status.st_size > most:
+        raise DocumentError(f"{path} has {size_text(status.st_size)}; expected at most {size_text(most)}")
 
 
 def read_file(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
@@ -87,10 +116,17 @@ def read_json(path: Path, *, strict: bool = True) -> Any:
 
 
 def json_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
-    """Lines of a file as bytes, each with its place for messages; raises `DocumentError` for a line without an end."""
+    """Lines of a file as bytes, each with its place for messages.
+
+    Raises `DocumentError` for a line without an end, and for lines without one.
+    """
+    read = 0
     for number in itertools.count(1):
         line = stream.readline(LINE_BYTES + 1)
         place = f"{path} line {number}"
+        read += len(line)
+        if read > LINES_BYTES:
+            raise DocumentError(f"{path} goes on after {size_text(LINES_BYTES)}; expected at most that")
         if len(line) > LINE_BYTES:
             raise DocumentError(f"{place} is longer than {size_text(LINE_BYTES)}; expected one JSON object per line")
         if not line:

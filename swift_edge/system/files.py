@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from swift_edge.system.locks import lock_descriptor
 
-_STREAM_FOLDERS: Final = ("/dev/fd/", "/proc/")
+STREAM_PLACES: Final = ("/dev/fd/", "/dev/std", "/proc/")
 """Where a name stands for what is open already, even if that is a regular file."""
 _NAME_CHARACTERS: Final = 40
 """Characters of a file's name that its temporary file shows: with all of them it could be too long."""
@@ -69,7 +69,7 @@ def kind_at(path: Path) -> Literal["nothing", "file", "stream", "other"]:
         return "stream"
     if not stat.S_ISREG(found.st_mode):
         return "other"
-    return "stream" if str(path).startswith(_STREAM_FOLDERS) or _is_output(found) else "file"
+    return "stream" if str(path).startswith(STREAM_PLACES) or _is_output(found) else "file"
 
 
 def exchange(one: Path, other: Path) -> bool:

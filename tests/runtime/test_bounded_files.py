@@ -18,6 +18,7 @@ from swift_edge.bundle import open_bundle
 from swift_edge.errors import SwiftEdgeError
 from swift_edge.evaluation import read_external
 from swift_edge.scoring import load_head
+from swift_edge.system import documents
 from swift_edge.training import Store, read_problems, read_responses
 
 SAME_MODEL = Path(__file__).parents[2] / "tests" / "data" / "same-model"
@@ -228,3 +229,67 @@ def test_a_head_that_is_an_endless_file_is_refused(tmp_path: Path) -> None:
     np.savez(path, weight=np.zeros(3))
     os.truncate(path, 20 * 10**9)
     assert "18.63 GiB; expected at most 256.0 MiB" in refused(lambda: load_head(path), path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="without names for what is open")
+@pytest.mark.parametrize("door", [problems, responses])
+def test_lines_that_are_piped_in_read_as_those_of_a_file(tmp_path: Path, door: Any) -> None:
+    path, call = door(tmp_path / "there")
+    reading, writing = os.pipe()
+    os.write(writing, path.read_bytes())
+    os.close(writing)
+    read = {problems: read_problems, responses: read_responses}[door]
+    try:
+        piped, filed = read(f"/dev/fd/{reading}"), call()
+    finally:
+        os.close(reading)
+    assert piped.sha256 == filed.sha256
+    assert [row.row for row in piped.rows] == [row.row for row in filed.rows]
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="without names for what is open")
+def test_what_is_read_more_than_once_is_no_pipe() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b'{"problem": 0, "index": 0, "score": 0.5}\n')
+    os.close(writing)
+    path = Path(f"/dev/fd/{reading}")
+    try:
+        assert "is a pipe; expected a file" in refused(lambda: read_external(path, 1, 1), path)
+        assert "is a pipe; expected a file" in refused(lambda: read_problems(path, piped=False), path)
+    finally:
+        os.close(reading)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="without names for what is open")
+@pytest.mark.parametrize(
+    ("bound", "content", "said"),
+    [
+        ("LINE_BYTES", b" ", "line 1 is longer than"),
+        ("LINES_BYTES", b'{"prompt": "1", "answer": "2"}\n', "goes on after"),
+    ],
+)
+def test_a_pipe_without_an_end_is_left_at_the_bounds_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, bound: str, content: bytes, said: str
+) -> None:
+    # The bounds themselves are gigabytes; what is held to them is the same with smaller ones.
+    monkeypatch.setattr(documents, bound, 1000)
+    reading, writing = os.pipe()
+    os.write(writing, content * 2000)
+    path = Path(f"/dev/fd/{reading}")
+    try:
+        assert said in refused(lambda: read_problems(path), path)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="without pipes in the file system")
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_head_that_is_no_file_is_told_apart_from_one_that_is_missing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "head.npz"
+    assert "there is no head file" in refused(lambda: load_head(path), path)
+    if kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    assert f"is a {kind}; expected a file" in refused(lambda: load_head(path), path)

@@ -281,6 +281,14 @@ def test_bad_values_of_options_are_one_line_and_status_2(run: Run, arguments: tu
         ("pick", "x", "-m", STORIES, "-n", "eight"),
         ("pick", "x", "-m", STORIES, "--tempreature", "1"),
         ("score", "x", "-m", STORIES),
+        ("pick", "x", *QUICK, "--prune", "16:8,16:4"),
+        ("pick", "x", "-m", ""),
+        ("pick", "x", *QUICK, "--head", ""),
+        ("pick", "x", *QUICK, "--explain", ""),
+        ("inspect", ""),
+        ("collect", "-m", STORIES, "--data", "", "--task", "number", "--out", "store"),
+        ("collect", "-m", STORIES, "--data", "sums.jsonl", "--task", "number", "--out", ""),
+        ("export", "x", "--out", ""),
         ("export", "x", "--out", "y", "--precision", "fp8"),
         ("export", "x"),
         ("guess",),
@@ -513,6 +521,16 @@ def test_a_byte_order_mark_on_stdin_is_no_part_of_the_prompt(run: Run) -> None:
 def test_a_prompt_without_end_on_stdin_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swift_edge.cli.text.MOST_STDIN_BYTES", 1000)
     assert "has more than 1000 bytes" in error_of(run("pick", "-", *QUICK, stdin=b"a" * 1001))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is only written to is no stdin there")
+def test_stdin_that_does_not_read_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "swift_edge", "pick", "-", *QUICK]
+    with (tmp_path / "empty").open("wb") as unreadable:
+        ended = subprocess.run(command, stdin=unreadable, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: the prompt was to come from stdin, which does not read")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")

@@ -133,7 +133,7 @@ def test_external_scores_may_be_numpys(numbers: Any) -> None:
     assert decide(external=lambda _texts: numbers).ranked == decide(external=lambda _texts: list(range(6))).ranked
 
 
-@pytest.mark.parametrize("answer", [5, b"5", [], 10**400])
+@pytest.mark.parametrize("answer", [5, b"5", [], 10**400, "5\ud800"])
 def test_a_task_that_gives_no_text_is_refused(answer: Any) -> None:
     with pytest.raises(InvalidOptionError, match=r"task gave .* for the text .*; expected the answer of a text"):
         decide(task=lambda _text: answer)

@@ -176,15 +176,16 @@ def test_a_head_is_converted_or_fitted_over_nothing_else(run: Run, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
 
 
-def test_results_of_something_else_are_not_replaced(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["results.json", "results.md", "accuracy.png", "economy.svg"])
+def test_results_of_something_else_are_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib")
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "1", "answer": "1"}) + "\n")
-    (tmp_path / "results.md").write_text("mine")
+    (tmp_path / name).write_text("mine")
     refused = run("eval", "-m", STORIES, "--data", data, "--task", "number", "--out", tmp_path)
     assert (refused.status, refused.out) == (1, "")
-    assert "holds 'results.md' and no test that it belongs to" in refused.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "results.md"]
+    assert f"holds {name!r} and no test that it belongs to" in refused.err
+    assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", name}
 
 
 KILLED_BEFORE_THE_NAME = """

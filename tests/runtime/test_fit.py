@@ -217,6 +217,7 @@ def test_of_weight_decays_that_are_equally_good_the_strongest_is_taken(make_stor
         {"norm": "layer"},
         {"prefixes": -1},
         {"prefixes": 1.5},
+        {"prefixes": 10**11},
         {"prefix_weight": -0.1},
         {"weight_decay": -1.0},
         {"weight_decay": None, "weight_decays": ()},

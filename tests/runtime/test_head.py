@@ -367,6 +367,8 @@ def write_members(path: Path, **changes: object) -> None:
         ({"layers": [1, 2.5]}, r"layers\[1\] is 2.5; expected an integer"),
         ({"layers": [1, 10**6]}, r"the head's layers is \[1, 1000000\]; expected ascending numbers from 0 to 10000"),
         ({"layers": [1, 10**30]}, "expected an integer of at most 64 bits"),
+        ({"summary": {"task": "poetry"}}, "the head's task is 'poetry'; expected one of number, "),
+        ({"summary": {"task": ["number"]}}, r"the head's task is \['number'\]; expected one of number, "),
         ({"summary": {"x": math.nan}}, "NaN is no number of JSON"),
         ({"weight": np.full((2, 10), 3e38, np.float32)}, r"the head's weight is 3e\+38 somewhere; expected"),
         ({"weight": np.full((2, 10), np.nan, np.float32)}, "the head's weight is not finite"),

@@ -143,6 +143,7 @@ def test_an_array_in_the_order_of_fortran_is_not_read_in_the_other(whole: Path) 
     [
         ({"problems": 0}, "problems is 0; expected an integer of at least 1"),
         ({"n": -3}, "n is -3; expected an integer of at least 1, or null"),
+        ({"task": "poetry"}, 'task is "poetry"; expected one of number, '),
         ({"width": -4}, "width is -4; expected an integer from 0"),
         ({"width": 10**12}, "width is 1000000000000; expected"),
         ({"width": 0}, "of a width, for hidden"),

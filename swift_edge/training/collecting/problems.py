@@ -14,7 +14,7 @@ from swift_edge.answers import AnswerTask, answer_task
 from swift_edge.checks import is_number, shown
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import MIB, DataError, InvalidOptionError, SwiftEdgeError
-from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, parse_json
+from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, opened_lines, parse_json
 from swift_edge.system.machine import memory_for, require_memory
 
 PROMPT_FIELDS = ("prompt", "question", "messages")
@@ -63,17 +63,18 @@ class Problems:
 
 
 @memory_for("reading the problems")
-def read_problems(path: str | os.PathLike[str], *, answers: bool = True) -> Problems:
+def read_problems(path: str | os.PathLike[str], *, answers: bool = True, piped: bool = True) -> Problems:
     """Read problems from JSONL: each row has `prompt`, `question` or `messages`, and `answer`, a text or a number.
 
     Further fields are kept in `row`. Without `answers` a row may lack its answer. Empty lines at the end are passed
-    over. Raises `DataError`, which names file and line, for anything else.
+    over. What a shell pipes in will do, unless it is to be read again: then say so with `piped=False`. Raises
+    `DataError`, which names file and line, for anything else.
 
     >>> read_problems("test.jsonl").rows[0].answer
     '18'
     """
     file = Path(path)
-    sha256, rows = read_rows(file)
+    sha256, rows = read_rows(file, piped=piped)
     problems = []
     for number, (place, row) in enumerate(rows):
         answer = text_of(row, "answer", place)
@@ -138,21 +139,29 @@ class Grading:
         return bool(label)
 
 
-def read_rows(path: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+def read_rows(path: Path, *, piped: bool) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     """Read JSONL: the SHA-256 of the file, and each row with its place, file and line as text for messages.
 
-    Raises `DataError` for a file that is absent, empty or no file, for a row that is not UTF-8, not JSON or not an
-    object, and for more than `LINES_BYTES`; `MemoryLimitError` where the rows do not fit into memory.
+    Raises `DataError` for a file that is absent, empty or no file, or a pipe unless `piped`, for a row that is not
+    UTF-8, not JSON or not an object, and for more than `LINES_BYTES`; `MemoryLimitError` where the rows do not fit into
+    memory.
     """
     digest = hashlib.sha256()
     rows: list[tuple[str, dict[str, Any]]] = []
     empty: str | None = None  # the first of the empty lines that came last
+    read = 0
     try:
-        with opened(path, LINES_BYTES) as (stream, size):
-            if size > _LARGE:
-                require_memory(size * _MEMORY_PER_BYTE, f"reading {path}", "free some memory, or split the file")
+        with opened_lines(path) if piped else opened(path, LINES_BYTES) as (stream, size):
+            room = _LARGE  # bytes from which on it is asked for memory
+            if size is not None:
+                _require_room(path, size)
+                room = LINES_BYTES
             for place, line in json_lines(stream, path):
                 digest.update(line)
+                read += len(line)
+                if read > room:  # nobody knows how much a pipe will bring
+                    _require_room(path, _LARGE + 1)
+                    room += _LARGE
                 if not line.removeprefix(codecs.BOM_UTF8).strip():
                     empty = empty or place
                     continue
@@ -216,6 +225,11 @@ def first_rows(rows: Sequence[AnyProblem], limit: int | None) -> tuple[AnyProble
 def naming(problem: Problem, error: SwiftEdgeError) -> DataError:
     """The same error as a `DataError` that names the row."""
     return DataError(f"{problem.place}: {error}")
+
+
+def _require_room(path: Path, size: int) -> None:
+    if size > _LARGE:
+        require_memory(size * _MEMORY_PER_BYTE, f"reading {path}", "free some memory, or split the file")
 
 
 def _row(line: bytes, place: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def read_responses(path: str | os.PathLike[str]) -> Responses:
     Raises `DataError`, which names file and line, for lists of different lengths and for anything of another type.
     """
     file = Path(path)
-    sha256, rows = read_rows(file)
+    sha256, rows = read_rows(file, piped=True)
     problems = [_answered(number, place, row) for number, (place, row) in enumerate(rows)]
     notes = []
     if any("steps" in row for _, row in rows):

@@ -15,6 +15,8 @@ WEIGHT_DECAYS: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight decays that are tried where none is given, the weakest first."""
 LEAST_MEMORY: Final = 2**20
 """Fewest bytes that a fit can be held to."""
+MOST_PREFIXES: Final = 1000
+"""Most truncations of a response: there are few responses with more tokens than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ class FitOptions:
         distinct = isinstance(names, tuple) and set(names) <= set(choices) and len(set(names)) == len(names)
         expect(distinct, "token_statistics", names, f"distinct names out of {', '.join(choices)}")
         expect(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
-        for name, least in (("prefixes", 0), ("max_iterations", 1), ("patience", 1), ("seed", 0)):
+        few = is_whole(self.prefixes, 0) and self.prefixes <= MOST_PREFIXES
+        expect(few, "prefixes", self.prefixes, f"an integer from 0 to {MOST_PREFIXES}")
+        for name, least in (("max_iterations", 1), ("patience", 1), ("seed", 0)):
             expect(is_whole(getattr(self, name), least), name, getattr(self, name), f"an integer of at least {least}")
         expect(self.problems is None or is_whole(self.problems, 2), "problems", self.problems, "2 or more, or None")
         expect(_number(self.prefix_weight, 0), "prefix_weight", self.prefix_weight, "a number of at least 0")
@@ -86,7 +90,7 @@ class FitOptions:
         expect(
             is_whole(self.memory_bytes, LEAST_MEMORY),
             "memory_bytes",
-            repr(self.memory_bytes),
+            self.memory_bytes,
             f"at least {LEAST_MEMORY} bytes",
         )
         if self.layers is not None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from swift_edge.answers import ANSWER_TASKS
 from swift_edge.bundle.manifest import MOST_LAYERS, MOST_TOKENS
 from swift_edge.errors import StoreError
 from swift_edge.records import FloatOrNull, RecordError, json_text, read_fields, read_record, shown
@@ -211,6 +212,8 @@ def _check_info(info: StoreInfo) -> None:
     """Raise `RecordError` for settings that no store has."""
     places = list(info.layers)
     _expect(info.problems >= 1, "problems", info.problems, "an integer of at least 1")
+    known = info.task is None or info.task in ANSWER_TASKS
+    _expect(known, "task", info.task, f"one of {', '.join(ANSWER_TASKS)}, or null")
     _expect(info.n is None or info.n >= 1, "n", info.n, "an integer of at least 1, or null")
     _expect(0 <= info.width <= MOST_TOKENS, "width", info.width, f"an integer from 0 to {MOST_TOKENS}")
     ascending = places == sorted(set(places)) and all(0 <= layer <= MOST_LAYERS for layer in places)
