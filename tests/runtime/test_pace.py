@@ -19,7 +19,7 @@ from swift_edge.errors import BusyEngineError, DeviceMemoryError, RequestCancell
 from swift_edge.options import PickOptions, SamplingOptions
 from swift_edge.scoring import Scorer
 from swift_edge.selection import Decision, Plan
-from swift_edge.selection.adaptive import pace
+from swift_edge.selection.adaptive import pace, step_times
 from swift_edge.selection.adaptive.step_times import StepTimes, timed_steps
 from swift_edge.selection.planning import Planner
 
@@ -167,7 +167,7 @@ def test_a_measurement_whose_rounds_differ_is_not_kept(
     tries: list[float] = []
 
     def times(*_: object, **__: object) -> dict[int, list[list[float]]]:
-        tries.append(pace.NOISE * 1.01 if len(tries) == 0 else pace.NOISE * 0.99)
+        tries.append(step_times.NOISE * 1.01 if len(tries) == 0 else step_times.NOISE * 0.99)
         return {
             rows: [[taken, 3 * taken], [taken * (tries[-1] if rows == noisy else 1), 9 * taken], [7 * taken, 8 * taken]]
             for rows, taken in FLAT.items()
@@ -200,7 +200,7 @@ def test_a_machine_that_is_always_busy_is_given_up_on(cache: Path, monkeypatch: 
 
 
 def test_what_was_measured_once_is_known_to_the_next_start(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "NOISE", math.inf)  # the machine that runs the tests may be busy
+    monkeypatch.setattr(step_times, "NOISE", math.inf)  # the machine that runs the tests may be busy
     first = opened(STORIES)
     plan = plan_of(first)
     assert first.pace.is_settled
@@ -344,7 +344,7 @@ def test_a_long_prompt_is_read_by_as_many_rows_as_were_asked_for(
 
 
 def test_what_it_took_to_measure_is_told_as_loading(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "NOISE", math.inf)
+    monkeypatch.setattr(step_times, "NOISE", math.inf)
     selector = Selector(STORIES)
     selector.pick("Once", n=1, max_new_tokens=1)
     assert selector.pick("Once", n=4, max_new_tokens=1).timings.load_s == 0
