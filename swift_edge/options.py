@@ -469,14 +469,16 @@ class PickOptions(WritingOptions):
     prune: Literal["auto", "off"] | Mapping[int, int] | None = field(
         default=None,
         metadata=option(
-            "Drop weak candidates early: auto, off, or how many stay at token counts, such as 16:8,32:4.",
+            "Drop weak candidates early: auto, off, or how many stay at token counts, such as 16:8,32:4; until one has "
+            "an answer, two different texts stay.",
             metavar="RULE",
             unset="auto where n is auto, else off",
         ),
     )
     """Which rows are dropped while they are written: `auto` those that the head calibrated on prefixes finds much less
     likely than the best, a schedule such as `{16: 8, 32: 4}` all but the best 8 at 16 tokens and all but 4 at 32, `off`
-    none. Candidates that are dropped are in the selection, with the reason."""
+    none. Until a candidate has an answer, two different texts stay, whatever the rule. Candidates that are dropped are
+    in the selection, with the reason."""
     budget_tokens: int | None = field(
         default=None,
         metadata=option(

@@ -290,7 +290,7 @@ def _path_text(name: str, path: object) -> str:
     """A path as a text; raises `InvalidOptionError` for what no file can be called."""
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     try:
-        whole = isinstance(text, str) and b"\0" not in os.fsencode(text)
+        whole = isinstance(text, str) and text != "" and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         whole = False
     expect(whole, name, path, "the path of a file or folder")

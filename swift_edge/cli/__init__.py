@@ -69,7 +69,7 @@ def edge() -> Iterator[None]:
         say(f"error: {error}")
         status = EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED
     except click.UsageError as error:
-        error.message = escaped(error.message)  # type: ignore[misc]  # it may quote a file's name
+        error.message = shortened(escaped(error.message))  # type: ignore[misc]  # it may quote a file's name
         if sys.stderr is not None:  # click would take stdout for it
             with telling():
                 error.show()

@@ -523,6 +523,13 @@ def test_a_prompt_without_end_on_stdin_is_refused(run: Run, monkeypatch: pytest.
     assert "has more than 1000 bytes" in error_of(run("pick", "-", *QUICK, stdin=b"a" * 1001))
 
 
+def test_complaints_about_long_arguments_are_cut_short(run: Run) -> None:
+    for arguments in (("-n", "9" * 50_000), ("--prune", "9" * 50_000), ("--no-such-option" + "x" * 50_000,)):
+        outcome = run("pick", "x", *QUICK, *arguments)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert len(outcome.err) < 2500
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a file that is only written to is no stdin there")
 def test_stdin_that_does_not_read_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "swift_edge", "pick", "-", *QUICK]

@@ -395,6 +395,7 @@ def test_texts_that_cannot_be_scored_are_refused(plain: Selector, texts: Any, co
     ("options", "complaint"),
     [
         ({"path": 5}, "path is 5; expected the path"),
+        ({"path": ""}, "path is ''; expected the path"),
         ({"path": "a\0b"}, "path is .*; expected the path"),
         ({"path": "\ud800"}, "path is .*; expected the path"),
         ({"path": b"models"}, "path is b'models'; expected the path"),
