@@ -52,6 +52,7 @@ def explain_page(prompt: Prompt, selection: Selection, tokenizer: Tokenizer) -> 
     Gates and rewards are shown where a head scored; a selection by a signal has none, and the page says so.
     """
     tokens = {candidate.index: tokens_of(candidate, tokenizer) for candidate in selection.ranked}
+    ranks = {candidate.index: rank for rank, candidate in enumerate(selection.ranked, start=1)}
     scale = _Scale.of(tokens.values())
     title = f"Candidate {_place(selection.best, selection)} is picked"
     lines = [
@@ -67,7 +68,7 @@ def explain_page(prompt: Prompt, selection: Selection, tokenizer: Tokenizer) -> 
         *_answers(selection),
         f"<h2>Candidates</h2><p>{_plain(_ranked_by(selection))}</p>",
         *_legend(scale),
-        *(_folded(group, tokens, scale, selection) for group in alike(selection.ranked)),
+        *(_folded(group, tokens, ranks, scale, selection) for group in alike(selection.ranked)),
         *(f'<p class="note">Warning: {_plain(warning)}</p>' for warning in selection.warnings),
         f'<p class="note">{_plain(_facts(selection))}</p>',
         "</main></body></html>\n",
@@ -218,10 +219,14 @@ def _answers(selection: Selection) -> Iterator[str]:
 
 
 def _folded(
-    group: Sequence[Candidate], tokens: Mapping[int, Sequence[Token]], scale: _Scale | None, selection: Selection
+    group: Sequence[Candidate],
+    tokens: Mapping[int, Sequence[Token]],
+    ranks: Mapping[int, int],
+    scale: _Scale | None,
+    selection: Selection,
 ) -> str:
     """Candidates that say the same: the best of them, and the others behind a line that opens."""
-    first, *others = (_candidate(each, tokens[each.index], scale, selection) for each in group)
+    first, *others = (_candidate(each, tokens[each.index], ranks[each.index], scale, selection) for each in group)
     if not others:
         return first
     numbers = ", ".join(str(each.number) for each in group[1:])
@@ -231,8 +236,10 @@ def _folded(
     )
 
 
-def _candidate(candidate: Candidate, tokens: Sequence[Token], scale: _Scale | None, selection: Selection) -> str:
-    picked, rank = candidate.index == selection.best.index, selection.ranked.index(candidate) + 1
+def _candidate(
+    candidate: Candidate, tokens: Sequence[Token], rank: int, scale: _Scale | None, selection: Selection
+) -> str:
+    picked = candidate.index == selection.best.index
     facts = [f"score {candidate.score:.4f}"]
     if picked and selection.p_correct is not None:
         facts.append(f"P(correct) {selection.p_correct:.2f}")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from swift_edge.errors import ExportError
 from swift_edge_export.checkpoint import Checkpoint, unreadable
 from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights, told_instead
-from swift_edge_export.weight_files import WeightFiles, refuse_other_weights, same_values, weight_files
+from swift_edge_export.weight_files import WeightFiles, refuse_other_weights, same_values
 
 # Codes of 4 bits lie in bytes by two, or in whole numbers of 32 bits by eight.
 _MOST_PARAMETERS_PER_NUMBER = 8
@@ -27,8 +27,7 @@ def load_model(checkpoint: Checkpoint, note: Callable[[str], None] = lambda _: N
     Raises:
         ExportError: they do not load, are not complete, or hold more than the model uses.
     """
-    files = next(weight_files(checkpoint))
-    refuse_other_weights(checkpoint)
+    files = refuse_other_weights(checkpoint)
     require_enough(checkpoint, files)
     model, report = _from_pretrained(checkpoint, checkpoint.config)
     require_complete(checkpoint.source, report)

@@ -129,8 +129,11 @@ def weight_files(checkpoint: Checkpoint) -> Iterator[WeightFiles]:
         )
 
 
-def refuse_other_weights(checkpoint: Checkpoint) -> None:
-    """Raise ExportError where two sets of weights of one folder hold different values: nobody knows which are meant."""
+def refuse_other_weights(checkpoint: Checkpoint) -> WeightFiles:
+    """The weights that transformers loads; ExportError where another set in the folder holds different values.
+
+    Nobody knows then which are meant.
+    """
     loaded, *others = weight_files(checkpoint)
     for other in others:
         for name in sorted(loaded.tensors.keys() & other.tensors.keys()):
@@ -139,6 +142,7 @@ def refuse_other_weights(checkpoint: Checkpoint) -> None:
                     f"{loaded.name} and {other.name} lie side by side in {checkpoint.source} with different values of "
                     f"{name}, and transformers loads the former; remove the one that is out of date"
                 )
+    return loaded
 
 
 def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:

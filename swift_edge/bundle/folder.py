@@ -1,7 +1,6 @@
 """The bundle as a folder: opened and checked file by file, or written beside its place and moved there in one step."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -42,7 +41,7 @@ from swift_edge.errors import (
 )
 from swift_edge.system.files import exchange, write_whole
 from swift_edge.system.locks import Lock, lock_beside
-from swift_edge.system.machine import memory_for
+from swift_edge.system.machine import DISK_FULL, memory_for
 
 PARTIAL = ".partial"
 """At the end of the name of a bundle that is being written."""
@@ -334,8 +333,7 @@ def _disk_full(error: BaseException, folder: Path) -> DiskSpaceError | None:
     if isinstance(error, SwiftEdgeError) or not isinstance(error, Exception):
         return None
     # NumPy says it in words, without the code.
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    says_full = isinstance(error, OSError) and (error.errno in codes or "free space" in str(error))
+    says_full = isinstance(error, OSError) and (error.errno in DISK_FULL or "free space" in str(error))
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

@@ -9,7 +9,6 @@ Neither onnxruntime nor the tokenizers nor the exporter is imported before a com
 """
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -28,7 +27,7 @@ from swift_edge.cli.output import discard, escaped, prepare_output, require_outp
 from swift_edge.cli.selecting import pick, score
 from swift_edge.cli.training import collect
 from swift_edge.errors import InvalidOptionError, SwiftEdgeError, shortened
-from swift_edge.system.machine import memory_for
+from swift_edge.system.machine import DISK_FULL, memory_for
 
 EXIT_FAILED = 1
 EXIT_CALLED_WRONGLY = 2
@@ -93,7 +92,7 @@ def system_refusal(error: OSError) -> str:
     """Tell in one line what the operating system refused, on which file, and what to do where that is clear."""
     what = error.strerror or str(error) or type(error).__name__
     where = f": {os.fspath(error.filename)!r}" if error.filename is not None else ""
-    way_out = "; free some space or write to another disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    way_out = "; free some space or write to another disk" if error.errno in DISK_FULL else ""
     return shortened(" ".join(f"{what}{where}{way_out}".split()))
 
 

@@ -152,12 +152,13 @@ class SpelledText:
         """Start without tokens; `stop` are the strings to look for."""
         self._tokenizer = tokenizer
         self._stop = stop
+        self._longest_stop = max(map(len, stop))
         self._spelled = ""
         self._shown: list[int] = [0]  # [characters + 1] how many characters of the response come before each of these
 
     def add(self, token_id: int, text: str) -> list[int]:
         """Take the next token, with which the response is `text`; returns where the response ends, if it does."""
-        start = max(0, len(self._spelled) - max(map(len, self._stop)) + 1)
+        start = max(0, len(self._spelled) - self._longest_stop + 1)
         # Text that was incomplete with the last token may have changed since then; only what has grown is looked at.
         self._append(text[self._shown[-1] :], shown=True)
         self._append(self._tokenizer.special_text(token_id), shown=False)

@@ -14,6 +14,9 @@ from swift_edge.errors import DiskSpaceError, MemoryLimitError, SwiftEdgeError, 
 LESS_MEMORY: Final = "free some memory or ask for less"
 """The way out for any work that there is not enough memory for."""
 
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors with which the system says that a disk, or a user's share of it, is full."""
+
 _ROOT = Path("/")
 
 _NO_MEMORY: Final = re.compile(

@@ -27,7 +27,7 @@ from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
 from swift_edge.records import shown
 from swift_edge.system.files import write_whole
 from swift_edge.system.locks import LOCK_NAME, Lock, require_free
-from swift_edge.system.machine import memory_for
+from swift_edge.system.machine import DISK_FULL, memory_for
 from swift_edge.training.store.format import (
     STORE_NAME,
     TIMINGS_NAME,
@@ -273,7 +273,7 @@ def _refusals(folder: Path) -> Iterator[None]:
     except SwiftEdgeError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise DiskSpaceError("writing the store", folder, None, shutil.disk_usage(folder).free) from error
         raise StoreError(
             f"{error.filename or folder} cannot be written ({error.strerror or error}); expected a folder that this "
