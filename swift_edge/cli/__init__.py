@@ -65,7 +65,7 @@ def edge() -> Iterator[None]:
         say("interrupted")
         status = EXIT_INTERRUPTED
     except SwiftEdgeError as error:
-        say(f"error: {error}")
+        complain(str(error))
         status = EXIT_CALLED_WRONGLY if isinstance(error, InvalidOptionError) else EXIT_FAILED
     except click.UsageError as error:
         error.message = shortened(escaped(error.message))  # type: ignore[misc]  # it may quote a file's name
@@ -80,7 +80,7 @@ def edge() -> Iterator[None]:
         say("interrupted")
         status = EXIT_INTERRUPTED
     except OSError as error:
-        say(f"error: {system_refusal(error)}")
+        complain(system_refusal(error))
         discard(sys.stdout, sys.stderr)
         status = EXIT_FAILED
     else:
@@ -88,12 +88,17 @@ def edge() -> Iterator[None]:
     raise click.exceptions.Exit(status)
 
 
+def complain(message: str) -> None:
+    """Write an error; its length is that of what is shown, since an escape takes up to six characters."""
+    say(f"error: {shortened(escaped(message))}")
+
+
 def system_refusal(error: OSError) -> str:
     """Tell in one line what the operating system refused, on which file, and what to do where that is clear."""
     what = error.strerror or str(error) or type(error).__name__
     where = f": {os.fspath(error.filename)!r}" if error.filename is not None else ""
     way_out = "; free some space or write to another disk" if error.errno in DISK_FULL else ""
-    return shortened(" ".join(f"{what}{where}{way_out}".split()))
+    return " ".join(f"{what}{where}{way_out}".split())
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -11,8 +11,8 @@ from typing import Final, TextIO
 
 import click
 
-_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""What terminals obey: controls but for tab and line end, and what turns the direction of writing."""
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What terminals obey: controls but for tab and line end, and what turns the direction of writing; half characters."""
 
 
 def escaped(text: str) -> str:
