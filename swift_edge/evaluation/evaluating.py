@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from swift_edge.answers import answer_task
 from swift_edge.arrays import Doubles
+from swift_edge.bundle.manifest import MANIFEST_NAME
 from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import InvalidOptionError, OutputExistsError
 from swift_edge.evaluation.ablations import Ablations
@@ -304,7 +305,10 @@ def _held(out: Path) -> Iterator[None]:
 
 
 def _require_own(out: Path, force: bool) -> None:
-    """Raise `OutputExistsError` for results that are not those of a test in this folder: they would be replaced."""
+    """Raise `OutputExistsError` for a store, a bundle, and results that are not those of a test in this folder."""
+    for name, what in ((STORE_NAME, "a store"), (MANIFEST_NAME, "a bundle")):
+        if (out / name).exists():
+            raise OutputExistsError(f"{out} is {what}, not the folder of a test; name another with --out")
     drawings = [f"{name}.{form}" for name in ("accuracy", "calibration", "economy") for form in FORMATS]
     taken = [name for name in ("results.json", "results.md", *drawings) if (out / name).exists()]
     if taken and not force and not (out / CANDIDATES / STORE_NAME).is_file():

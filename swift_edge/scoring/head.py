@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import ANSWER_TASKS
-from swift_edge.bundle.manifest import MOST_LAYERS, Manifest
+from swift_edge.bundle.manifest import LONGEST_NAME, MOST_LAYERS, Manifest
 from swift_edge.checks import expect, require
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights, state_products
@@ -108,6 +108,9 @@ class Head:
         task = self.summary.get("task")
         known = task is None or (isinstance(task, str) and task in ANSWER_TASKS)
         expect(known, "the head's task", task, f"one of {', '.join(ANSWER_TASKS)}, or None")
+        for name in ("fingerprint", "precision", "base_model"):  # messages repeat them
+            text = getattr(self, name)
+            expect(len(text) <= LONGEST_NAME, f"the head's {name}", text, f"at most {LONGEST_NAME} characters")
         for name in ("weight", "bias"):
             array = np.array(getattr(self, name), dtype=np.float32, order="C")
             require(bool(np.isfinite(array).all()), f"the head's {name}", "not finite everywhere", "finite numbers")

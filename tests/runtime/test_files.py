@@ -18,9 +18,11 @@ import pytest
 
 import swift_edge
 from swift_edge.bundle import open_bundle, staging_folder
+from swift_edge.bundle.manifest import MANIFEST_NAME
 from swift_edge.errors import HeadFileError, OutputExistsError, UnknownFolderError
 from swift_edge.explain import write_page
 from swift_edge.scoring import Head, load_head, save_head
+from swift_edge.training.store.format import STORE_NAME
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, links and modes are those of POSIX")
 Run = Callable[..., Any]
@@ -174,6 +176,21 @@ def test_a_head_is_converted_or_fitted_over_nothing_else(run: Run, tmp_path: Pat
     refused = run("convert-head", "absent.pt", "--out", out)
     assert ("exists already; choose another --out" in refused.err) == (there != "null")
     assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
+
+
+@pytest.mark.parametrize("name", [STORE_NAME, MANIFEST_NAME])
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_test_is_not_written_into_a_store_or_a_bundle(
+    run: Run, tmp_path: Path, name: str, force: tuple[str, ...]
+) -> None:
+    pytest.importorskip("matplotlib")
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "1", "answer": "1"}) + "\n")
+    (tmp_path / name).write_text("{}")
+    refused = run("eval", "-m", STORIES, "--data", data, "--task", "number", "--out", tmp_path, *force)
+    assert (refused.status, refused.out) == (1, "")
+    assert "not the folder of a test; name another with --out" in refused.err
+    assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", name}
 
 
 @pytest.mark.parametrize("name", ["results.json", "results.md", "accuracy.png", "economy.svg"])

@@ -206,6 +206,8 @@ def test_no_tokens_have_no_score_and_shut_gates_have_zero() -> None:
         {"token_statistics": ("length",)},
         {"token_statistics": ("entropy", "entropy")},
         {"norm": "layer"},
+        {"precision": "int4" * 300},
+        {"base_model": "m" * 1001},
         {"input_mean": np.zeros(12)},
         {"input_mean": np.zeros(12), "input_scale": np.zeros(12)},
         {"input_mean": np.full(12, np.inf), "input_scale": np.ones(12)},

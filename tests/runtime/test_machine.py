@@ -202,7 +202,9 @@ def test_a_stack_that_is_full_is_an_error_of_ours() -> None:
             call()
         for what, call in calls.items():
             ours = f"{what} needs"
-            for _ in range(40):  # a thread that is there, or done, before it is waited for takes fewer frames of its caller
+            for _ in range(
+                40
+            ):  # a thread that is there, or done, before it is waited for takes fewer frames of its caller
                 refusals = [refusal(call, left) for left in range(4, 60)]
                 assert not refusals[-1]
                 if any(ours in each and "Python's stack is full" in each for each in refusals):
