@@ -19,6 +19,7 @@ from swift_edge.system.array_files import opened_archive
 from swift_edge.system.documents import opened
 from swift_edge.system.extras import import_extra
 from swift_edge.system.machine import memory_for
+from swift_edge_export.pickles import refuse_long_texts
 
 GATED_PREFIX = "fused_layer"
 """Parameters of a head with a gate: weight [2, f], bias [2]."""
@@ -112,6 +113,7 @@ def _read_torch(source: Path) -> tuple[NDArray[np.float32], NDArray[np.float32],
     try:
         # What torch wrote before its version 1.6 is no archive, and says only while it is read how large it is.
         with opened_archive(source, HEAD_BYTES) as (_, data):
+            refuse_long_texts(io.BytesIO(data))
             state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise HeadFileError(

@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 from swift_edge.errors import MIB, ExportError, one_line
 from swift_edge.system.documents import parse_json, read_text
 from swift_edge_export.checkpoint import Checkpoint
+from swift_edge_export.pickles import refuse_long_texts
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """Types whose numbers are the weights themselves; those of any other type are codes of something."""
@@ -188,6 +189,8 @@ def _loaded(path: Path) -> dict[str, torch.Tensor]:
             # Torch never packs them; it would map the packed bytes as numbers, or unpack them to any size.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("its tensors are packed; expected them as torch.save writes them")
+    with path.open("rb") as file:
+        refuse_long_texts(file)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # written by a torch before 1.6

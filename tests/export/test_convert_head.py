@@ -273,6 +273,16 @@ def test_damaged_or_malicious_files_are_one_line_and_never_executed(
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_name_that_torch_would_search_for_minutes_is_refused_before(tmp_path: Path) -> None:
+    source = write(tmp_path, checkpoint(64))
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(tmp_path / "long.pt", "w") as archive:
+        for name in whole.namelist():
+            damaged = b"c" + b"x" * 70_000 + b"\ny\n." if name.endswith("data.pkl") else whole.read(name)
+            archive.writestr(name, damaged)
+    with pytest.raises(HeadFileError, match="its pickle holds a text of 70002 characters"):
+        convert_head(tmp_path / "long.pt", tmp_path / "head.npz", make_manifest())
+
+
 def test_absent_file_and_unknown_ending_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HeadFileError, match="there is no file"):
         convert_head(tmp_path / "absent.pt", tmp_path / "head.npz", make_manifest())

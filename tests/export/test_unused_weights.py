@@ -385,6 +385,14 @@ def test_a_pickle_that_would_run_code_is_refused_without_the_advice_to_run_it(fo
     assert "weights_only" not in message
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_name_that_torch_would_search_for_minutes_is_refused_before(folder: Path, zipped: bool) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"x" * 70_000: torch.zeros(1)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert "pytorch_model.bin" in (message := refusal(folder))
+    assert "its pickle holds a text of 70000 characters" in message
+
+
 def test_weights_that_are_packed_are_refused_before_they_unpack(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
