@@ -203,6 +203,10 @@ def _config_refusals(source: str) -> Iterator[None]:
 
 def _check_folder(source: str, revision: str | None) -> None:
     """Refuse a folder that is no whole checkpoint, or that holds an adapter, which would be left out."""
+    if not source:  # as of a variable that is not set: to a path that is the current folder
+        raise ExportError(
+            "the name of the model is empty; expected a folder, such as . for the current one, or a hub id"
+        )
     folder = Path(source)
     adapter = next((name for name in _ADAPTER_FILES if (folder / name).exists()), None)
     if adapter is None and not folder.exists():

@@ -80,7 +80,10 @@ _HARMLESS = (
 )
 _CUBED = r"(?:mm|cm|dm|m|km|in|inch|inches|ft|yd|mi)[23](?![0-9])"
 _MONTH = r"(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]{0,6}\.?"
-_MEASURES = r"(?:hours?|hrs?|h|minutes?|mins?|m|weeks?|days?|years?|months?|feet|foot|ft|pounds?|lbs?|'|dollars?|°)"
+_MEASURES = (
+    r"(?:hours?|hrs?|h|minutes?|mins?|m|weeks?|days?|years?|months?|feet|foot|ft|pounds?|lbs?|kg|km|kilograms?"
+    r"|kilomet(?:er|re)s?|'|dollars?|°)"
+)
 AFTER: Final = re.compile(
     rf"""
       \s?(?!{_HARMLESS})\\[A-Za-z] | \.\\[A-Za-z] | \s?[πτ√∞]        # 3\pi, 2\sqrt{{3}}, 0.\overline{{3}}
@@ -95,6 +98,10 @@ AFTER: Final = re.compile(
     | \([-+]?(?:[0-9]|[xyzn](?![A-Za-z])) | \)\s?(?:\^|[*/×·]\s?[0-9(]|\()
     | :[0-9] | \s:\s[0-9] | [.,'][0-9] | _[0-9A-Za-z{{]               # times, versions, bases
     | \s?(?:[<>≤≥≠]=?|!=)\s?[A-Za-z0-9\\]
+    | \s(?:squared|cubed)(?!\s(?!is\b|equals\b|plus\b|minus\b|times\b)[A-Za-z])  # not 25 squared units
+    | \s(?:factorial\b|to\sthe\s(?:\w+\s)?power\b)
+    | ,?\s(?:(?:with\s)?(?:an?\s)?remainder\b|r\s?[0-9]) | \smod(?:ulo)?\s[0-9]
+    | \s(?:more|less|fewer)\sthan\s[$€£]?\.?[0-9] | \s(?:halves|thirds|fifths|sixths|eighths|tenths)\b
     | (?:st|nd|rd|th)?\s(?:of\s)?{_MONTH},?\s[0-9]
     """,
     re.IGNORECASE | re.ASCII | re.VERBOSE,
@@ -122,6 +129,7 @@ BEFORE: Final = re.compile(
     | [0-9]\s?: | [0-9][.,'_]
     | [A-Za-z0-9)}}]\s?(?:[<>≤≥≠]=?|!=)\s? | (?:^|[ (])[<>≤≥≠]=?\s?
     | [0-9][$%°)]{{0,3}}\s(?:\(?or|to|through|and)\s\$? | [0-9]\s?[A-Za-z]{{1,12}}\sor\s\$?
+    | (?<![A-Za-z])(?:(?:square|cube|cubic)\sroot\sof|half\sof|twice|double|triple)\s[$€£]?
     | (?<![A-Za-z])between\s[^.]{{1,20}}\sand\s
     | [0-9]\s?{_MEASURES},?\s(?:and\s)?
     | (?<![A-Za-z]){_MONTH}\s[0-9]{{1,2}}(?:st|nd|rd|th)?,?\s
@@ -130,6 +138,14 @@ BEFORE: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """What makes the number after it part of something else."""
+_SIZE = r"[$€£]?\.?[0-9][0-9.,/]{0,20}"
+SPAN: Final = re.compile(
+    rf"(?<![0-9A-Za-z.,])[-+]?{_SIZE}\s?(?P<unit>%|°[CF]?|[A-Za-z]{{1,15}})"
+    rf"(?:\s?[-~—]\s?|,?\s(?:to|through)\s)[-+]?{_SIZE}\s?(?P=unit)(?![A-Za-z])"
+    rf"|(?<![0-9A-Za-z.,])[-+]?{_SIZE}(?:[%°]-|-to-|\.{{2,3}}){_SIZE}",
+    re.IGNORECASE,
+)
+"""A range with its unit at both ends, `5 kg to 10 kg`; where only the first has one, a dash may be a dash."""
 OPERAND_BEFORE: Final = re.compile(r"(?:[0-9)\]}!%]|(?<![A-Za-z])[A-Za-z]|\\[A-Za-z]+)\s?$")
 """Before a sign: it stands between two operands."""
 CLAUSE_END: Final = re.compile(
@@ -275,9 +291,15 @@ def _checked(plain: str, match: re.Match[str], *, in_place: bool) -> Found:
         bullet = not in_place and rest.endswith("\n")
         if bullet or not SIGNED_WORD.search(rest):
             start, rest = match.start(), ""
-    if BEFORE.search(rest) or AFTER.match(_after(plain, match)):
+    if BEFORE.search(rest) or AFTER.match(_after(plain, match)) or _in_span(plain, match):
         return _around(plain, match)
     return Found(plain[start : match.end()], single=True)
+
+
+def _in_span(plain: str, match: re.Match[str]) -> bool:
+    """Tell whether a number is an end of a range."""
+    first, last = max(0, match.start() - CONTEXT), match.end() + CONTEXT
+    return any(span.start() < match.end() and match.start() < span.end() for span in SPAN.finditer(plain, first, last))
 
 
 def _value(text: str) -> str | None:

@@ -18,7 +18,8 @@ SPELT: Final = re.compile(
     re.IGNORECASE,
 )
 OPEN: Final = re.compile(
-    rf"[\s-](?:of|more|less|fewer|half|halves|thirds?|quarters?|point|over|that|which|who|can|could|and\sa)\b"
+    rf"[\s-](?:of|more|less|fewer|half|halves|thirds?|quarters?|fifths?|sixths|eighths|tenths|squared|cubed|point"
+    rf"|over|that|which|who|can|could|and\sa)\b"
     rf"|,?\s?(?:or|and|to|-|,|&|/)\s?{_WORD}",
     re.IGNORECASE,
 )

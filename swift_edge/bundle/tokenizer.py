@@ -64,8 +64,9 @@ class Tokenizer:
         Special tokens that are spelled out in the prompt become those tokens, in messages too: filter text that is not
         yours. Messages go through the chat template. So does a text, as one user message, if the bundle has a template;
         otherwise, or with `raw`, it is encoded as it stands, with the special tokens that the tokenizer adds, but for
-        those that it begins with already: a chat prompt that was rendered elsewhere has its BOS. Messages end with a
-        turn to answer, so never with the assistant's: what it says would be followed by a second turn of its own.
+        those that it begins with already (a chat prompt that was rendered elsewhere has its BOS) and EOS at its end.
+        Messages end with a turn to answer, so never with the assistant's: what it says would be followed by a second
+        turn of its own.
         Raises `EmptyPromptError`, `TemplateError`, `TokenizerError`, `PromptTooLongError` for one that is refused by
         its length, before it is read, or `PromptError` for malformed messages and for text that is not valid Unicode.
         """
@@ -326,11 +327,16 @@ class Tokenizer:
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         self._require_few_tokens(text)
         encoding = self._call(self._backend.encode, text, add_special_tokens=add_special_tokens)
-        ids = encoding.ids
+        ids, mask = encoding.ids, encoding.special_tokens_mask
         # What is added in front is not there twice: the mask has 1 for added tokens, 0 for those that are spelled out.
-        added = next((place for place, mark in enumerate(encoding.special_tokens_mask) if not mark), 0)
+        added = next((place for place, mark in enumerate(mask) if not mark), 0)
         if ids[:added] == ids[added : 2 * added]:
             ids = ids[added:]
+        # EOS added at the end, for training, would end the text: what the model writes next would begin another.
+        for _ in range(next((place for place, mark in enumerate(reversed(mask)) if not mark), 0)):
+            if ids[-1] not in self.eos_ids:
+                break
+            ids = ids[:-1]
         vocab_size = self._bundle.manifest.architecture.vocab_size
         beyond = next((token for token in ids if token >= vocab_size), None)
         if beyond is not None:

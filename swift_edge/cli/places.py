@@ -34,6 +34,23 @@ def hold_place(out: Path, force: bool) -> None:
         _require(out, force)  # whoever held it before may have written it
 
 
+def require_no_part(path: Path) -> None:
+    """Raise `OutputExistsError` for a file that a bundle or a store consists of, which would not open any more.
+
+    Pages and heads beside them may be replaced.
+    """
+    from swift_edge.bundle.manifest import MANIFEST_NAME
+    from swift_edge.training.store.format import STORE_NAME
+
+    place = Path(os.path.realpath(path))
+    if place.is_file() and place.suffix not in (".html", ".npz"):
+        for name, what in ((MANIFEST_NAME, "bundle"), (STORE_NAME, "store")):
+            if place.with_name(name).is_file():
+                raise OutputExistsError(
+                    f"{path} belongs to the {what} in its folder, not even --force replaces it; name another file"
+                )
+
+
 @contextlib.contextmanager
 def _held(out: Path) -> Iterator[None]:
     with contextlib.ExitStack() as holding:
@@ -50,6 +67,7 @@ def _require(out: Path, force: bool) -> None:
     there = kind_at(out)
     if there == "other" or (there == "file" and not force):
         raise OutputExistsError(f"{out} exists already; choose another --out, or replace a file with --force")
+    require_no_part(out)
     folder = Path(os.path.realpath(out)).parent
     if not folder.is_dir():
         raise HeadFileError(f"there is no folder {folder} for {out.name}; make it first, or choose another --out")

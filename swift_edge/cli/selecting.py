@@ -11,7 +11,7 @@ import click
 
 from swift_edge.cli.options import Command, declared, running_options, with_options, writing_options
 from swift_edge.cli.output import answer, say
-from swift_edge.cli.places import Place
+from swift_edge.cli.places import Place, require_no_part
 from swift_edge.cli.progress import PickProgress, ProgressLine
 from swift_edge.cli.report import report
 from swift_edge.cli.text import prompt_from, text_from
@@ -146,6 +146,7 @@ def check_page(page: Path | None, force: bool) -> None:
         from swift_edge.explain import require_page_path
 
         require_page_path(page, force=force)
+        require_no_part(page)
 
 
 def explain(page: Path | None, force: bool, question: str, selection: "Selection", selector: "Selector") -> None:

@@ -428,6 +428,15 @@ def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_holds(folder: Pa
     assert "model.safetensors is a file; expected" in refusal(folder / "model.safetensors")
 
 
+def test_an_empty_name_is_no_model_least_of_all_the_one_in_the_current_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    read_checkpoint(".")
+    with pytest.raises(ExportError, match="the name of the model is empty"):
+        read_checkpoint("")
+
+
 def test_a_damaged_config_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama", ')
     assert str(folder) in refusal(folder)

@@ -179,6 +179,24 @@ def test_a_head_is_converted_or_fitted_over_nothing_else(run: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [STORE_NAME, MANIFEST_NAME])
+@pytest.mark.parametrize(
+    "command", [(*PICK, "--explain"), ("fit", "absent", "--out"), ("convert-head", "a.pt", "--out")]
+)
+def test_no_page_and_no_head_replaces_a_file_of_a_store_or_a_bundle(
+    run: Run, tmp_path: Path, name: str, command: tuple[object, ...]
+) -> None:
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "part").write_text("mine")
+    (tmp_path / "link").symlink_to("part")
+    for place in (name, "part", "link"):
+        refused = run(*command, tmp_path / place, "--force")
+        assert (refused.status, refused.out) == (1, "")
+        assert f"{tmp_path / place} belongs to the " in refused.err
+    assert (tmp_path / name).read_text() == "{}"
+    assert (tmp_path / "part").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [STORE_NAME, MANIFEST_NAME])
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_a_test_is_not_written_into_a_store_or_a_bundle(
     run: Run, tmp_path: Path, name: str, force: tuple[str, ...]

@@ -398,13 +398,19 @@ def test_a_raw_prompt_that_begins_with_bos_has_it_once(text: str, expected: list
     assert Tokenizer(bundle_with(STORIES)).encode_prompt(text, raw=True) == expected
 
 
-def test_a_token_added_at_the_end_takes_none_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("eos_ids", "kept"), [((3,), [2]), ((2,), []), ((1, 2), [])])
+@pytest.mark.parametrize("text", ["OnceOnce", "Once</s>"])
+def test_a_token_added_at_the_end_takes_none_away_and_ends_no_prompt(
+    tmp_path: Path, text: str, eos_ids: tuple[int, ...], kept: list[int]
+) -> None:
     backend = tokenizers.Tokenizer.from_file(str(STORIES))
-    backend.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     backend.save(str(tmp_path / "tokenizer.json"))
-    ids = Tokenizer(bundle_with(tmp_path / "tokenizer.json")).encode_prompt("OnceOnce", raw=True)
-    plain = backend.encode("OnceOnce", add_special_tokens=False).ids
-    assert ids == [*plain, 2]
+    tokenizer = Tokenizer(bundle_with(tmp_path / "tokenizer.json", tokens=Tokens(eos_ids, 1, None)))
+    plain = backend.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode_prompt(text, raw=True) == [1, *plain, *kept]
 
 
 def test_messages_that_end_with_the_assistants_turn_are_refused() -> None:
