@@ -8,7 +8,7 @@ import zipfile
 from typing import IO
 
 MOST_CHARACTERS = 4000
-"""Most of a text in a pickle: torch searches its own words about one it refuses in a time that grows with the square."""
+"""Most of a text in a pickle: what torch says of one that it refuses, it searches in quadratic time."""
 _PICKLE_BYTES = 64 * 1024**2
 _OLD_PICKLES = 5
 """Pickles at the beginning of a file of a torch before 1.6: what it is, versions, the machine, tensors, their names."""
