@@ -39,7 +39,7 @@ def write_whole(path: Path, data: bytes) -> None:
         raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "not a file that can be replaced", str(path))
     target = Path(os.path.realpath(path))
     known = target.stat() if there == "file" else None
-    _clear_abandoned(target)
+    clear_abandoned(target.parent, target.name)
     temporary, descriptor = _new_beside(target, 0o666 if known is None else 0o600)
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -127,18 +127,19 @@ def _take_over(temporary: Path, descriptor: int, known: os.stat_result) -> None:
     os.chmod(temporary, stat.S_IMODE(known.st_mode))
 
 
-def _clear_abandoned(target: Path) -> None:
-    """Remove temporary files of `target` whose writers have died: nobody holds the lock on them any more.
+def clear_abandoned(folder: Path, target: str | None = None) -> None:
+    """Remove temporary files of `target`, or of any file, whose writers have died: nobody holds the lock on them.
 
     Those of other machines stay, as not every network disk passes locks on.
     """
     if os.name == "nt":
         return
-    pattern = re.compile(rf"\.{re.escape(target.name[:_NAME_CHARACTERS])}\.{re.escape(_host())}\.[0-9a-f]{{8}}\.tmp")
+    name = ".+" if target is None else re.escape(target[:_NAME_CHARACTERS])
+    pattern = re.compile(rf"\.{name}\.{re.escape(_host())}\.[0-9a-f]{{8}}\.tmp")
     with contextlib.suppress(OSError):
-        for name in os.listdir(target.parent):
-            if pattern.fullmatch(name):
-                _remove_unless_locked(target.with_name(name))
+        for found in os.listdir(folder):
+            if pattern.fullmatch(found):
+                _remove_unless_locked(folder / found)
 
 
 def _remove_unless_locked(path: Path) -> None:

@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import json
+import os
+import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,20 @@ def stop_at(problems: int) -> Callable[[CollectProgress], None]:
             raise Stop
 
     return progress
+
+
+@pytest.mark.skipif(os.name == "nt", reason="temporary files of the dead are cleared where they can be unlocked")
+def test_what_a_dead_writer_left_in_a_complete_store_goes(telling: OpenedModel, tales: Path, tmp_path: Path) -> None:
+    """Killed while it wrote the times of the last run, which the next one does not write again."""
+    store = tmp_path / "store"
+    collect(telling, tales, store, **TALES)
+    before = content(store)
+    host = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:40]
+    for name in ("timings.json", "store.json"):
+        (store / f".{name}.{host}.0123abcd.tmp").write_bytes(b"{")
+    (store / ".timings.json.another-machine.0123abcd.tmp").write_bytes(b"{")
+    collect(telling, tales, store, **TALES)
+    assert content(store) == before | {".timings.json.another-machine.0123abcd.tmp": b"{"}
 
 
 @pytest.mark.parametrize("problems", [0, 1, 4])

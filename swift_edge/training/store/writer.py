@@ -25,7 +25,7 @@ from typing import Final
 
 from swift_edge.errors import DiskSpaceError, StoreError, SwiftEdgeError
 from swift_edge.records import shown
-from swift_edge.system.files import write_whole
+from swift_edge.system.files import clear_abandoned, write_whole
 from swift_edge.system.locks import LOCK_NAME, Lock, require_free
 from swift_edge.system.machine import DISK_FULL, memory_for
 from swift_edge.training.store.format import (
@@ -251,18 +251,22 @@ class StoreWriter:
 
 
 def locked_folder(folder: Path) -> Lock | None:
-    """Make a folder and lock it; None where this user cannot write to it, so that a complete store can be read.
+    """Make a folder, lock it and clear it of what dead writers left half-written.
+
+    None where this user cannot write to it, so that a complete store can be read.
 
     Raises `PlaceInUseError` where somebody else holds it, `StoreError` and `DiskSpaceError` where it cannot be made.
     """
     with _refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return Lock(folder / LOCK_NAME, folder)
+            lock = Lock(folder / LOCK_NAME, folder)
         except OSError as error:
             if isinstance(error, SwiftEdgeError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             return None
+        clear_abandoned(folder)  # of a file that is not written again as well, such as the times of a complete store
+        return lock
 
 
 @contextlib.contextmanager
