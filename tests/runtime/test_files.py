@@ -18,11 +18,9 @@ import pytest
 
 import swift_edge
 from swift_edge.bundle import open_bundle, staging_folder
-from swift_edge.bundle.manifest import MANIFEST_NAME
 from swift_edge.errors import HeadFileError, OutputExistsError, UnknownFolderError
 from swift_edge.explain import write_page
 from swift_edge.scoring import Head, load_head, save_head
-from swift_edge.training.store.format import STORE_NAME
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, links and modes are those of POSIX")
 Run = Callable[..., Any]
@@ -178,7 +176,7 @@ def test_a_head_is_converted_or_fitted_over_nothing_else(run: Run, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
 
 
-@pytest.mark.parametrize("name", [STORE_NAME, MANIFEST_NAME])
+@pytest.mark.parametrize("name", ["store.json", "swift_edge.json"])
 @pytest.mark.parametrize(
     "command", [(*PICK, "--explain"), ("fit", "absent", "--out"), ("convert-head", "a.pt", "--out")]
 )
@@ -196,7 +194,7 @@ def test_no_page_and_no_head_replaces_a_file_of_a_store_or_a_bundle(
     assert (tmp_path / "part").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", [STORE_NAME, MANIFEST_NAME])
+@pytest.mark.parametrize("name", ["store.json", "swift_edge.json"])
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_a_test_is_not_written_into_a_store_or_a_bundle(
     run: Run, tmp_path: Path, name: str, force: tuple[str, ...]
