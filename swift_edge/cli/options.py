@@ -10,11 +10,15 @@ from typing import Any, TypeVar
 import click
 
 from swift_edge.cli.text import text_from
-from swift_edge.options import CollectOptions, Option, PickOptions, WritingOptions, options_of
+from swift_edge.options import CollectOptions, DataOptions, Option, PickOptions, WritingOptions, options_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DECLARED: Mapping[str, Option] = {**options_of(CollectOptions), **options_of(PickOptions)}
+DECLARED: Mapping[str, Option] = {
+    **options_of(DataOptions),
+    **options_of(CollectOptions),
+    **options_of(PickOptions),
+}
 """The options of the runtime that a command may take, by name."""
 
 
@@ -33,7 +37,7 @@ def declared(name: str, *flags: str, **changes: Any) -> Callable[[Command], Comm
     else:
         number = next((kind for kind in (int, float) if kind in option.kinds), str)
         settings |= {"type": number, "show_default": NoneType not in option.kinds or option.default is not None}
-        if number is str:
+        if number is str and option.words:
             settings["help"] += f" One of {', '.join(option.words)}."
     if option.default is None:
         settings["help"] += f"  [default: {option.unset}]"
@@ -74,6 +78,12 @@ def writing_options(command: Command) -> Command:
     """Add the options that say how candidates are written."""
     names = (*(name for name in options_of(WritingOptions) if name != "raw"), "seed")
     return with_options(command, *map(declared, names))
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that say which problems are asked, and in which words."""
+    limit = click.option("--limit", type=int, metavar="N", help="Take the first N problems only.")
+    return with_options(command, *map(declared, options_of(DataOptions)), limit)
 
 
 def running_options(command: Command) -> Command:

@@ -29,7 +29,7 @@ from swift_edge.evaluation.trial import Trial
 from swift_edge.records import RecordError, read_fields
 from swift_edge.scoring.head import LEAST_GATE_SUM, Head
 from swift_edge.system.extras import import_extra
-from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.collecting.problems import read_problems, read_rows
 from swift_edge.training.fitting.fit import fit_head
 from swift_edge.training.fitting.objectives import LOSSES
 from swift_edge.training.fitting.options import FitOptions
@@ -99,7 +99,7 @@ class Ablations:
                 raise InvalidOptionError(
                     "problems to recalibrate on are given, but no other bundle; name one with --other"
                 )
-            if read_problems(self.recalibration_data, piped=False).sha256 == trial.problems.sha256:
+            if read_rows(self.recalibration_data, piped=False)[0] == trial.problems.sha256:
                 raise InvalidOptionError(
                     f"{self.recalibration_data} holds the problems of the test; expected others to recalibrate on"
                 )
@@ -126,7 +126,7 @@ class Ablations:
             if self.recalibration_data is None
             else {
                 "file": str(self.recalibration_data),
-                "sha256": read_problems(self.recalibration_data).sha256,
+                "sha256": read_rows(self.recalibration_data, piped=False)[0],
                 "problems": self.recalibration_problems,
             },
         }
@@ -171,7 +171,10 @@ class Ablations:
         other = OpenedModel.open(path, session.providers, session.threads)
         heads = {"as it is": head}
         if self.recalibration_data is not None:
-            problems = read_problems(self.recalibration_data).first(self.recalibration_problems)
+            asking = trial.problems.asking
+            problems = read_problems(
+                self.recalibration_data, benchmark=asking.benchmark, shots=asking.shots, system=asking.system
+            ).first(self.recalibration_problems)
             collected = trial.candidates(
                 f"recalibration-{name}", trial.main_size, {}, opened=other, problems=problems, store_features=True
             )

@@ -41,7 +41,7 @@ from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
 from swift_edge.system.machine import memory_for
 from swift_edge.training.collecting.collected import CollectProgress, read_timings
-from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.collecting.problems import Problems, read_problems
 from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
 from swift_edge.training.store.format import STORE_NAME, read_info
 from swift_edge.training.store.writer import Store, locked_folder
@@ -66,10 +66,10 @@ _UNTIMED: Final = (
 @memory_for("the test")
 def evaluate(
     model: str | os.PathLike[str] | OpenedModel,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Problems,
     out: str | os.PathLike[str],
     *,
-    task: str,
+    task: str | None = None,
     sizes: Sequence[int] = SIZES,
     heads: Mapping[str, str | os.PathLike[str]] | None = None,
     external: str | os.PathLike[str] | None = None,
@@ -87,9 +87,10 @@ def evaluate(
 
     Args:
         model: a bundle; its own head is tested under the name `default`.
-        data: problems in JSONL with answers, see `read_problems`; accuracies are told by `family` and `kind`, too.
+        data: problems in JSONL with answers, or what `read_problems` read of a benchmark; accuracies are told by
+            `family` and `kind`, too.
         out: the folder to write; a test that was interrupted goes on in it.
-        task: the task that grades, see `swift_edge.answers`.
+        task: the task that grades, see `swift_edge.answers`; None is the benchmark's.
         sizes: numbers of candidates to judge rules at; as many as the greatest are written per problem.
         heads: files of further heads by name; `default` replaces the bundle's own.
         external: a file of scores to combine with the first head's, see `read_external`.
@@ -109,7 +110,10 @@ def evaluate(
     """
     check_drawing()
     _require_own(Path(out), force)
-    problems = read_problems(data).first(limit)
+    problems = (data if isinstance(data, Problems) else read_problems(data)).first(limit)
+    task = problems.task if task is None else task
+    if task is None:
+        raise InvalidOptionError("no task is given, and the problems bring none; expected one to grade by")
     opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     files = _head_files(opened, heads or {})
     loaded = {name: load_head(path) for name, path in files.items()}
@@ -218,7 +222,7 @@ def _seen(heads: Mapping[str, Head], trial: Trial) -> Iterator[str]:
             yield f"the head {name} was fitted or calibrated on the problems of this test: its figures are too good"
             continue
         shown = frozenset().union(*(seen_prompts(each) or () for each in summaries))
-        if known := sum(prompt_hash(problem.prompt) in shown for problem in trial.problems.rows):
+        if known := sum(prompt_hash(problem.question) in shown for problem in trial.problems.rows):
             yield (
                 f"the head {name} was fitted or calibrated on {known:,} of the {len(trial.problems.rows):,} problems "
                 "of this test: its figures are too good"
