@@ -29,7 +29,7 @@ from swift_edge.evaluation.trial import Trial
 from swift_edge.records import RecordError, read_fields
 from swift_edge.scoring.head import LEAST_GATE_SUM, Head
 from swift_edge.system.extras import import_extra
-from swift_edge.training.collecting.problems import read_problems, read_rows
+from swift_edge.training.collecting.problems import data_rows, read_problems
 from swift_edge.training.fitting.fit import fit_head
 from swift_edge.training.fitting.objectives import LOSSES
 from swift_edge.training.fitting.options import FitOptions
@@ -99,7 +99,7 @@ class Ablations:
                 raise InvalidOptionError(
                     "problems to recalibrate on are given, but no other bundle; name one with --other"
                 )
-            if read_rows(self.recalibration_data, piped=False)[0] == trial.problems.sha256:
+            if data_rows(self.recalibration_data, piped=False)[0] == trial.problems.sha256:
                 raise InvalidOptionError(
                     f"{self.recalibration_data} holds the problems of the test; expected others to recalibrate on"
                 )
@@ -126,7 +126,7 @@ class Ablations:
             if self.recalibration_data is None
             else {
                 "file": str(self.recalibration_data),
-                "sha256": read_rows(self.recalibration_data, piped=False)[0],
+                "sha256": data_rows(self.recalibration_data, piped=False)[0],
                 "problems": self.recalibration_problems,
             },
         }

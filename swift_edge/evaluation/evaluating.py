@@ -12,6 +12,7 @@ is where the bundle, the problems, heads and figures meet.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,7 @@ from swift_edge.system.files import write_whole
 from swift_edge.system.machine import memory_for
 from swift_edge.training.collecting.collected import CollectProgress, read_timings
 from swift_edge.training.collecting.problems import Problems, read_problems
-from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
+from swift_edge.training.seen import prompt_hash, seen_prompts, shown_text, trained_on
 from swift_edge.training.store.format import STORE_NAME, read_info
 from swift_edge.training.store.writer import Store, locked_folder
 
@@ -253,6 +254,8 @@ def _run(
             "name": trial.problems.path.name,
             "sha256": trial.problems.sha256,
             "limit": limit,
+            "asked": None if store.info.asked is None else asdict(store.info.asked),
+            "text": None if store.info.asked is None else store.info.asked.described(store.problems),
         },
         "task": trial.task,
         "heads": {
@@ -265,6 +268,7 @@ def _run(
                 "gate": head.gate,
                 "precision": head.precision,
                 "calibrated": head.calibration is not None,
+                "shown": shown_text(head.summary),
             }
             for name, head in heads.items()
         },

@@ -130,6 +130,8 @@ def collect(
         data_sha256=problems.sha256,
         asked=asked(problems, wording),
     )
+    if info.asked is not None:
+        report(info.asked.described(info.problems))
     with StoreWriter(out, info, force=force, shard_bytes=shard_bytes) as writer:
         collection = Collection(writer, report, progress)
         _say_where(writer, report)

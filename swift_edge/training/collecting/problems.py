@@ -1,7 +1,7 @@
 """Problems: prompts with reference answers, read from files and checked row by row before anything is computed.
 
-Rows are read in one way, whatever they are: as JSON lines, or as a JSON array. What makes problems of them is `jsonl`,
-or a benchmark of `swift_edge.training.collecting.benchmarks`.
+Rows are read in one way, whatever they are: as JSON lines, as a JSON array, or from the hub. What makes problems of
+them is `jsonl`, or a benchmark of `swift_edge.training.collecting.benchmarks`.
 """
 
 import codecs
@@ -24,6 +24,7 @@ from swift_edge.options import DataInput, DataOptions
 from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, opened_lines, parse_json
 from swift_edge.system.machine import memory_for, require_memory
 from swift_edge.training.collecting.benchmarks import BENCHMARKS, Benchmark
+from swift_edge.training.collecting.hub import hub_rows, is_for_datasets
 
 PROMPT_FIELDS = ("prompt", "question", "messages")
 _LARGE = 256 * MIB
@@ -95,6 +96,7 @@ def read_problems(
 ) -> Problems:
     """Read problems from JSON lines or a JSON array, as `asking` says, see `DataOptions`.
 
+    Where `path` is no file it may be a name of the hub, such as `openai/gsm8k:test`, if `datasets` is installed.
     A row of `jsonl`, which is the default, has `prompt`, `question` or `messages`, and `answer`, a text or a number;
     without `answers` it may lack its answer. A row of a benchmark has the fields with which that is published, and is
     worded for a model when it is asked. Further fields are kept in `row`. Empty lines at the end are passed over. What
@@ -106,7 +108,7 @@ def read_problems(
     """
     options = DataOptions.of(**asking)
     file = Path(path)
-    sha256, rows = read_rows(file, piped=piped)
+    sha256, rows = data_rows(file, piped=piped)
     if options.skip >= len(rows):
         raise InvalidOptionError(f"skip is {options.skip}; expected fewer than the {len(rows)} problems of {file}")
     if options.skip or options.shuffle is not None:
@@ -193,6 +195,11 @@ class Grading:
                 "expected True or False"
             )
         return bool(label)
+
+
+def data_rows(path: Path, *, piped: bool) -> tuple[str, list[PlacedRow]]:
+    """Read what `read_rows` does, and where there is no such file, a data set of the hub: see `hub`."""
+    return hub_rows(path) if is_for_datasets(path) else read_rows(path, piped=piped)
 
 
 def read_rows(path: Path, *, piped: bool) -> tuple[str, list[PlacedRow]]:

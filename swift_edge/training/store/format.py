@@ -52,6 +52,18 @@ class Asked:
     shuffle: int | None = None
     """Seed of their order; None is that of the file."""
 
+    def described(self, problems: int) -> str:
+        """What was asked, in a few words.
+
+        >>> info.asked.described(1000)
+        'gsm8k, 1,000 problems, zero-shot'
+        """
+        counted = f"{problems:,} {'problem' if problems == 1 else 'problems'}"
+        if self.form == "given":
+            return f"{counted} as given"
+        examples = "zero-shot" if not self.shots else f"{self.shots}-shot"
+        return f"{self.benchmark}, {counted}, {examples}" + (", without chat template" if self.form == "text" else "")
+
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
