@@ -37,8 +37,10 @@ def declared(name: str, *flags: str, **changes: Any) -> Callable[[Command], Comm
     else:
         number = next((kind for kind in (int, float) if kind in option.kinds), str)
         settings |= {"type": number, "show_default": NoneType not in option.kinds or option.default is not None}
-        if number is str and option.words:
+        if option.words:
             settings["help"] += f" One of {', '.join(option.words)}."
+        if str in option.kinds:
+            settings["callback"] = whole_text
     if option.default is None:
         settings["help"] += f"  [default: {option.unset}]"
     return click.option(*(flags or (f"--{name.replace('_', '-')}",)), name, **settings | changes)
@@ -47,6 +49,11 @@ def declared(name: str, *flags: str, **changes: Any) -> Callable[[Command], Comm
 def whole_texts(_context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
     """Take texts that are UTF-8; `PromptError` for others."""
     return tuple(text_from(text, parameter.opts[0]) for text in texts)
+
+
+def whole_text(_context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """Take a text that is UTF-8; `PromptError` for another."""
+    return None if text is None else text_from(text, parameter.opts[0])
 
 
 def number_or_word(_context: click.Context, parameter: click.Parameter, text: str) -> int | str:

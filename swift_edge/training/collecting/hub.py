@@ -35,7 +35,8 @@ def hub_rows(path: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     Raises `MissingExtraError` without the package `datasets`; `DataError` for a name that the hub does not know or that
     cannot be reached, for a split that is not there, and for a file that does not read.
     """
-    what = f"reading {path}" if path.suffix.lower() == PARQUET else f"{path}, which is no file here but a hub name,"
+    parquet = path.suffix.lower() == PARQUET
+    what = f"reading {path}" if parquet else f"{path} is no file here, and reading it as a data set of the hub"
     datasets = import_extra("datasets", what, "data")
     try:
         loaded = _loaded(datasets, path)
