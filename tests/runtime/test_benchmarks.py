@@ -473,3 +473,15 @@ def test_coin_flips_are_written_after_their_definition(tmp_path: Path) -> None:
         flips = sum(re.fullmatch(r"[A-Z][a-z]+ flips the coin\.", deed) is not None for deed in deeds)
         assert flips + sum(deed.endswith(" does not flip the coin.") for deed in deeds) == 4
         assert problem.answer == ("no" if flips % 2 else "yes")
+
+
+def test_a_test_does_not_learn_from_its_own_problems(run: Run, tmp_path: Path) -> None:
+    """Though its part of the file, and so the hash of its data, is another."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("scipy")
+    store = stored(run, STORIES, tmp_path, "--shots", "0", name="coinflip")
+    data = file_of(tmp_path, ROWS["coinflip"], ROWS["coinflip"] | {"question": "A coin is heads up. Is it?"})
+    options = ("--benchmark", "coinflip", "--shots", "0", "--shuffle", "1", "--max-new-tokens", "4")
+    outcome = run("eval", "-m", STORIES, *options, "--data", data, "--train", store.path, "--out", tmp_path / "results")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert "was collected on 1 of the problems of the test; expected others" in outcome.err.splitlines()[-1]
