@@ -41,6 +41,8 @@ SignalName: TypeAlias = Literal["mean_logprob", "self_certainty"]
 """A score that needs no head; larger is better in both."""
 StrategyName: TypeAlias = Literal["best", "majority", "vote", "calibrated", "best-of-majority", "ranking", "scaling"]
 """How a pick is made from the scores, see `swift_edge.selection.strategies`."""
+BenchmarkName: TypeAlias = Literal["jsonl", "gsm8k", "math", "aqua", "hellaswag", "coinflip", "svamp", "cruxeval"]
+"""What the rows of a data file are: problems as they are to be asked, or those of a benchmark as it is published."""
 Extractor: TypeAlias = Callable[[str], str | None]
 """From a response to its answer, or None."""
 ExternalScorer: TypeAlias = Callable[[Sequence[str]], Sequence[float]]
@@ -54,6 +56,8 @@ MOST_N: Final = 10_000
 """Most candidates of a prompt, written or given."""
 MOST_COUNT: Final = 10**9
 """Greatest number of what is counted: tokens, mostly."""
+MOST_SHOTS: Final = 4
+"""Most worked examples before a question: as many as there are of each benchmark."""
 MOST_SECONDS: Final = 10**9
 """Three decades."""
 MOST_ROWS: Final = 1024
@@ -106,7 +110,7 @@ class Option:
             case None:
                 return types.NoneType in self.kinds
             case str():
-                return value in self.words
+                return value in self.words or str in self.kinds
             case bool():
                 return bool in self.kinds
             case Mapping():
@@ -188,6 +192,7 @@ _WORDS: Final[Mapping[object, str]] = {
         f"and {MOST_STOP_CHARACTERS} in all"
     ),
     Mapping: "how many candidates stay by token count, never more than before, such as {16: 8, 32: 4}",
+    str: "a text",
     bool: "True or False",
     Callable: "a function",
     types.NoneType: "None",
@@ -204,6 +209,7 @@ _SCHEMAS: Final[Mapping[object, tuple[dict[str, Any], ...]]] = {
             "maxProperties": MOST_PRUNINGS,
         },
     ),
+    str: ({"type": "string"},),
     bool: ({"type": "boolean"},),
     types.NoneType: ({"type": "null"},),
 }
@@ -393,6 +399,70 @@ class WritingOptions:
 
 @show_field_texts
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Which problems of a data file are asked, and in which words."""
+
+    benchmark: BenchmarkName = field(
+        default="jsonl",
+        metadata=option(
+            "What the rows of --data are: prompts of your own, or those of a benchmark as it is published.",
+            metavar="NAME",
+        ),
+    )
+    """A benchmark brings its task and its wording; the rows of `jsonl` are asked as they stand."""
+    shots: int | None = field(
+        default=None,
+        metadata=option(
+            "Worked examples before each question of a benchmark.",
+            metavar="K",
+            least=0,
+            most=MOST_SHOTS,
+            unset=f"none with a chat template, else {MOST_SHOTS}",
+        ),
+    )
+    """A chat model knows how to answer; one without a chat template is shown."""
+    system: str | None = field(
+        default=None,
+        metadata=option(
+            "What a benchmark's questions are asked with, as the system prompt; an empty text for nothing.",
+            metavar="TEXT",
+            unset="the benchmark's",
+        ),
+    )
+    """In place of the benchmark's instruction: the system prompt, or how a text begins without a chat template."""
+    skip: int = field(
+        default=0, metadata=option("Leave out the first N problems.", metavar="N", least=0, most=MOST_COUNT)
+    )
+    """Problems that are left out, the first ones after shuffling: they may be those of another store."""
+    shuffle: int | None = field(
+        default=None,
+        metadata=option(
+            "Shuffle the problems first; the same seed gives the same order.",
+            metavar="SEED",
+            least=0,
+            most=2**64 - 1,
+            unset="the order of the file",
+        ),
+    )
+    """The order depends on the seed and the number of problems alone, on every machine and in every version."""
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidOptionError` for a value of another type or out of its range, and for two that do not fit."""
+        _check(self)
+        for name in ("shots", "system"):
+            value = getattr(self, name)
+            fits = self.benchmark != "jsonl" or value is None
+            expect(fits, name, value, "none without a benchmark, as the rows of jsonl are asked as they stand")
+
+    @classmethod
+    def of(cls, **values: Unpack["DataInput"]) -> Self:
+        """The options by name; raises `InvalidOptionError` for a name that is not known, too."""
+        _refuse_unknown(values, list(options_of(cls)))
+        return cls(**values)
+
+
+@show_field_texts
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectOptions(WritingOptions):
     """How the candidates of many problems are written."""
 
@@ -556,6 +626,16 @@ class WritingInput(SamplingInput, total=False):
     max_new_tokens: int
     stop: Sequence[str]
     raw: bool
+
+
+class DataInput(TypedDict, total=False):
+    """Keywords for `DataOptions`."""
+
+    benchmark: BenchmarkName
+    shots: int | None
+    system: str | None
+    skip: int
+    shuffle: int | None
 
 
 class CollectInput(WritingInput, total=False):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swift_edge.cli.options import declared, running_options, writing_options
+from swift_edge.cli.options import data_options, declared, running_options, writing_options
 from swift_edge.cli.output import answer, say
 from swift_edge.cli.places import Place
 from swift_edge.cli.progress import ProgressLine, duration_text
-from swift_edge.options import CollectOptions
+from swift_edge.options import CollectOptions, DataOptions, options_of
 
 if TYPE_CHECKING:
     from swift_edge.training.collecting.collected import CollectProgress
@@ -52,10 +52,13 @@ file_path = Place(path_type=Path)
     required=True,
     metavar="FILE",
     type=file_path,
-    help="Problems: JSON lines with prompt, question or messages, and answer; family and kind divide the accuracies.",
+    help="Problems: JSON lines with prompt, question or messages, and answer, or the rows of a --benchmark; family and "
+    "kind divide the accuracies.",
 )
 @click.option(
-    "--task", required=True, metavar="NAME", help="What answers are: number, latex, letter, ... as in collect."
+    "--task",
+    metavar="NAME",
+    help="What answers are: number, latex, letter, ... as in collect.  [default: the benchmark's]",
 )
 @click.option("--out", required=True, metavar="DIR", type=file_path, help="Folder to write.")
 @click.option(
@@ -94,14 +97,14 @@ file_path = Place(path_type=Path)
 )
 @writing_options
 @declared("rows")
-@click.option("--limit", type=int, metavar="N", help="Take the first N problems only.")
+@data_options
 @running_options
 @click.option("--force", is_flag=True, help="Start over in a folder that holds a test.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with everything instead of the tables.")
 def evaluate(
     model: str,
     data: Path,
-    task: str,
+    task: str | None,
     out: Path,
     sizes: tuple[int, ...],
     heads: NamedPaths,
@@ -122,12 +125,20 @@ def evaluate(
 
     Figures, tables and drawings are written to --out; the same command goes on with a test that was interrupted.
     """
+    asking: Any = {name: keywords.pop(name) for name in options_of(DataOptions)}
+    DataOptions.of(**asking)
     writing = CollectOptions.of(None, keywords)
     with ProgressLine(f"reading {data} and opening {model}") as line:
         from swift_edge.evaluation.ablations import Ablations
         from swift_edge.evaluation.evaluating import evaluate as run
         from swift_edge.evaluation.tables import markdown
+        from swift_edge.training.collecting.problems import read_problems
 
+        problems = read_problems(data, **asking)
+        if task is None and problems.task is None:
+            raise click.UsageError(
+                "expected a --task to grade by, as in collect; or, where --data is a benchmark, its name: --benchmark"
+            )
         ablations = Ablations(train, train_logits, dict(others), recalibration_data, recalibration_problems)
 
         def progress(state: "CollectProgress") -> None:
@@ -137,7 +148,7 @@ def evaluate(
         try:
             results = run(
                 model,
-                data,
+                problems,
                 out,
                 task=task,
                 sizes=sizes,

@@ -93,6 +93,10 @@ def _rows(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     yield "chat template", "yes" if bundle.chat_template is not None else "no: a prompt is continued as it stands"
     head = head_document(bundle.head_path)
     yield "head", "none" if head is None else _named({**head, "summary": None})
+    if head is not None:
+        from swift_edge.training.seen import shown_text
+
+        yield "shown", shown_text(head["summary"]) or "unknown: the head does not say which problems it learned from"
     for number, (name, record) in enumerate(sorted(manifest.files.items())):
         yield "" if number else "files", f"{name}  {record.size} bytes  sha256 {record.sha256[:16]}"
     for number, text in enumerate(_figures(manifest.parity)):

@@ -10,11 +10,15 @@ from typing import Any, TypeVar
 import click
 
 from swift_edge.cli.text import text_from
-from swift_edge.options import CollectOptions, Option, PickOptions, WritingOptions, options_of
+from swift_edge.options import CollectOptions, DataOptions, Option, PickOptions, WritingOptions, options_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DECLARED: Mapping[str, Option] = {**options_of(CollectOptions), **options_of(PickOptions)}
+DECLARED: Mapping[str, Option] = {
+    **options_of(DataOptions),
+    **options_of(CollectOptions),
+    **options_of(PickOptions),
+}
 """The options of the runtime that a command may take, by name."""
 
 
@@ -33,8 +37,10 @@ def declared(name: str, *flags: str, **changes: Any) -> Callable[[Command], Comm
     else:
         number = next((kind for kind in (int, float) if kind in option.kinds), str)
         settings |= {"type": number, "show_default": NoneType not in option.kinds or option.default is not None}
-        if number is str:
+        if option.words:
             settings["help"] += f" One of {', '.join(option.words)}."
+        if str in option.kinds:
+            settings["callback"] = whole_text
     if option.default is None:
         settings["help"] += f"  [default: {option.unset}]"
     return click.option(*(flags or (f"--{name.replace('_', '-')}",)), name, **settings | changes)
@@ -43,6 +49,11 @@ def declared(name: str, *flags: str, **changes: Any) -> Callable[[Command], Comm
 def whole_texts(_context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
     """Take texts that are UTF-8; `PromptError` for others."""
     return tuple(text_from(text, parameter.opts[0]) for text in texts)
+
+
+def whole_text(_context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """Take a text that is UTF-8; `PromptError` for another."""
+    return None if text is None else text_from(text, parameter.opts[0])
 
 
 def number_or_word(_context: click.Context, parameter: click.Parameter, text: str) -> int | str:
@@ -74,6 +85,12 @@ def writing_options(command: Command) -> Command:
     """Add the options that say how candidates are written."""
     names = (*(name for name in options_of(WritingOptions) if name != "raw"), "seed")
     return with_options(command, *map(declared, names))
+
+
+def data_options(command: Command) -> Command:
+    """Add the options that say which problems are asked, and in which words."""
+    limit = click.option("--limit", type=int, metavar="N", help="Take the first N problems only.")
+    return with_options(command, *map(declared, options_of(DataOptions)), limit)
 
 
 def running_options(command: Command) -> Command:

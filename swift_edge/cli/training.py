@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from swift_edge.cli.options import declared, running_options, writing_options
+from swift_edge.cli.options import data_options, declared, running_options, writing_options
 from swift_edge.cli.output import answer, say
 from swift_edge.cli.places import Place
 from swift_edge.cli.progress import ProgressLine, duration_text
-from swift_edge.options import CollectOptions, options_of
+from swift_edge.options import CollectOptions, DataOptions, options_of
 
 if TYPE_CHECKING:
     from swift_edge.training.collecting.collected import CollectProgress
 
-WRITING_OPTIONS = {"n", *options_of(CollectOptions)} - {"raw"}
-"""Options that say how candidates are written, and nothing about given ones."""
+WRITING_OPTIONS = {"n", *options_of(CollectOptions), *options_of(DataOptions)} - {"raw"}
+"""Options that say what is asked and how candidates are written, and nothing about given ones."""
 
 
 @click.command(short_help="Write and grade candidates to train a head on.")
@@ -29,7 +29,7 @@ WRITING_OPTIONS = {"n", *options_of(CollectOptions)} - {"raw"}
     "--data",
     metavar="FILE",
     type=Place(path_type=Path),
-    help="Problems: JSON lines with prompt, question or messages, and answer.",
+    help="Problems: JSON lines with prompt, question or messages, and answer; or the rows of a --benchmark.",
 )
 @click.option(
     "--responses",
@@ -37,7 +37,11 @@ WRITING_OPTIONS = {"n", *options_of(CollectOptions)} - {"raw"}
     type=Place(path_type=Path),
     help="Ready-made answers instead: JSON lines with prompt, reference, completions, correctness.",
 )
-@click.option("--task", metavar="NAME", help="What answers are: number, latex, letter, yes-no, literal, text or exact.")
+@click.option(
+    "--task",
+    metavar="NAME",
+    help="What answers are: number, latex, letter, yes-no, literal, text or exact.  [default: the benchmark's]",
+)
 @click.option("--out", required=True, metavar="DIR", type=Place(path_type=Path), help="Store to write.")
 @declared("n", "-n", callback=None, type=int, help="Candidates per problem.")
 @click.option(
@@ -49,7 +53,7 @@ WRITING_OPTIONS = {"n", *options_of(CollectOptions)} - {"raw"}
 @click.option("--tokens-per-candidate", type=int, metavar="K", help="Keep K tokens, evenly spread.  [default: all]")
 @writing_options
 @declared("rows")
-@click.option("--limit", type=int, metavar="N", help="Take the first N problems only.")
+@data_options
 @running_options
 @click.option("--force", is_flag=True, help="Start over in a folder that holds a store.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the summary.")
@@ -77,7 +81,9 @@ def collect(
 
     The same command goes on with a store that was interrupted.
     """
-    _check_combination(context, data, responses, task)
+    _check_combination(context, data, responses)
+    asking: Any = {name: keywords.pop(name) for name in options_of(DataOptions)}
+    DataOptions.of(**asking)
     writing = CollectOptions.of(None, keywords)
 
     with ProgressLine(f"reading {data or responses} and opening {model}") as line:
@@ -89,7 +95,12 @@ def collect(
         from swift_edge.training.collecting.responses import read_responses
 
         ready_responses = None if responses is None else read_responses(responses).first(limit)
-        problems = None if data is None else read_problems(data).first(limit)
+        problems = None if data is None else read_problems(data, **asking).first(limit)
+        if problems is not None and task is None and problems.task is None:
+            raise click.UsageError(
+                "--data needs a --task to grade by: number, latex, letter, yes-no, literal, text or exact; or, where "
+                "it is a benchmark, its name: --benchmark"
+            )
         opened = OpenedModel.open(model, providers or None, threads)
         layer_numbers = None if layers in (None, "all") else parse_layers(layers, opened.session.layers)
 
@@ -124,13 +135,9 @@ def collect(
     answer(json.dumps(collected.to_dict()) if as_json else collected.path)
 
 
-def _check_combination(context: click.Context, data: Path | None, responses: Path | None, task: str | None) -> None:
+def _check_combination(context: click.Context, data: Path | None, responses: Path | None) -> None:
     if (data is None) == (responses is None):
         raise click.UsageError("expected --data with problems, or --responses with ready-made answers, and not both")
-    if data is not None and task is None:
-        raise click.UsageError(
-            "--data needs a --task to grade by: number, latex, letter, yes-no, literal, text or exact"
-        )
     if responses is not None:
         writing_options = [
             parameter.opts[-1]

@@ -29,11 +29,12 @@ from swift_edge.evaluation.trial import Trial
 from swift_edge.records import RecordError, read_fields
 from swift_edge.scoring.head import LEAST_GATE_SUM, Head
 from swift_edge.system.extras import import_extra
-from swift_edge.training.collecting.problems import read_problems
+from swift_edge.training.collecting.problems import Problems, data_rows, read_problems
 from swift_edge.training.fitting.fit import fit_head
 from swift_edge.training.fitting.objectives import LOSSES
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.recalibrate import recalibrate
+from swift_edge.training.seen import prompt_hash
 from swift_edge.training.store.format import STATISTICS
 from swift_edge.training.store.shards import Shard
 from swift_edge.training.store.writer import Store
@@ -99,9 +100,11 @@ class Ablations:
                 raise InvalidOptionError(
                     "problems to recalibrate on are given, but no other bundle; name one with --other"
                 )
-            if read_problems(self.recalibration_data, piped=False).sha256 == trial.problems.sha256:
+            problems = self._recalibration(trial)
+            if shared := len(_hashes(trial.problems) & _hashes(problems)):
                 raise InvalidOptionError(
-                    f"{self.recalibration_data} holds the problems of the test; expected others to recalibrate on"
+                    f"{self.recalibration_data} holds {shared} of the problems of the test; expected others to "
+                    "recalibrate on"
                 )
         if self.others and not heads:
             raise InvalidOptionError(
@@ -126,7 +129,7 @@ class Ablations:
             if self.recalibration_data is None
             else {
                 "file": str(self.recalibration_data),
-                "sha256": read_problems(self.recalibration_data).sha256,
+                "sha256": data_rows(self.recalibration_data, piped=False)[0],
                 "problems": self.recalibration_problems,
             },
         }
@@ -165,13 +168,25 @@ class Ablations:
             for name, path in self.others.items():
                 yield from self._judge_other(trial, name, path, default)
 
+    def _recalibration(self, trial: Trial) -> Problems:
+        """The problems to recalibrate on, which are asked as those of the test are."""
+        assert self.recalibration_data is not None
+        asking = trial.problems.asking
+        return read_problems(
+            self.recalibration_data,
+            piped=False,
+            benchmark=asking.benchmark,
+            shots=asking.shots,
+            system=asking.system,
+        ).first(self.recalibration_problems)
+
     def _judge_other(self, trial: Trial, name: str, path: Path, head: Head) -> Iterator["_Judged"]:
         """Judge the head on the candidates of another bundle, as it is and recalibrated."""
         session = trial.opened.session
         other = OpenedModel.open(path, session.providers, session.threads)
         heads = {"as it is": head}
         if self.recalibration_data is not None:
-            problems = read_problems(self.recalibration_data).first(self.recalibration_problems)
+            problems = self._recalibration(trial)
             collected = trial.candidates(
                 f"recalibration-{name}", trial.main_size, {}, opened=other, problems=problems, store_features=True
             )
@@ -348,8 +363,15 @@ def _check_store(store: Store, feature: str, trial: Trial) -> None:
                 f"{store.path} has {name} {getattr(info, name)!r}, the bundle that is tested {ours!r}; "
                 "expected a store that was collected with this bundle"
             )
-    if info.data_sha256 == trial.problems.sha256:
-        raise StoreError(f"{store.path} was collected on the problems of the test; expected others to train on")
+    known = {each.prompt_hash for each in store.candidates}
+    shared = len(known & _hashes(trial.problems))
+    if shared or info.data_sha256 == trial.problems.sha256:
+        count = f"{shared} of " if shared else ""
+        raise StoreError(f"{store.path} was collected on {count}the problems of the test; expected others to train on")
+
+
+def _hashes(problems: Problems) -> set[str]:
+    return {prompt_hash(problem.question) for problem in problems.rows}
 
 
 def _store_facts(path: Path | None) -> dict[str, Any] | None:

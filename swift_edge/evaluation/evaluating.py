@@ -12,6 +12,7 @@ is where the bundle, the problems, heads and figures meet.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,8 +42,8 @@ from swift_edge.selection.planning import Planner
 from swift_edge.system.files import write_whole
 from swift_edge.system.machine import memory_for
 from swift_edge.training.collecting.collected import CollectProgress, read_timings
-from swift_edge.training.collecting.problems import read_problems
-from swift_edge.training.seen import prompt_hash, seen_prompts, trained_on
+from swift_edge.training.collecting.problems import Problems, read_problems
+from swift_edge.training.seen import prompt_hash, seen_prompts, shown_text, trained_on
 from swift_edge.training.store.format import STORE_NAME, read_info
 from swift_edge.training.store.writer import Store, locked_folder
 
@@ -66,10 +67,10 @@ _UNTIMED: Final = (
 @memory_for("the test")
 def evaluate(
     model: str | os.PathLike[str] | OpenedModel,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Problems,
     out: str | os.PathLike[str],
     *,
-    task: str,
+    task: str | None = None,
     sizes: Sequence[int] = SIZES,
     heads: Mapping[str, str | os.PathLike[str]] | None = None,
     external: str | os.PathLike[str] | None = None,
@@ -87,9 +88,10 @@ def evaluate(
 
     Args:
         model: a bundle; its own head is tested under the name `default`.
-        data: problems in JSONL with answers, see `read_problems`; accuracies are told by `family` and `kind`, too.
+        data: problems in JSONL with answers, or what `read_problems` read of a benchmark; accuracies are told by
+            `family` and `kind`, too.
         out: the folder to write; a test that was interrupted goes on in it.
-        task: the task that grades, see `swift_edge.answers`.
+        task: the task that grades, see `swift_edge.answers`; None is the benchmark's.
         sizes: numbers of candidates to judge rules at; as many as the greatest are written per problem.
         heads: files of further heads by name; `default` replaces the bundle's own.
         external: a file of scores to combine with the first head's, see `read_external`.
@@ -109,7 +111,10 @@ def evaluate(
     """
     check_drawing()
     _require_own(Path(out), force)
-    problems = read_problems(data).first(limit)
+    problems = (data if isinstance(data, Problems) else read_problems(data)).first(limit)
+    task = problems.task if task is None else task
+    if task is None:
+        raise InvalidOptionError("no task is given, and the problems bring none; expected one to grade by")
     opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     files = _head_files(opened, heads or {})
     loaded = {name: load_head(path) for name, path in files.items()}
@@ -218,7 +223,7 @@ def _seen(heads: Mapping[str, Head], trial: Trial) -> Iterator[str]:
             yield f"the head {name} was fitted or calibrated on the problems of this test: its figures are too good"
             continue
         shown = frozenset().union(*(seen_prompts(each) or () for each in summaries))
-        if known := sum(prompt_hash(problem.prompt) in shown for problem in trial.problems.rows):
+        if known := sum(prompt_hash(problem.question) in shown for problem in trial.problems.rows):
             yield (
                 f"the head {name} was fitted or calibrated on {known:,} of the {len(trial.problems.rows):,} problems "
                 "of this test: its figures are too good"
@@ -249,6 +254,8 @@ def _run(
             "name": trial.problems.path.name,
             "sha256": trial.problems.sha256,
             "limit": limit,
+            "asked": None if store.info.asked is None else asdict(store.info.asked),
+            "text": None if store.info.asked is None else store.info.asked.described(store.problems),
         },
         "task": trial.task,
         "heads": {
@@ -261,6 +268,7 @@ def _run(
                 "gate": head.gate,
                 "precision": head.precision,
                 "calibrated": head.calibration is not None,
+                "shown": shown_text(head.summary),
             }
             for name, head in heads.items()
         },

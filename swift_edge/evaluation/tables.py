@@ -36,11 +36,15 @@ def _introduction(results: Mapping[str, Any]) -> str:
     sampling, interval = results["run"]["sampling"], results["interval"]
     sampled = results["subsets_sampled_at"]
     over = "all subsets of the candidates" if not sampled else f"a sample of the subsets at N = {_listed(sampled)}"
+    run = results["run"]
+    asked = run["data"].get("text") or f"{results['problems']:,} problems"
+    heads = {name: head.get("shown") for name, head in run["heads"].items()}
+    shown = "".join(f" The head {name} was shown {problems}." for name, problems in heads.items() if problems)
     return (
-        f"{results['problems']:,} problems, {results['candidates']} candidates each, temperature "
+        f"{asked}, {results['candidates']} candidates each, temperature "
         f"{sampling['temperature']:g}, top-p {sampling['top_p']:g}, seed {results['run']['seed']}. Accuracies are "
         f"means over {over}; in brackets the {interval['level']:.0%} interval of {interval['resamples']:,} bootstrap "
-        "resamples of the problems."
+        f"resamples of the problems.{shown}"
     )
 
 

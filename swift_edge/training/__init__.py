@@ -15,12 +15,13 @@ from swift_edge.training.collecting.responses import AnsweredProblem, Responses,
 from swift_edge.training.fitting.fit import FitInterrupted, fit_head
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.recalibrate import recalibrate
-from swift_edge.training.store.format import StoredCandidate, StoreInfo, read_info
+from swift_edge.training.store.format import Asked, StoredCandidate, StoreInfo, read_info
 from swift_edge.training.store.shards import CandidateRows, Shard
 from swift_edge.training.store.writer import Store, StoreWriter
 
 __all__ = [
     "AnsweredProblem",
+    "Asked",
     "CandidateRows",
     "CollectProgress",
     "Collected",

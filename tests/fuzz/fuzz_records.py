@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import promise
 from folders import scratch, unpack, write
@@ -10,7 +11,7 @@ from swift_edge import PickOptions
 from swift_edge.answers import ANSWER_TASKS
 from swift_edge.bundle import Manifest
 from swift_edge.evaluation.external import read_external
-from swift_edge.options import CollectOptions
+from swift_edge.options import BenchmarkName, CollectOptions
 from swift_edge.training import Grading, StoreInfo, read_problems, read_responses
 
 WHERE = Path("file")
@@ -59,6 +60,8 @@ def _read_lines(folder: Path) -> None:
             grading = Grading(name)
             for problem in problems.rows[:20]:
                 promise.kept(lambda grading=grading, problem=problem: grading.check(problem))
+        for name in get_args(BenchmarkName):
+            promise.kept(lambda name=name: read_problems(folder / "problems.jsonl", benchmark=name, skip=1, shuffle=2))
     if (folder / "responses.jsonl").exists():
         promise.kept(lambda: read_responses(folder / "responses.jsonl"))
     if (folder / "scores.jsonl").exists():

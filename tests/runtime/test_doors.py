@@ -111,6 +111,7 @@ DOORS = {
     ],
     "swift_edge.training": [
         "AnsweredProblem",
+        "Asked",
         "CandidateRows",
         "CollectProgress",
         "Collected",

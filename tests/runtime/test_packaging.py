@@ -69,7 +69,7 @@ def test_only_two_commands_reach_for_the_exporter_by_name() -> None:
                     reaching.add(name)
     assert reaching == {"cli/exporting.py"}
     assert "scipy" in extras
-    assert extras <= {"scipy", "matplotlib", "its_hub"}
+    assert extras <= {"scipy", "matplotlib", "its_hub", "datasets"}
 
 
 def test_versions_agree() -> None:

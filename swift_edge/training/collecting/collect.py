@@ -9,7 +9,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Unpack
 
 import numpy as np
@@ -37,7 +37,8 @@ from swift_edge.training.collecting.generating import HELD_BYTES, HELD_PROBLEMS,
 from swift_edge.training.collecting.problems import Grader, Grading, Problems, read_problems
 from swift_edge.training.collecting.reading import check_completions, read_completions
 from swift_edge.training.collecting.responses import Responses, read_responses
-from swift_edge.training.store.format import StoreInfo
+from swift_edge.training.collecting.wording import asked, worded, wording_for
+from swift_edge.training.store.format import Asked, StoreInfo
 from swift_edge.training.store.writer import SHARD_BYTES, StoreWriter
 
 
@@ -73,10 +74,10 @@ def collect(
 
     Args:
         model: a bundle, or one that `OpenedModel.open` opened.
-        data: problems in JSONL, see `read_problems`.
+        data: problems in JSONL, or what `read_problems` read of a benchmark.
         out: the folder of the store.
         n: candidates per problem.
-        task: the task that grades, see `swift_edge.answers`.
+        task: the task that grades, see `swift_edge.answers`; None is the benchmark's.
         grader: a callable that grades instead: it gets the problem and a response, and returns True or False.
         layers: hidden states to keep; None keeps all that the bundle gives out.
         feature: what to keep per token, `hidden` or `logits`.
@@ -102,6 +103,8 @@ def collect(
         check_whole(name, value, 1)
     collect_options = CollectOptions.of(None, writing)
     problems = (data if isinstance(data, Problems) else read_problems(data, answers=task is not None)).first(limit)
+    if task is None and grader is None:
+        task = problems.task
     grading = Grading(task, grader)
     if not grading.grades:
         raise InvalidOptionError("neither a task nor a grader is given; expected one of them to label candidates by")
@@ -109,6 +112,9 @@ def collect(
         grading.check(problem)
     opened = model if isinstance(model, OpenedModel) else OpenedModel.open(model, providers, threads)
     reader = _reader(opened, layers, feature, tokens_per_candidate, store_features, heads or {}, report)
+    wording = wording_for(problems, opened, raw=collect_options.raw)
+    if wording is not None:
+        collect_options = replace(collect_options, stop=(*collect_options.stop, *wording.stop))
     options = collect_options.for_pick(n=n)
     sampling = Planner.over(opened).planned(options).sampling
     info = _info(
@@ -122,11 +128,14 @@ def collect(
         raw=collect_options.raw,
         task=task,
         data_sha256=problems.sha256,
+        asked=asked(problems, wording),
     )
+    if info.asked is not None:
+        report(info.asked.described(info.problems))
     with StoreWriter(out, info, force=force, shard_bytes=shard_bytes) as writer:
         collection = Collection(writer, report, progress)
         _say_where(writer, report)
-        to_come = problems.rows[writer.done :]
+        to_come = worded(problems, wording)[writer.done :]
         if to_come:
             longest = len(reader.kept_positions(min(collect_options.max_new_tokens, opened.session.context_length)))
             candidates = len(to_come) * n
@@ -262,6 +271,7 @@ def _info(
     raw: bool,
     task: str | None,
     data_sha256: str,
+    asked: Asked | None = None,
 ) -> StoreInfo:
     """The settings of the store."""
     manifest, session = opened.bundle.manifest, opened.session
@@ -286,6 +296,7 @@ def _info(
         version=__version__,
         bundle_sha256=_bundle_sha256(opened.bundle),
         heads={name: _head_sha256(ranking.head) for name, ranking in reader.scorers.items()},
+        asked=asked,
     )
 
 

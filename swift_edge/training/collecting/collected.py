@@ -264,7 +264,7 @@ def _rows(problem: Problem, read: ReadCandidate, correct: bool, answer: str | No
         entropy=read.entropy,
         scores=read.scores,
         running=read.running,
-        prompt_hash=prompt_hash(problem.prompt),
+        prompt_hash=prompt_hash(problem.question),
         cut_off=candidate.cut_off,
     )
     return CandidateRows(stored, read.states, read.statistics, read.positions)

@@ -1,25 +1,36 @@
-"""Problems: prompts with reference answers, read from JSONL and checked row by row before anything is computed."""
+"""Problems: prompts with reference answers, read from files and checked row by row before anything is computed.
+
+Rows are read in one way, whatever they are: as JSON lines, as a JSON array, or from the hub. What makes problems of
+them is `jsonl`, or a benchmark of `swift_edge.training.collecting.benchmarks`.
+"""
 
 import codecs
+import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, Unpack
 
 import numpy as np
 
-from swift_edge.answers import AnswerTask, answer_task
+from swift_edge.answers import AnswerTask, TaskName, answer_task
 from swift_edge.checks import is_number, shown
 from swift_edge.engine.model import Prompt
 from swift_edge.errors import MIB, DataError, InvalidOptionError, SwiftEdgeError
+from swift_edge.options import DataInput, DataOptions
 from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, opened_lines, parse_json
 from swift_edge.system.machine import memory_for, require_memory
+from swift_edge.training.collecting.benchmarks import BENCHMARKS, Benchmark
+from swift_edge.training.collecting.hub import hub_rows, is_for_datasets
 
 PROMPT_FIELDS = ("prompt", "question", "messages")
 _LARGE = 256 * MIB
 """Size of a file from which on it is asked whether its rows fit into memory."""
+_ARRAY = re.compile(rb"\[\s*(?:\{|$)")
+"""How a line begins that begins an array of rows."""
 _MEMORY_PER_BYTE = 2
 """At least how much of it they take: texts hardly more than in the file, numbers of a few digits six times that."""
 
@@ -38,6 +49,13 @@ class Problem:
     """The file and the line it comes from, for messages."""
     row: Mapping[str, Any]
     """The whole row, for graders of your own."""
+    bare: str | None = field(default=None, kw_only=True)
+    """The question of a benchmark, without the words around it; None where the prompt is asked as it stands."""
+
+    @property
+    def question(self) -> Prompt:
+        """What is asked, in whichever words: it tells the problem from others."""
+        return self.prompt if self.bare is None else self.bare
 
 
 Grader: TypeAlias = Callable[[Problem, str], bool]
@@ -45,43 +63,83 @@ Grader: TypeAlias = Callable[[Problem, str], bool]
 
 AnyProblem = TypeVar("AnyProblem", bound=Problem)
 
+PlacedRow: TypeAlias = tuple[str, dict[str, Any]]
+"""A row with the file and the line it comes from, as text for messages."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """All problems of a file, in its order."""
+    """The problems of a file, in the order in which they are asked."""
 
     path: Path
     """The file."""
     sha256: str
-    """SHA-256 of the file."""
+    """SHA-256 of the file; where its first rows were skipped or all were shuffled, of it and how."""
     rows: tuple[Problem, ...]
     """The problems."""
+    asking: DataOptions = DataOptions()  # noqa: RUF009  # frozen
+    """What the rows are, which of them are asked, and in which words."""
+
+    @property
+    def task(self) -> TaskName | None:
+        """The task that the benchmark brings; None without one."""
+        return None if self.asking.benchmark == "jsonl" else BENCHMARKS[self.asking.benchmark].task
 
     def first(self, limit: int | None) -> "Problems":
         """The first `limit` problems; all of them for None."""
-        return Problems(self.path, self.sha256, first_rows(self.rows, limit))
+        return replace(self, rows=first_rows(self.rows, limit))
 
 
 @memory_for("reading the problems")
-def read_problems(path: str | os.PathLike[str], *, answers: bool = True, piped: bool = True) -> Problems:
-    """Read problems from JSONL: each row has `prompt`, `question` or `messages`, and `answer`, a text or a number.
+def read_problems(
+    path: str | os.PathLike[str], *, answers: bool = True, piped: bool = True, **asking: Unpack[DataInput]
+) -> Problems:
+    """Read problems from JSON lines or a JSON array, as `asking` says, see `DataOptions`.
 
-    Further fields are kept in `row`. Without `answers` a row may lack its answer. Empty lines at the end are passed
-    over. What a shell pipes in will do, unless it is to be read again: then say so with `piped=False`. Raises
-    `DataError`, which names file and line, for anything else.
+    Where `path` is no file it may be a name of the hub, such as `openai/gsm8k:test`, if `datasets` is installed.
+    A row of `jsonl`, which is the default, has `prompt`, `question` or `messages`, and `answer`, a text or a number;
+    without `answers` it may lack its answer. A row of a benchmark has the fields with which that is published, and is
+    worded for a model when it is asked. Further fields are kept in `row`. Empty lines at the end are passed over. What
+    a shell pipes in will do, unless it is to be read again: then say so with `piped=False`. Raises `DataError`, which
+    names file and line, for anything else; `InvalidOptionError` for options that do not fit.
 
-    >>> read_problems("test.jsonl").rows[0].answer
+    >>> read_problems("test.jsonl", benchmark="gsm8k").rows[0].answer
     '18'
     """
+    options = DataOptions.of(**asking)
     file = Path(path)
-    sha256, rows = read_rows(file, piped=piped)
-    problems = []
-    for number, (place, row) in enumerate(rows):
-        answer = text_of(row, "answer", place)
-        if answers and answer is None:
-            raise DataError(f"{place} has no answer; expected the field answer, a text or a number")
-        problems.append(Problem(number, prompt_of(row, place), answer, place, row))
-    return Problems(file, sha256, tuple(problems))
+    sha256, rows = data_rows(file, piped=piped)
+    if options.skip >= len(rows):
+        raise InvalidOptionError(f"skip is {options.skip}; expected fewer than the {len(rows)} problems of {file}")
+    if options.skip or options.shuffle is not None:
+        # Problems of two stores are the same where data and number are.
+        rows = _shuffled(rows, options.shuffle)[options.skip :]
+        sha256 = hashlib.sha256(f"{sha256} {options.shuffle} {options.skip}".encode()).hexdigest()
+    problem_of = _given if options.benchmark == "jsonl" else functools.partial(_posed, BENCHMARKS[options.benchmark])
+    problems = [problem_of(number, place, row) for number, (place, row) in enumerate(rows)]
+    for problem in problems if answers else ():
+        if problem.answer is None:
+            raise DataError(f"{problem.place} has no answer; expected the field answer, a text or a number")
+    return Problems(file, sha256, tuple(problems), options)
+
+
+def _given(number: int, place: str, row: dict[str, Any]) -> Problem:
+    """The problem of a row that says itself how it is asked."""
+    return Problem(number, prompt_of(row, place), text_of(row, "answer", place), place, row)
+
+
+def _posed(benchmark: Benchmark, number: int, place: str, row: dict[str, Any]) -> Problem:
+    """The problem of a row of a benchmark."""
+    question, answer = benchmark.read(row, place)
+    return Problem(number, question, answer, place, row, bare=question)
+
+
+def _shuffled(rows: list[PlacedRow], seed: int | None) -> list[PlacedRow]:
+    """The rows in the order of a seed, which is that of hashes: random generators change with their versions."""
+    if seed is None:
+        return rows
+    order = sorted(range(len(rows)), key=lambda number: hashlib.sha256(f"{seed} {number}".encode()).digest())
+    return [rows[number] for number in order]
 
 
 class Grading:
@@ -139,15 +197,21 @@ class Grading:
         return bool(label)
 
 
-def read_rows(path: Path, *, piped: bool) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """Read JSONL: the SHA-256 of the file, and each row with its place, file and line as text for messages.
+def data_rows(path: Path, *, piped: bool) -> tuple[str, list[PlacedRow]]:
+    """Read what `read_rows` does, and where there is no such file, a data set of the hub: see `hub`."""
+    return hub_rows(path) if is_for_datasets(path) else read_rows(path, piped=piped)
+
+
+def read_rows(path: Path, *, piped: bool) -> tuple[str, list[PlacedRow]]:
+    """Read JSON lines, or a JSON array: the SHA-256 of the file, and each row with its place as text for messages.
 
     Raises `DataError` for a file that is absent, empty or no file, or a pipe unless `piped`, for a row that is not
     UTF-8, not JSON or not an object, and for more than `LINES_BYTES`; `MemoryLimitError` where the rows do not fit into
     memory.
     """
     digest = hashlib.sha256()
-    rows: list[tuple[str, dict[str, Any]]] = []
+    rows: list[PlacedRow] = []
+    array: list[bytes] = []  # the lines of a file that is one
     empty: str | None = None  # the first of the empty lines that came last
     read = 0
     try:
@@ -162,12 +226,18 @@ def read_rows(path: Path, *, piped: bool) -> tuple[str, list[tuple[str, dict[str
                 if read > room:  # nobody knows how much a pipe will bring
                     _require_room(path, _LARGE + 1)
                     room += _LARGE
-                if not line.removeprefix(codecs.BOM_UTF8).strip():
+                text = line.removeprefix(codecs.BOM_UTF8).strip()
+                if array or (not rows and _ARRAY.match(text)):
+                    array.append(line)
+                    continue
+                if not text:
                     empty = empty or place
                     continue
                 if empty is not None:
                     raise DataError(f"{empty} is empty; expected a JSON object: empty lines may stand at the end only")
-                rows.append((place, _row(line, place)))
+                rows.append((place, _row(parse_json(line, place, strict=False), place)))
+        if array:
+            rows = _array_rows(b"".join(array), path)
     except DocumentError as error:
         raise DataError(f"{error}: correct the file, or name another one") from error
     except OSError as error:
@@ -232,8 +302,13 @@ def _require_room(path: Path, size: int) -> None:
         require_memory(size * _MEMORY_PER_BYTE, f"reading {path}", "free some memory, or split the file")
 
 
-def _row(line: bytes, place: str) -> dict[str, Any]:
-    row = parse_json(line, place, strict=False)
+def _array_rows(text: bytes, path: Path) -> list[PlacedRow]:
+    """The rows of a JSON array, which is a whole file."""
+    places = ((f"{path} row {number}", row) for number, row in enumerate(parse_json(text, str(path), strict=False), 1))
+    return [(place, _row(row, place)) for place, row in places]
+
+
+def _row(row: object, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{place} is {shown(row)}; expected a JSON object")
     return row

@@ -140,13 +140,15 @@ def check_stores(stores: Sequence[Store], inputs: Inputs) -> list[int]:
 
 
 def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
-    """The candidates of all stores by problem; stores of the same data file share its problems.
+    """The candidates of all stores by problem; stores of the same data file share its problems, as do those that ask
+    the same in other files, or in parts of one that overlap: a problem must not stand on both sides of a split.
 
     Without `includes_eos` the EOS at the end of a response does not count. A candidate without any token that counts
     is left out. Shards are numbered through all stores.
     """
     by_problem: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int, bool]]] = {}
     prompts: dict[tuple[str, int], str | None] = {}
+    owners: dict[str, tuple[str, int]] = {}  # the first data in which a prompt was met, and its place there
     without_tokens = shard_number = 0
     for store in stores:
         data = store.info.data_sha256 or str(Path(store.path).resolve())
@@ -160,8 +162,12 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
                     without_tokens += 1
                     continue
                 entry = (candidate.correct, candidate.answer, shard_number, begin, tokens, candidate.cut_off)
-                by_problem.setdefault((data, candidate.problem), []).append(entry)
-                prompts[data, candidate.problem] = candidate.prompt_hash
+                key = (data, candidate.problem)
+                if candidate.prompt_hash is not None:
+                    owner = owners.setdefault(candidate.prompt_hash, key)
+                    key = key if owner[0] == data else owner
+                by_problem.setdefault(key, []).append(entry)
+                prompts[key] = candidate.prompt_hash
             shard_number += 1
     entries = [entry for key in sorted(by_problem) for entry in by_problem[key]]
     columns = list(zip(*entries, strict=True)) if entries else [()] * 6

@@ -40,7 +40,7 @@ from swift_edge.training.fitting.inputs import Inputs, starts_of
 from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
-from swift_edge.training.seen import SUMMARY_NAME, packed
+from swift_edge.training.seen import SHOWN_NAME, SUMMARY_NAME, packed, shown_problems, shown_text
 from swift_edge.training.store.writer import Store
 
 
@@ -90,6 +90,7 @@ def fit_head(
     places = check_stores(stores, inputs)
     candidates, split = _dealt(read_candidates(stores, inputs.includes_eos), options)
     tell(_counts_text(candidates, split))
+    tell(f"the head is shown {shown_text({SHOWN_NAME: shown_problems(stores, len(candidates.prompts))})}")
     examples = read_examples(stores, candidates, inputs, places, options.memory_bytes)
     pool = pooled_bytes(examples, options.memory_bytes) > 0
     tell(f"reading {int(candidates.tokens.sum()):,} tokens with {examples.rows.inputs:,} inputs each")
@@ -245,6 +246,7 @@ def _summary(
     document["calibration_error"] = None if calibration is None else calibration.error
     document["task"] = None if task is None else task.name
     document["data_sha256"] = [store.info.data_sha256 for store in stores]
+    document[SHOWN_NAME] = shown_problems(stores, len(examples.candidates.prompts))
     document[SUMMARY_NAME] = packed(examples.candidates.prompts)
     document["notes"] = list(notes)
     document["version"] = swift_edge.__version__

@@ -35,7 +35,7 @@ from swift_edge.training.fitting.examples import (
 from swift_edge.training.fitting.inputs import Inputs
 from swift_edge.training.fitting.objectives import cut_after
 from swift_edge.training.fitting.options import LEAST_MEMORY
-from swift_edge.training.seen import SUMMARY_NAME, packed, seen_prompts, trained_on
+from swift_edge.training.seen import SHOWN_NAME, SUMMARY_NAME, packed, seen_prompts, shown_problems, trained_on
 from swift_edge.training.store.writer import Store
 
 FEW_PROBLEMS: Final = 100
@@ -115,6 +115,7 @@ def recalibrate(
         "before": before,
         "after": after,
         "data_sha256": store.info.data_sha256,
+        SHOWN_NAME: shown_problems([store], problems),
         SUMMARY_NAME: packed(candidates.prompts),
         "seed": seed,
         "notes": notes,

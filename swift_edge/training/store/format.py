@@ -26,10 +26,43 @@ ARRAY_NAMES: Final = ("states", "statistics", "tokens", "positions")
 AGAIN: Final = "delete the files of this shard and of all later ones, and run the same collect again"
 """The way out of a damaged shard."""
 
+Form: TypeAlias = Literal["system", "user", "text", "given"]
 StoredFeature: TypeAlias = Literal["hidden", "logits", "none"]
 
 _UNCOMPARED = ("bundle", "version")
 """Fields that do not change a candidate: where the bundle lay, and who wrote the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which problems of a data file were asked, and in which words."""
+
+    benchmark: str
+    """What the rows were read as, see `options.BenchmarkName`."""
+    shots: int
+    """Worked examples before each question."""
+    system: str
+    """What the model was asked to do with each question; empty for nothing."""
+    form: Form
+    """Where that stood: a system prompt, behind the first question, before a text, or in prompts that were given."""
+    examples_sha256: str
+    """SHA-256 of the worked examples; empty without any."""
+    skip: int
+    """Problems that were left out before the first."""
+    shuffle: int | None = None
+    """Seed of their order; None is that of the file."""
+
+    def described(self, problems: int) -> str:
+        """What was asked, in a few words.
+
+        >>> info.asked.described(1000)
+        'gsm8k, 1,000 problems, zero-shot'
+        """
+        counted = f"{problems:,} {'problem' if problems == 1 else 'problems'}"
+        if self.form == "given":
+            return f"{counted} as given"
+        examples = "zero-shot" if not self.shots else f"{self.shots}-shot"
+        return f"{self.benchmark}, {counted}, {examples}" + (", without chat template" if self.form == "text" else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +102,7 @@ class StoreInfo:
     tokens_per_candidate: int | None
     """Most tokens per candidate that are kept; None keeps all."""
     data_sha256: str
-    """SHA-256 of the data file."""
+    """SHA-256 of the data file; where its first rows were skipped or all were shuffled, of it and how."""
     version: str
     """Version of swift-edge that wrote it."""
     format_version: int = FORMAT_VERSION
@@ -78,6 +111,8 @@ class StoreInfo:
     """SHA-256 over the hashes of the bundle's files, its head apart; empty where the bundle has none."""
     heads: Mapping[str, str] = field(default_factory=dict)
     """Heads that scored while the candidates were written: SHA-256 by name."""
+    asked: Asked | None = None
+    """Which problems, and in which words; None for prompts as a whole file has them, or up to a limit."""
 
     @property
     def can_end(self) -> bool:
