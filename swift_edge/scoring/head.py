@@ -10,7 +10,7 @@ thread without BLAS, whose threads would fight onnxruntime's. A row's result doe
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import ANSWER_TASKS
-from swift_edge.bundle.manifest import LONGEST_NAME, MOST_LAYERS, Manifest
+from swift_edge.bundle.kin import are_kin
+from swift_edge.bundle.manifest import LONGEST_NAME, MOST_LAYERS, Architecture, Manifest
 from swift_edge.checks import expect, require
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.engine.states import StateWeights, state_products
@@ -57,9 +58,10 @@ _METADATA: Final = (
     "base_model",
     "summary",
     "norm",
+    "architecture",
 )
 """Fields of `Head` besides the arrays."""
-_LATER: Final = ("norm",)
+_LATER: Final = ("norm", "architecture")
 """Fields that older files do not have."""
 _STANDARDISATION = ("input_mean", "input_scale")
 """Arrays that a file may leave out."""
@@ -101,6 +103,8 @@ class Head:
     """Mean of each input over the training tokens, so that another precision can be matched to it; None if unknown."""
     input_scale: NDArray[np.float32] | None = None  # [f]
     """Scale by which each input was standardised in training; given exactly if `input_mean` is."""
+    architecture: Architecture | None = None
+    """Sizes of the base model, by which other weights of it are known as kin; None in files of earlier versions."""
 
     def __post_init__(self) -> None:
         """Check that the fields fit together; raises `InvalidOptionError` where they do not."""
@@ -267,7 +271,7 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
     """Check that the head fits this bundle's model.
 
     Raises `HeadMismatchError` for another model, another width, or layers that the bundle does not have. Returns
-    warnings, a line each, about what cannot be checked and about another precision of the same model.
+    warnings, a line each, about what cannot be checked, and about other weights or another precision of the same model.
     """
     architecture = manifest.architecture
     if head.feature == "hidden":
@@ -280,7 +284,8 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
             f"the head is {head.weight.shape[1]} inputs wide and was trained on {ours}; expected "
             f"{head._width_text(width)} for {theirs} ({quantity} {width}): use the head of this model"
         )
-    if head.fingerprint and manifest.fingerprint and head.fingerprint != manifest.fingerprint:
+    other_weights = bool(head.fingerprint and manifest.fingerprint) and head.fingerprint != manifest.fingerprint
+    if other_weights and not are_kin(head.base_model, head.architecture, manifest.base_model, architecture):
         raise HeadMismatchError(
             f"the head was trained on {ours} (weights {head.fingerprint[:12]}), the bundle holds {theirs} "
             f"(weights {manifest.fingerprint[:12]}); expected the same weights: use the head of this model"
@@ -295,7 +300,14 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
             f"the {side} does not say which weights it belongs to; "
             f"only the width was checked, make sure that the head was trained on {theirs}"
         )
-    if head.precision and head.precision != manifest.precision.label:
+    if other_weights:
+        warnings.append(
+            f"the head was trained on other weights of the same base model, {ours} "
+            f"({head.precision or 'unknown precision'}, weights {head.fingerprint[:12]}); the bundle has "
+            f"{manifest.precision.label}, weights {manifest.fingerprint[:12]}; scores may shift: "
+            "run swift-edge recalibrate"
+        )
+    elif head.precision and head.precision != manifest.precision.label:
         warnings.append(
             f"the head was trained at precision {head.precision}, the bundle has "
             f"{manifest.precision.label}; scores may shift: run swift-edge recalibrate"
@@ -340,8 +352,10 @@ def load_head(path: Path | str) -> Head:
 def save_head(path: Path | str, head: Head) -> None:
     """Write a head file whole, or raise `HeadFileError` and leave nothing; the same head gives the same bytes."""
     path = Path(path)
-    calibration = None if head.calibration is None else head.calibration.to_dict()
-    metadata = {name: getattr(head, name) for name in _METADATA} | {"calibration": calibration}
+    metadata = {name: getattr(head, name) for name in _METADATA if name != "architecture"}
+    metadata["calibration"] = None if head.calibration is None else head.calibration.to_dict()
+    if head.architecture is not None:
+        metadata["architecture"] = asdict(head.architecture)
     try:
         text = json_text(metadata | {"format_version": HEAD_FORMAT_VERSION}, sort_keys=True)
         parse_json(text, "its summary")

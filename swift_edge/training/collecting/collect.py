@@ -297,6 +297,7 @@ def _info(
         bundle_sha256=_bundle_sha256(opened.bundle),
         heads={name: _head_sha256(ranking.head) for name, ranking in reader.scorers.items()},
         asked=asked,
+        architecture=manifest.architecture,
     )
 
 

@@ -143,6 +143,7 @@ def _finished(
         norm=inputs.norm,
         input_mean=standard.mean.astype(np.float32),
         input_scale=standard.scale.astype(np.float32),
+        architecture=info.architecture,
     )
 
 

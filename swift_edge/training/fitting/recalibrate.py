@@ -1,7 +1,7 @@
-"""An existing head on other states of the same model: another precision, or local problems.
+"""An existing head on other states of the same model: another precision, other weights of it, or local problems.
 
-    states of another precision   each input is matched to the mean and scale it had in training, an affine change that
-                                  is folded into the weights; then the calibration is refitted
+    states of another precision,  each input is matched to the mean and scale it had in training, an affine change that
+    or of other weights           is folded into the weights; then the calibration is refitted
     states of the same precision  the weights stay; the calibration is refitted
 
 The order of scores changes in the first case alone.
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.arrays import Doubles
+from swift_edge.bundle.kin import are_kin
 from swift_edge.errors import HeadMismatchError, InvalidOptionError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration, calibration_error
 from swift_edge.scoring.head import Head
@@ -86,8 +87,11 @@ def recalibrate(
     prefixes = _prefixes(head, examples)
     scores = prefixes[:, -1]
     before = _judged(examples, scores, None if earlier is None else _error(earlier, scores, examples))
-    moved, way = _matched(head, surveyed, store.info.precision)
-    if head.precision != store.info.precision and moved is head:
+    same_states = head.precision == store.info.precision and not _other_weights(head, store)
+    moved, way = head, "weights unchanged, the precision is the same"
+    if not same_states:
+        moved, way = _matched(head, surveyed, store)
+    if not same_states and moved is head:
         notes.append("the head does not say how its inputs were standardised, so its weights stay; fit a new head")
     if moved is not head:
         prefixes = _prefixes(moved, examples)
@@ -126,15 +130,18 @@ def recalibrate(
         fingerprint=store.info.fingerprint or head.fingerprint,
         precision=store.info.precision,
         base_model=store.info.base_model or head.base_model,
+        architecture=store.info.architecture or head.architecture,
         summary={**head.summary, "task": store.info.task or head.summary.get("task"), "recalibration": document},
     )
 
 
 def _check(head: Head, store: Store) -> None:
-    """Whether the store is of the head's model."""
+    """Whether the store is of the head's model, or of kin."""
     info = store.info
     ours, theirs = head.base_model or "a model it does not name", info.base_model or "a model it does not name"
-    if head.fingerprint and info.fingerprint and head.fingerprint != info.fingerprint:
+    if _other_weights(head, store) and not are_kin(
+        head.base_model, head.architecture, info.base_model, info.architecture
+    ):
         raise HeadMismatchError(
             f"the head was trained on {ours} (weights {head.fingerprint[:12]}), {store.path} was collected from "
             f"{theirs} (weights {info.fingerprint[:12]}); expected the same weights: fit a head to this store instead"
@@ -144,6 +151,10 @@ def _check(head: Head, store: Store) -> None:
             f"the head reads {head.feature} of width {head.state_width}, {store.path} holds {info.feature} of width "
             f"{info.width}; expected the same: collect again from the head's model, {ours}"
         )
+
+
+def _other_weights(head: Head, store: Store) -> bool:
+    return bool(head.fingerprint and store.info.fingerprint) and head.fingerprint != store.info.fingerprint
 
 
 def _fresh(head: Head, store: Store, candidates: Candidates, notes: list[str]) -> NDArray[np.int64]:
@@ -176,10 +187,8 @@ def _fresh(head: Head, store: Store, candidates: Candidates, notes: list[str]) -
     return fresh
 
 
-def _matched(head: Head, surveyed: Survey, precision: str) -> tuple[Head, str]:
-    """The head for states of `precision`, and what was done to its weights; the head itself where nothing was."""
-    if head.precision == precision:
-        return head, "weights unchanged, the precision is the same"
+def _matched(head: Head, surveyed: Survey, store: Store) -> tuple[Head, str]:
+    """The head for the store's states, and what was done to its weights; the head itself where nothing was."""
     if head.input_mean is None or head.input_scale is None:
         return head, "weights unchanged"
     # An input as it was in training: (new - new mean) / new scale * old scale + old mean.
@@ -193,7 +202,10 @@ def _matched(head: Head, surveyed: Survey, precision: str) -> tuple[Head, str]:
         input_mean=surveyed.mean.astype(np.float32),
         input_scale=surveyed.scale.astype(np.float32),
     )
-    return matched, f"inputs matched from {head.precision or 'an unknown precision'} to {precision}"
+    ours, theirs = head.precision or "an unknown precision", store.info.precision
+    if _other_weights(head, store):
+        ours, theirs = f"weights {head.fingerprint[:12]}, {ours},", f"weights {store.info.fingerprint[:12]}, {theirs}"
+    return matched, f"inputs matched from {ours} to {theirs}"
 
 
 def _prefixes(head: Head, examples: Examples) -> Doubles:

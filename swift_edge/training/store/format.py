@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from swift_edge.answers import ANSWER_TASKS
-from swift_edge.bundle.manifest import MOST_LAYERS, MOST_TOKENS
+from swift_edge.bundle.manifest import MOST_LAYERS, MOST_TOKENS, Architecture
 from swift_edge.errors import StoreError
 from swift_edge.records import FloatOrNull, RecordError, json_text, read_fields, read_record, shown
 from swift_edge.results import was_cut_off
@@ -29,8 +29,8 @@ AGAIN: Final = "delete the files of this shard and of all later ones, and run th
 Form: TypeAlias = Literal["system", "user", "text", "given"]
 StoredFeature: TypeAlias = Literal["hidden", "logits", "none"]
 
-_UNCOMPARED = ("bundle", "version")
-"""Fields that do not change a candidate: where the bundle lay, and who wrote the store."""
+_UNCOMPARED = ("bundle", "version", "architecture")
+"""Fields that do not change a candidate: where the bundle lay, who wrote the store, the sizes that weights have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,8 @@ class StoreInfo:
     """Heads that scored while the candidates were written: SHA-256 by name."""
     asked: Asked | None = None
     """Which problems, and in which words; None for prompts as a whole file has them, or up to a limit."""
+    architecture: Architecture | None = None
+    """Sizes of the model; None in a store of an earlier version."""
 
     @property
     def can_end(self) -> bool:
