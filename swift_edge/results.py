@@ -65,6 +65,9 @@ class Candidate:
     cut_off: bool = False
     """Whether it ended by `length` though it could have ended by itself: such a response is no answer. Without EOS ids
     and stop strings, `length` is an end as good as any."""
+    distance: float | None = None
+    """How far its first tokens' states are from those of the head's own problems: above 1 they are foreign, as one in
+    twenty of its own is. None without a head that knows."""
 
     @property
     def number(self) -> int:
@@ -75,6 +78,11 @@ class Candidate:
     def is_whole(self) -> bool:
         """Whether it was written to its end: neither dropped nor cut off."""
         return self.dropped_because is None and not self.cut_off
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is too far from what the head knows for its P(correct) to mean anything."""
+        return self.distance is not None and self.distance > 1
 
     @property
     def n_tokens(self) -> int:
@@ -99,6 +107,7 @@ class Candidate:
             "unscored_tokens": self.unscored_tokens,
             "self_certainty": None if self.self_certainty is None else finite_or_none(self.self_certainty),
             "dropped_because": self.dropped_because,
+            "distance": None if self.distance is None else finite_or_none(self.distance),
         }
         if tokens:
             document |= {"gates": _listed(self.gates), "rewards": _listed(self.rewards)}
@@ -122,7 +131,8 @@ class Answer:
     candidates: tuple[int, ...]
     """Those that give it, by index, the best first."""
     posterior: float | None
-    """Probability that it is the right one, given all candidates; None without a head calibrated for answers."""
+    """Probability that it is the right one, given all candidates; None without a head calibrated for answers, and where
+    the question is foreign to it."""
 
     @property
     def support(self) -> int:
@@ -199,7 +209,8 @@ class Selection:
     """The label-free signal that scored the candidates, `mean_logprob` or `self_certainty`; None with a head."""
     p_correct: float | None
     """Calibrated probability that the pick is correct, given all candidates that were written to their ends; None
-    without such a candidate, and without a calibrated head. 0 where a task finds no answer in the pick."""
+    without such a candidate, without a calibrated head, and where the question is foreign to the head (`warnings` say
+    so). 0 where a task finds no answer in the pick."""
     usage: Usage
     """Tokens read and written."""
     timings: Timings

@@ -27,6 +27,8 @@ class Reads:
     """Weights to multiply states with; products come in this order."""
     statistics: frozenset[str] = frozenset()
     """`entropy`, `self_certainty`, both or none."""
+    first_tokens: int | None = None
+    """Tokens of a written response after which its `layers` need not be handed out any more; None for all."""
 
     @property
     def feeds_last(self) -> bool:
@@ -125,7 +127,7 @@ class Step:
     products: tuple[NDArray[np.floating], ...]  # [g, f] each
     """Products of the fed tokens' states with each of `Reads.weights`."""
     hidden_states: Floats | None  # [l, f, d]
-    """Hidden states of `Reads.layers`, float32; None if not asked for, or if nothing was fed."""
+    """Hidden states of `Reads.layers`, float32; None if not asked for or no longer, or if nothing was fed."""
     logits: Floats | None  # [f, v]
     """Logits after the fed tokens, float32; None if not asked for, or if nothing was fed."""
     finished: tuple[Finished, ...]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from swift_edge.arrays import Ids
 from swift_edge.engine.host import HostLogits
 from swift_edge.engine.kv_cache import KVCache, cache_tokens
-from swift_edge.engine.request import Finished, Generation, Prefilled, Step, Ticket
+from swift_edge.engine.request import Finished, Generation, Prefilled, Reads, Step, Ticket
 from swift_edge.engine.row_memory import RowLogits
 from swift_edge.engine.sampling import candidate_generator
 from swift_edge.engine.session import ModelSession
@@ -305,7 +305,8 @@ def _shared_out(
         if output is not None and numbers:
             some = slice(None) if alone else np.array(numbers)
             own_products = tuple(products[weights.identity][:, some] for weights in reads.weights)
-            hidden_states = output.states.of(reads.layers)[:, some] if reads.layers else None
+            if reads.layers and _still_read(reads, [batch[fed[number]] for number in numbers]):
+                hidden_states = output.states.of(reads.layers)[:, some]
             logits = output.row_logits.whole()[some] if reads.logits else None
         ends = [end for row, end in finished if row.ticket is ticket]
         step = Step(
@@ -321,6 +322,11 @@ def _shared_out(
         )
         steps.append((ticket, step))
     return steps
+
+
+def _still_read(reads: Reads, rows: Sequence[Row]) -> bool:
+    """Whether the hidden states after the rows' newest tokens are asked for."""
+    return reads.first_tokens is None or any(row.num_new <= reads.first_tokens for row in rows)
 
 
 def _number(finished: Finished) -> int:

@@ -62,7 +62,7 @@ def replay(plan: Plan, candidates: Sequence[StoredCandidate], head: str) -> Repl
         orders = steering.after_step(
             live,
             {
-                index: Completed(each.n_tokens, each.scores[head], each.answer, each.cut_off)
+                index: Completed(each.n_tokens, each.scores[head], each.answer, each.cut_off, each.is_foreign(head))
                 for index, each in ((index, candidates[index]) for index in ended)
             },
             score_of,
@@ -92,4 +92,5 @@ def _candidate(
         finish_reason="dropped" if tokens is not None else "length" if stored.cut_off else "stop",
         dropped_because=dropped_because,
         cut_off=stored.cut_off and tokens is None,
+        distance=stored.distances.get(head),
     )

@@ -1,6 +1,7 @@
 """Tokens that wait to be counted and scored together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from time import perf_counter
 from typing import Final
@@ -41,6 +42,13 @@ class TokenBuffer:
 
     def add(self, step: Step) -> None:
         """Take the tokens of a step, and count and score all that wait if they are many."""
+        if step.hidden_states is not None:  # views, which cannot wait
+            started = perf_counter()
+            states = step.hidden_states[0]  # [f, d]
+            for row, candidate in enumerate(step.candidates[: len(states)]):
+                self._growing[candidate].add_states([int(step.token_ids[row])], states[row : row + 1])
+            self.head_s += perf_counter() - started
+            step = replace(step, hidden_states=None)
         self._steps.append(step)
         if len(self._steps) >= self._most_steps:
             self.count()

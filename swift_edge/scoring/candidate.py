@@ -11,6 +11,7 @@ from swift_edge.engine.request import Finished
 from swift_edge.engine.signals import TokenStatistics, added
 from swift_edge.results import Candidate, FinishReason, was_cut_off
 from swift_edge.scoring.head import RunningScore
+from swift_edge.scoring.known import Opening
 from swift_edge.scoring.scorer import Scorer
 
 
@@ -42,6 +43,7 @@ class GrowingCandidate:
         self._gates: list[Floats] = []
         self._rewards: list[Floats] = []
         self._running = RunningScore() if scorer.head is not None else None
+        self._opening = None if scorer.known is None else Opening(scorer.known)
 
     @property
     def score(self) -> float:
@@ -75,6 +77,12 @@ class GrowingCandidate:
         self._rewards.append(rewards)
         self._running.add_all(gates.tolist(), rewards.tolist())
 
+    def add_states(self, token_ids: Sequence[int], states: Floats) -> None:
+        """Take the states of tokens that were fed, `[m, d]`, of the layer by which the head knows what is foreign."""
+        if self._opening is not None:
+            counted = [token_id not in self.scorer.uncounted for token_id in token_ids[: len(states)]]
+            self._opening.add(states if all(counted) else states[counted])
+
     @property
     def last_gate_and_reward(self) -> tuple[float | None, float | None]:
         """Gate and reward of the last token; None if it is not scored."""
@@ -106,6 +114,7 @@ class GrowingCandidate:
             gates=_frozen(self._gates) if self._running is not None else None,
             rewards=_frozen(self._rewards) if self._running is not None else None,
             dropped_because=dropped_because,
+            distance=None if self._opening is None else self._opening.distance,
             cut_off=was_cut_off(reason, can_end=bool(self._stop or self._tokenizer.eos_ids)),
         )
 

@@ -26,6 +26,7 @@ from swift_edge.engine.states import StateWeights, state_products
 from swift_edge.errors import MIB, HeadFileError, HeadMismatchError, one_line
 from swift_edge.records import json_text, read_fields
 from swift_edge.scoring.calibration import Calibration
+from swift_edge.scoring.known import ARRAYS, NUMBERS, KnownStates
 from swift_edge.system.array_files import read_arrays
 from swift_edge.system.documents import parse_json
 from swift_edge.system.files import write_whole
@@ -65,6 +66,8 @@ _LATER: Final = ("norm", "architecture")
 """Fields that older files do not have."""
 _STANDARDISATION = ("input_mean", "input_scale")
 """Arrays that a file may leave out."""
+_KNOWN: Final = {f"known_{name}": kind for name, kind in ARRAYS.items()}
+"""Arrays of what the head knows, all or none, and their types."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +108,8 @@ class Head:
     """Scale by which each input was standardised in training; given exactly if `input_mean` is."""
     architecture: Architecture | None = None
     """Sizes of the base model, by which other weights of it are known as kin; None in files of earlier versions."""
+    known: KnownStates | None = None
+    """Where the states of its own problems lie, so that P(correct) is told of these alone; None where unknown."""
 
     def __post_init__(self) -> None:
         """Check that the fields fit together; raises `InvalidOptionError` where they do not."""
@@ -148,8 +153,17 @@ class Head:
         on_states = self.norm == "none" or self.feature == "hidden"
         require(on_states, "the head's norm", self.norm, "none, because the feature is logits")
         self._check_standardisation()
+        self._check_known()
         fitted = self.calibration is None or isinstance(self.calibration, Calibration)
         require(fitted, "the head's calibration", repr(self.calibration), "a Calibration, or None")
+
+    def _check_known(self) -> None:
+        if self.known is None:
+            return
+        read = self.feature == "hidden" and self.known.layer in self.layers
+        require(read, "the known layer", str(self.known.layer), f"one of the head's, {_cut(str(list(self.layers)))}")
+        width = self.known.mean.size
+        require(width == self.state_width, "the known states", f"of width {width}", f"width {self.state_width}")
 
     def _check_standardisation(self) -> None:
         for name in _STANDARDISATION:
@@ -328,7 +342,7 @@ def load_head(path: Path | str) -> Head:
     # A damaged archive surfaces as almost any exception of zipfile or zlib.
     try:
         names = ("weight", "bias", "metadata")
-        arrays: dict[str, Any] = read_arrays(path, (*names, *_STANDARDISATION), HEAD_BYTES)
+        arrays: dict[str, Any] = read_arrays(path, (*names, *_STANDARDISATION, *_KNOWN), HEAD_BYTES)
         absent = [name for name in names if name not in arrays]
         if absent:
             raise HeadFileError(f"it has no {', '.join(absent)}, expected {', '.join(names)}")
@@ -336,9 +350,12 @@ def load_head(path: Path | str) -> Head:
         if metadata.shape != () or metadata.dtype.kind != "U":
             raise HeadFileError(f"its metadata is {metadata.dtype} {list(metadata.shape)}, expected one text")
         for name, array in arrays.items():
-            if array.dtype != np.float32:
-                raise HeadFileError(f"its {name} is {array.dtype}, expected float32")
-        return Head(**arrays, **_read_metadata(parse_json(str(metadata[()]), "its metadata")))
+            expected = _KNOWN.get(name, np.float32)
+            if array.dtype != expected:
+                raise HeadFileError(f"its {name} is {array.dtype}, expected {np.dtype(expected)}")
+        document = parse_json(str(metadata[()]), "its metadata")
+        known = _read_known(document, {name: arrays.pop(name) for name in _KNOWN if name in arrays})
+        return Head(**arrays, **_read_metadata(document), known=known)
     except (MemoryError, RecursionError):  # the file may well be sound
         raise
     except Exception as error:
@@ -356,6 +373,8 @@ def save_head(path: Path | str, head: Head) -> None:
     metadata["calibration"] = None if head.calibration is None else head.calibration.to_dict()
     if head.architecture is not None:
         metadata["architecture"] = asdict(head.architecture)
+    if head.known is not None:
+        metadata["known"] = {name: getattr(head.known, name) for name in NUMBERS}
     try:
         text = json_text(metadata | {"format_version": HEAD_FORMAT_VERSION}, sort_keys=True)
         parse_json(text, "its summary")
@@ -363,9 +382,11 @@ def save_head(path: Path | str, head: Head) -> None:
         raise HeadFileError(
             f"the head cannot be written to {path} ({error}); expected a summary of texts, numbers, lists and mappings"
         ) from error
-    standardisation = {name: array for name in _STANDARDISATION if (array := getattr(head, name)) is not None}
+    extra = {name: array for name in _STANDARDISATION if (array := getattr(head, name)) is not None}
+    if head.known is not None:
+        extra |= {f"known_{name}": getattr(head.known, name) for name in ARRAYS}
     archive = io.BytesIO()
-    np.savez(archive, weight=head.weight, bias=head.bias, metadata=np.array(text), **standardisation)
+    np.savez(archive, weight=head.weight, bias=head.bias, metadata=np.array(text), **extra)
     try:
         write_whole(path, archive.getvalue())
     except OSError as error:
@@ -382,6 +403,20 @@ def _read_metadata(document: Any) -> dict[str, Any]:
             "(for a later one run: pip install --upgrade swift-edge)"
         )
     return read_fields(document, Head, _METADATA, optional=_LATER)
+
+
+def _read_known(document: Any, arrays: Mapping[str, Any]) -> KnownStates | None:
+    """What the head knows; raises `HeadFileError` where a part of it is missing."""
+    numbers = document.get("known") if isinstance(document, dict) else None
+    if numbers is None and not arrays:
+        return None
+    absent = [name for name in _KNOWN if name not in arrays]
+    if numbers is None or absent:
+        raise HeadFileError(
+            f"it has no {', '.join(absent) or 'known'}, expected {', '.join(_KNOWN)} with known, or none"
+        )
+    named = {name.removeprefix("known_"): array for name, array in arrays.items()}
+    return KnownStates(**named, **read_fields(numbers, KnownStates, NUMBERS, where="known"))
 
 
 def _cut(text: str) -> str:

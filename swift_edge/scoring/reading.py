@@ -26,6 +26,8 @@ class GivenTexts(Consumer):
         gates, rewards = self._scorer.evaluate_step(step)
         growing.add_tokens(token_ids, step.statistics, slice(None))
         growing.add_rewards(token_ids, gates, rewards)
+        if step.hidden_states is not None:
+            growing.add_states(token_ids, step.hidden_states[0])
 
     def closed(self, error: BaseException | None) -> None:
         """All have been read, or it failed."""

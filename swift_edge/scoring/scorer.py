@@ -11,6 +11,7 @@ from swift_edge.arrays import Floats
 from swift_edge.engine.request import Reads, Step
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.scoring.head import Head
+from swift_edge.scoring.known import KnownStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,14 @@ class Scorer:
         if self.head is None:
             return Reads(statistics=frozenset({"self_certainty"} if self.signal == "self_certainty" else ()))
         named = frozenset(self.head.token_statistics) & {"entropy", "self_certainty"}
-        return Reads(weights=(self.head.state_weights,), statistics=named)
+        if self.known is None:
+            return Reads(weights=(self.head.state_weights,), statistics=named)
+        return Reads((self.known.layer,), False, (self.head.state_weights,), named, self.known.tokens)
+
+    @property
+    def known(self) -> KnownStates | None:
+        """What the head knows; None for a signal, and for a head that does not say."""
+        return None if self.head is None else self.head.known
 
     def evaluate(self, products: NDArray[Any], statistics: TokenStatistics) -> tuple[Floats, Floats]:
         """Gates and rewards `[f]` of f tokens, from the products of their states with the head's weights, `[g, f]`.

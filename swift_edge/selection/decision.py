@@ -38,7 +38,7 @@ class Decided:
     answers: tuple[Answer, ...]
     """The answers, that of the pick first; empty without a task."""
     p_correct: float | None
-    """Probability that the pick is right; None without a calibration."""
+    """Probability that the pick is right; None without a calibration, and where the pick is foreign to the head."""
     abstained: bool
     """Whether `p_correct` is below the `min_confidence` asked for."""
 
@@ -101,7 +101,7 @@ class Decision:
 
         Only those that were written to their ends give answers and evidence. After them come those that were cut off,
         and last those that were dropped. Where none was written to its end, the first of the others is picked by its
-        score, and `p_correct` is None.
+        score, and `p_correct` is None. So it is where the pick is foreign to the head, whose scores rank all the same.
         """
         by_score = rank([candidate.score for candidate in candidates])
         dropped = [place for place in by_score if candidates[place].dropped_because is not None]
@@ -128,8 +128,9 @@ class Decision:
         strategy = self.strategy if groups or self.strategy not in BY_ANSWER else "best"
         ratios = None if self.calibration is None else self.calibration.likelihood_ratio(scores)  # [n]
         ranked = self._rank(strategy, candidates, scores, groups, ratios)
-        answers = self._answers(texts, groups, ranked, ratios)
-        p_correct = self._probability(candidates[ranked[0]], ranked[0], answers)
+        picked = candidates[ranked[0]]
+        answers = self._answers(texts, groups, ranked, None if picked.is_foreign else ratios)
+        p_correct = self._probability(picked, ranked[0], answers)
         abstained = self.min_confidence is not None and not (p_correct or 0.0) >= self.min_confidence
         return Decided(strategy, tuple(ranked), answers, p_correct, abstained)
 
@@ -179,7 +180,7 @@ class Decision:
 
     def _probability(self, picked: Candidate, place: int, answers: Sequence[Answer]) -> float | None:
         """P(correct) of the pick: that of its answer if answers are calibrated, else that of its score."""
-        if self.calibration is None or not picked.is_whole:
+        if self.calibration is None or not picked.is_whole or picked.is_foreign:
             return None
         answer = next((each for each in answers if place in each.candidates), None)
         if answer is not None and answer.posterior is not None:

@@ -194,7 +194,7 @@ class Pick(Consumer):
     def _completed(self, index: int) -> tuple[int, Completed]:
         candidate = self._candidate(index)
         answer = self._planned.plan.decision.answer_of(candidate)
-        return index, Completed(candidate.n_tokens, candidate.score, answer, candidate.cut_off)
+        return index, Completed(candidate.n_tokens, candidate.score, answer, candidate.cut_off, candidate.is_foreign)
 
     def _candidate(self, index: int) -> Candidate:
         """A candidate that has ended, frozen once, with the text that was held back until its end."""
@@ -266,6 +266,11 @@ def select(
             count = f"{cut_off} of {len(candidates)} candidates (the others were dropped)"
         verb = "were" if len(candidates) > 1 else "was"
         warnings += (f"the pick is no answer, {count} {verb} cut off {limit}",)
+    elif ranked[0].is_foreign and decision.calibration is not None:
+        warnings += (
+            f"the question is foreign to the head: the pick's states are {ranked[0].distance:.3g} times as far from "
+            "those of its own problems as it can judge, so it does not say how likely the pick is to be right",
+        )
     return Selection(
         best=ranked[0],
         candidates=candidates,

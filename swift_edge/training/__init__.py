@@ -14,7 +14,7 @@ from swift_edge.training.collecting.problems import Grader, Grading, Problem, Pr
 from swift_edge.training.collecting.responses import AnsweredProblem, Responses, read_responses
 from swift_edge.training.fitting.fit import FitInterrupted, fit_head
 from swift_edge.training.fitting.options import FitOptions
-from swift_edge.training.fitting.recalibrate import recalibrate
+from swift_edge.training.fitting.recalibrate import know, recalibrate
 from swift_edge.training.store.format import Asked, StoredCandidate, StoreInfo, read_info
 from swift_edge.training.store.shards import CandidateRows, Shard
 from swift_edge.training.store.writer import Store, StoreWriter
@@ -40,6 +40,7 @@ __all__ = [
     "collect",
     "collect_responses",
     "fit_head",
+    "know",
     "read_info",
     "read_problems",
     "read_responses",

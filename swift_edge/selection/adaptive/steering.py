@@ -92,6 +92,8 @@ class Completed:
     """What it answers; None without an answer, or without a task."""
     cut_off: bool = False
     """Whether it was cut off: its score is then no evidence."""
+    is_foreign: bool = False
+    """Whether it is foreign to the head, so that its score says nothing about its chance to be right."""
 
 
 @dataclass(slots=True)
@@ -213,7 +215,8 @@ class Steering:
         if task is None:
             return promised == 0 and gain(scores) <= LEAST_GAIN
         groups = task.groups([each.answer for each in completed])
-        if calibration is None or calibration.answers is None:
+        foreign = sum(each.is_foreign for each in completed) > len(completed) / 2
+        if calibration is None or calibration.answers is None or foreign:
             return lead([len(group) for group in groups], promised) >= LEAST_LEAD
         ratios = calibration.likelihood_ratio(scores).tolist()
         sums = answer_sums(groups, ratios)

@@ -264,6 +264,7 @@ def _rows(problem: Problem, read: ReadCandidate, correct: bool, answer: str | No
         entropy=read.entropy,
         scores=read.scores,
         running=read.running,
+        distances=read.distances,
         prompt_hash=prompt_hash(problem.question),
         cut_off=candidate.cut_off,
     )

@@ -20,6 +20,7 @@ from swift_edge.results import Candidate, FinishReason
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.candidate import GrowingCandidate
 from swift_edge.scoring.head import RunningScore
+from swift_edge.scoring.known import FIRST_TOKENS, KnownStates, Opening
 from swift_edge.scoring.scorer import Scorer
 from swift_edge.training.store.format import StoredFeature
 
@@ -35,6 +36,8 @@ class FedTokens:
     """Features; None if none are kept, or if nothing was fed. Numbers beyond float16 are infinite."""
     scored: Mapping[str, tuple[Floats, Floats]]  # [f] each
     """Gates and rewards, by the head's name."""
+    looked_at: Mapping[str, Floats]  # [f, d] each
+    """States by which heads tell what is foreign to them, by the head's name; empty where none are handed out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,18 @@ class FeatureReader:
     def reads(self) -> Reads:
         """What the engine has to read of every token, for the features and for the heads."""
         weights = tuple(weights for each in self.scorers.values() for weights in each.reads.weights)
-        return Reads(self.layers, self.feature == "logits", weights, READ_STATISTICS)
+        first_tokens = None if self.layers else max((each.tokens for each in self._known.values()), default=None)
+        return Reads(self._layers_read, self.feature == "logits", weights, READ_STATISTICS, first_tokens)
+
+    @property
+    def _known(self) -> Mapping[str, KnownStates]:
+        """What the heads know, of those that say it."""
+        return {name: each.known for name, each in self.scorers.items() if each.known is not None}
+
+    @property
+    def _layers_read(self) -> tuple[int, ...]:
+        """Layers to keep, and those that heads look at."""
+        return tuple(sorted({*self.layers, *(each.layer for each in self._known.values())}))
 
     def read(self, step: Step) -> FedTokens:
         """Features and scores of the fed tokens of a step."""
@@ -62,21 +76,32 @@ class FeatureReader:
             name: each.evaluate(products, step.statistics)
             for (name, each), products in zip(self.scorers.items(), step.products, strict=False)
         }
-        features = step.hidden_states
+        features, looked_at = None, dict[str, Floats]()
+        if step.hidden_states is not None:
+            place = {layer: number for number, layer in enumerate(self._layers_read)}
+            looked_at = {name: step.hidden_states[place[each.layer]] for name, each in self._known.items()}
+            features = step.hidden_states
+            if len(self.layers) < len(place):
+                features = features[[place[layer] for layer in self.layers]]
         if self.feature == "logits" and step.logits is not None:
             features = step.logits[np.newaxis]
         states: NDArray[np.float16] | None = None
         if self.feature != "none" and features is not None:
             with np.errstate(over="ignore"):  # the store refuses infinity and names its source
                 states = np.ascontiguousarray(features.transpose(1, 0, 2), np.float16)
-        return FedTokens(states, scored)
+        return FedTokens(states, scored, looked_at)
 
     def kept_positions(self, tokens: int) -> NDArray[np.int32]:
-        """Positions `[m]` of the tokens to keep of `tokens`: evenly spread, the last one always among them."""
+        """Positions `[m]` of the tokens to keep of `tokens`: evenly spread, the last one always among them.
+
+        Where they are many, the first ones are kept, too: by these a head tells what is foreign to it.
+        """
         most = self.tokens_per_candidate
         if most is None or tokens <= most:
             return np.arange(tokens, dtype=np.int32)
-        return (np.arange(1, most + 1, dtype=np.int64) * tokens // most - 1).astype(np.int32)
+        first = FIRST_TOKENS if most >= 4 * FIRST_TOKENS else 0
+        spread = np.arange(1, most - first + 1, dtype=np.int64) * (tokens - first) // (most - first) - 1 + first
+        return np.concatenate([np.arange(first), spread]).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +116,8 @@ class ReadCandidate:
     """Score by each head, by the head's name."""
     running: Mapping[str, tuple[float, ...]]
     """Running score by each head after each of `PREFIX_TOKENS` tokens that it has."""
+    distances: Mapping[str, float]
+    """How far it is from what each head knows, of those that say it."""
     positions: NDArray[np.int32]  # [m]
     """Places of the tokens that are kept."""
     statistics: NDArray[np.float32]  # [m, 3]
@@ -119,6 +146,7 @@ class GrowingFeatures:
         self._states: list[NDArray[np.float16]] = []
         self._running = {name: RunningScore() for name in reader.scorers}
         self._prefixes: dict[str, list[float]] = {name: [] for name in reader.scorers}
+        self._openings = {name: Opening(each.known) for name, each in reader.scorers.items() if each.known is not None}
 
     @property
     def stopped(self) -> bool:
@@ -137,6 +165,10 @@ class GrowingFeatures:
         self._statistics.append(np.stack(columns, axis=1).astype(np.float32))
         if fed.states is not None:
             self._states.append(fed.states[rows].copy())  # a view would keep the rows beside it
+        for name, looked_at in fed.looked_at.items():
+            uncounted, newest = self._reader.scorers[name].uncounted, looked_at[rows]
+            counted = [token_id not in uncounted for token_id in token_ids[: len(newest)]]
+            self._openings[name].add(newest[counted])
         for name, (gates, rewards) in fed.scored.items():
             uncounted, running = self._reader.scorers[name].uncounted, self._running[name]
             # Not strict: the last token is not always fed.
@@ -160,6 +192,9 @@ class GrowingFeatures:
             entropy=self._entropy / self._tokens,
             scores={name: running.score for name, running in self._running.items()},
             running={name: tuple(scores) for name, scores in self._prefixes.items()},
+            distances={
+                name: distance for name, each in self._openings.items() if (distance := each.distance) is not None
+            },
             positions=positions,
             statistics=statistics[positions],
             states=states if len(positions) == len(states) else states[positions],

@@ -21,6 +21,7 @@ from swift_edge.arrays import Doubles
 from swift_edge.errors import InvalidOptionError, TrainingError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration
 from swift_edge.scoring.head import Head
+from swift_edge.scoring.known import KnownStates
 from swift_edge.scoring.quality import pick_accuracy
 from swift_edge.system.extras import import_extra
 from swift_edge.system.machine import memory_for
@@ -37,6 +38,14 @@ from swift_edge.training.fitting.examples import (
     survey,
 )
 from swift_edge.training.fitting.inputs import Inputs, starts_of
+from swift_edge.training.fitting.known import (
+    LEAST_HELD_OUT,
+    UNKNOWING,
+    first_states,
+    fit_known,
+    known_layer,
+    picked_first,
+)
 from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
@@ -125,6 +134,12 @@ def _finished(
         tell(f"warning: {note}")
     standard = fitted.objective.standard
     weight, bias = Weights.of(vector, fitted.examples.rows.inputs).folded(standard)
+    known = None
+    if info.feature == "hidden":
+        known = _known(fitted, split, stores, inputs.layers)
+        if known is None:
+            notes = [*notes, UNKNOWING]
+            tell(f"warning: {UNKNOWING}")
     summary = _summary(fitted, split, options, stores, task, calibration, notes)
     tell(_outcome(summary))
     return Head(
@@ -144,6 +159,7 @@ def _finished(
         input_mean=standard.mean.astype(np.float32),
         input_scale=standard.scale.astype(np.float32),
         architecture=info.architecture,
+        known=known,
     )
 
 
@@ -199,6 +215,20 @@ def _calibrated(
         "the head is not calibrated: right and wrong candidates that were written to their ends are too few; collect "
         "more, or longer ones (--max-new-tokens)"
     )
+
+
+def _known(fitted: Fitted, split: Split, stores: Sequence[Store], layers: Sequence[int]) -> KnownStates | None:
+    """What the head knows, from the training problems, with the limit from picks of the others."""
+    examples = fitted.examples
+    candidates, held_out = examples.candidates, range(split.validation.start, split.calibration.stop)
+    if len(held_out) < LEAST_HELD_OUT:
+        return None
+    layer, members = known_layer(layers), examples.members(held_out)
+    states = first_states(stores, candidates, layer)
+    part = replace(fitted.objective, problems=held_out, pieces=None)
+    scores = part.measure(fitted.descent.vector, gradient=False).scores
+    picks = picked_first(scores, candidates.problems[members], candidates.cut_off[members])
+    return fit_known(states[examples.members(split.train)], states[members][picks], layer)
 
 
 def _summary(

@@ -4,6 +4,9 @@
     or of other weights           is folded into the weights; then the calibration is refitted
     states of the same precision  the weights stay; the calibration is refitted
 
+What the head knows is then told by the problems of the store, too: of others it does not say how likely a pick is
+right.
+
 The order of scores changes in the first case alone.
 """
 
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from swift_edge.arrays import Doubles
 from swift_edge.bundle.kin import are_kin
-from swift_edge.errors import HeadMismatchError, InvalidOptionError
+from swift_edge.errors import HeadMismatchError, InvalidOptionError, TrainingError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration, calibration_error
 from swift_edge.scoring.head import Head
 from swift_edge.scoring.quality import within_problem_auroc
@@ -34,6 +37,7 @@ from swift_edge.training.fitting.examples import (
     survey,
 )
 from swift_edge.training.fitting.inputs import Inputs
+from swift_edge.training.fitting.known import LEAST_PROBLEMS, UNKNOWING, known_from
 from swift_edge.training.fitting.objectives import cut_after
 from swift_edge.training.fitting.options import LEAST_MEMORY
 from swift_edge.training.seen import SHOWN_NAME, SUMMARY_NAME, packed, seen_prompts, shown_problems, trained_on
@@ -106,6 +110,9 @@ def recalibrate(
         seed,
     )
     after = _judged(examples, prefixes[:, -1], calibration.error)
+    known = known_from(moved, [store], candidates, prefixes[:, -1], same_states=same_states)
+    if known is None and head.known is not None:
+        notes.append(UNKNOWING)
     for note in notes:
         tell(f"warning: {note}")
     tell(f"{way}; {_figures_text('before', before)}; {_figures_text('now', after)}")
@@ -131,8 +138,26 @@ def recalibrate(
         precision=store.info.precision,
         base_model=store.info.base_model or head.base_model,
         architecture=store.info.architecture or head.architecture,
+        known=known,
         summary={**head.summary, "task": store.info.task or head.summary.get("task"), "recalibration": document},
     )
+
+
+def know(head: Head, store: Store, *, memory_bytes: int = 2**30) -> Head:
+    """The same head, which knows the problems of `store`: to be used on one that was fitted before heads knew any.
+
+    Weights and calibration stay as they are, so the problems must be of the kind that the head was fitted to. Raises
+    `HeadMismatchError` and `StoreError` as `recalibrate` does, `TrainingError` where the problems are too few.
+    """
+    _check(head, store)
+    inputs = Inputs(head.layers, head.token_statistics, head.norm, head.includes_eos)
+    candidates = read_candidates([store], inputs.includes_eos)
+    places = check_stores([store], inputs)
+    examples = read_examples([store], candidates, inputs, places, memory_bytes)
+    known = known_from(head, [store], candidates, _prefixes(head, examples)[:, -1], same_states=False)
+    if known is None:
+        raise TrainingError(f"{UNKNOWING}; expected at least {LEAST_PROBLEMS} problems in {store.path}: collect more")
+    return replace(head, architecture=head.architecture or store.info.architecture, known=known)
 
 
 def _check(head: Head, store: Store) -> None:

@@ -203,13 +203,21 @@ class StoredCandidate:
     """Running score by each of these after each of `calibration.PREFIX_TOKENS` tokens that it has."""
     prompt_hash: str | None = None
     """Tells its prompt from others, see `training.seen`; None in a store of an earlier version."""
+    distances: Mapping[str, FloatOrNull] = field(default_factory=dict)
+    """How far it is from what each of these heads knows, by the head's name, of those that say it."""
     cut_off: bool = False
     """Whether it was cut off, see `results.was_cut_off`."""
+
+    def is_foreign(self, head: str) -> bool:
+        """Whether it is too far from what the head knows for its P(correct) to mean anything."""
+        return self.distances.get(head, 0.0) > 1
 
     def to_line(self) -> str:
         """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
         document = asdict(self)
         del document["cut_off"]  # told by the reason and the settings of the store
+        if not self.distances:
+            del document["distances"]
         return json_text(document)
 
 
