@@ -243,6 +243,8 @@ def _candidate(
     facts = [f"score {candidate.score:.4f}"]
     if picked and selection.p_correct is not None:
         facts.append(f"P(correct) {selection.p_correct:.2f}")
+    elif picked and selection.signal is None and candidate.is_foreign:
+        facts.append("P(correct) unknown, foreign to the head")
     facts += [f"{candidate.n_tokens} tokens", candidate.dropped_because or candidate.finish_reason]
     if scale is not None and candidate.unscored_tokens:
         facts.append("context full, last token unscored")

@@ -40,11 +40,16 @@ def as_document(bundle: "Bundle") -> dict[str, Any]:
     return document
 
 
+MOST_CHARACTERS = 1000
+"""Characters of what a head says of itself."""
+
+
 def head_document(path: Path | None) -> dict[str, Any] | None:
     """Everything about a head but its weights; None where there is none."""
     if path is None:
         return None
     from swift_edge.scoring.head import load_head
+    from swift_edge.scoring.verdict import verdict_of
 
     head = load_head(path)
     return {
@@ -57,6 +62,8 @@ def head_document(path: Path | None) -> dict[str, Any] | None:
         "inputs": head.weight.shape[1],
         "includes_eos": head.includes_eos,
         "calibrated": head.calibration is not None,
+        "known": None if head.known is None else f"by {head.known.problems} held-out problems",
+        "verdict": verdict_of(head.summary).get("text"),
         "base_model": head.base_model,
         "precision": head.precision,
         "summary": dict(head.summary),
@@ -92,11 +99,13 @@ def _rows(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     yield "sampling", _named(json.loads(manifest.to_json())["sampling"])
     yield "chat template", "yes" if bundle.chat_template is not None else "no: a prompt is continued as it stands"
     head = head_document(bundle.head_path)
-    yield "head", "none" if head is None else _named({**head, "summary": None})
+    yield "head", "none" if head is None else _named({**head, "summary": None, "verdict": None})
     if head is not None:
         from swift_edge.training.seen import shown_text
 
         yield "shown", shown_text(head["summary"]) or "unknown: the head does not say which problems it learned from"
+        if head["verdict"] is not None:
+            yield "verdict", str(head["verdict"])[:MOST_CHARACTERS].removeprefix("verdict: ")
     for number, (name, record) in enumerate(sorted(manifest.files.items())):
         yield "" if number else "files", f"{name}  {record.size} bytes  sha256 {record.sha256[:16]}"
     for number, text in enumerate(_figures(manifest.parity)):

@@ -10,7 +10,6 @@ itself imports a name from the file where it lives, which keeps the imports read
 
 from swift_edge.evaluation.ablations import Ablations, Variant, fit_options_of, stored_scores, variants
 from swift_edge.evaluation.benchmark import Shape, bench
-from swift_edge.evaluation.bootstrap import Estimate
 from swift_edge.evaluation.confidence import confidence
 from swift_edge.evaluation.evaluating import evaluate
 from swift_edge.evaluation.external import read_external
@@ -20,6 +19,7 @@ from swift_edge.evaluation.replay import Replayed, replay
 from swift_edge.evaluation.sampled import HeadScores, Sampled
 from swift_edge.evaluation.selectors import expected_accuracies, expected_by_size, problem_aurocs
 from swift_edge.evaluation.tables import markdown
+from swift_edge.scoring.bootstrap import Estimate
 
 __all__ = [
     "Ablations",

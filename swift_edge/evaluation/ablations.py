@@ -20,13 +20,13 @@ from swift_edge.bundle.folder import open_bundle
 from swift_edge.engine.model import OpenedModel
 from swift_edge.engine.signals import TokenStatistics
 from swift_edge.errors import InvalidOptionError, StoreError, SwiftEdgeError
-from swift_edge.evaluation.bootstrap import estimate, resampled_means
 from swift_edge.evaluation.expectation import expected_best, expected_vote, subsets_of
 from swift_edge.evaluation.measure import plain_figure, ratio_estimate
 from swift_edge.evaluation.sampled import Sampled
 from swift_edge.evaluation.selectors import problem_aurocs
 from swift_edge.evaluation.trial import Trial
 from swift_edge.records import RecordError, read_fields
+from swift_edge.scoring.bootstrap import estimate, resampled_means
 from swift_edge.scoring.head import LEAST_GATE_SUM, Head
 from swift_edge.system.extras import import_extra
 from swift_edge.training.collecting.problems import Problems, data_rows, read_problems

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.arrays import Doubles
-from swift_edge.evaluation.bootstrap import RESAMPLES, estimate, resampled_means
 from swift_edge.evaluation.sampled import HeadScores, Sampled
+from swift_edge.scoring.bootstrap import RESAMPLES, estimate, resampled_means
 from swift_edge.scoring.calibration import AnswerCalibration, calibration_error
 from swift_edge.selection.ranking import answer_sums
 

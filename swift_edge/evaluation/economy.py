@@ -16,11 +16,11 @@ from typing import Any, Final
 import numpy as np
 
 from swift_edge.arrays import Doubles
-from swift_edge.evaluation.bootstrap import RESAMPLES, estimate, resampled_means
 from swift_edge.evaluation.measure import plain_figure
 from swift_edge.evaluation.replay import replay
 from swift_edge.evaluation.selectors import ORACLE
 from swift_edge.options import PickOptions
+from swift_edge.scoring.bootstrap import RESAMPLES, estimate, resampled_means
 from swift_edge.scoring.calibration import calibration_error
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.adaptive.step_times import StepTimes

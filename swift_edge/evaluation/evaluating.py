@@ -22,20 +22,21 @@ from swift_edge.bundle.manifest import MANIFEST_NAME
 from swift_edge.engine.model import OpenedModel
 from swift_edge.errors import InvalidOptionError, OutputExistsError
 from swift_edge.evaluation.ablations import Ablations
-from swift_edge.evaluation.bootstrap import RESAMPLES
 from swift_edge.evaluation.economy import economy
 from swift_edge.evaluation.external import read_external
 from swift_edge.evaluation.figures import FORMATS, check_drawing, draw_accuracy, draw_calibration, draw_economy
 from swift_edge.evaluation.measure import measure
 from swift_edge.evaluation.record import file_sha256, machine_facts, versions
 from swift_edge.evaluation.sampled import Sampled
-from swift_edge.evaluation.selectors import RESERVED, expected_by_size
+from swift_edge.evaluation.selectors import BASELINES, PASS_AT_1, RESERVED, expected_by_size
 from swift_edge.evaluation.tables import markdown
 from swift_edge.evaluation.trial import Trial
 from swift_edge.options import CollectOptions, PickOptions, SamplingOptions
 from swift_edge.records import json_text
+from swift_edge.scoring.bootstrap import RESAMPLES
 from swift_edge.scoring.calibration import PREFIX_TOKENS
 from swift_edge.scoring.head import Head, load_head
+from swift_edge.scoring.verdict import judge
 from swift_edge.selection.adaptive.step_times import measure_steps
 from swift_edge.selection.decision import Decision
 from swift_edge.selection.planning import Planner
@@ -156,13 +157,52 @@ def _results(trial: Trial, store: Store, heads: Mapping[str, Head], external: Pa
         "completion_tokens_per_candidate": tokens / len(store.candidates),
     }
     results["timings"] = {name: float(value) for name, value in timings.items() if name.endswith("_s")}
-    results["notes"] = [*_notes(sampled, store), *_seen(heads, trial)]
+    results["notes"] = [*_notes(sampled, store), *_seen(heads, trial), *_foreign(heads, store)]
+    results["verdict"] = _verdicts(heads, by_size[results["main_size"]], sampled, trial)
     if (spent := _economy(trial, store, by_size, heads)) is not None:
         results["economy"] = spent
         if not spent["step_s"]:
             trial.report(f"warning: {_UNTIMED}")
             results["notes"].append(_UNTIMED)
     return results
+
+
+def _verdicts(
+    heads: Mapping[str, Head], chances: Mapping[str, Doubles], sampled: Sampled, trial: Trial
+) -> dict[str, dict[str, Any]]:
+    """What each head is worth at the main size, by its name."""
+    right_share = sampled.correct.mean(axis=1)
+    found = {}
+    for name, head in heads.items():
+        # `vote` and `calibrated` as a pick has them, which needs a calibration for both.
+        ways = {name: "best", f"{name} vote": "vote", f"{name} calibrated": "calibrated"}
+        if head.calibration is None:
+            ways = {name: "best"}
+        rules = {ways[rule]: values for rule, values in chances.items() if rule in ways}
+        free = [rule for rule in chances if rule in BASELINES and rule != PASS_AT_1]
+        problems = head.summary.get("problems")
+        training = problems.get("train") if isinstance(problems, Mapping) else None
+        found[name] = judge(
+            rules | {rule: chances[rule] for rule in free},
+            "calibrated" if "calibrated" in rules else "best",
+            free,
+            training_problems=training if isinstance(training, int) else None,
+            contrasts=float(((right_share > 0) & (right_share < 1)).mean()),
+            resamples=trial.resamples,
+            seed=trial.writing.seed,
+        ).to_dict()
+    return found
+
+
+def _foreign(heads: Mapping[str, Head], store: Store) -> Iterator[str]:
+    """A line for each head that knows what is foreign to it, with how many of the candidates are."""
+    for name, head in heads.items():
+        if head.known is not None and any(name in each.distances for each in store.candidates):
+            share = sum(each.is_foreign(name) for each in store.candidates) / len(store.candidates)
+            yield (
+                f"{share:.1%} of the candidates are foreign to the head {name}, which gives no P(correct) to picks of "
+                "them; of its own kind of problems 5% are: the calibration above is told with them"
+            )
 
 
 def _economy(

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 
 from swift_edge.arrays import Doubles
-from swift_edge.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, estimate, resampled_means
 from swift_edge.evaluation.confidence import confidence
 from swift_edge.evaluation.expectation import all_subsets, pick_chances
 from swift_edge.evaluation.reliability import binned_calibration_error, reliability
@@ -23,6 +22,7 @@ from swift_edge.evaluation.selectors import (
     problem_aurocs,
     ranking_scores,
 )
+from swift_edge.scoring.bootstrap import LEVEL, RESAMPLES, Estimate, estimate, resampled_means
 
 MAIN_SIZE: Final = 8
 """Candidates per problem at which rules are compared in one figure, where the test has as many."""

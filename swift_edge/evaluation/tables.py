@@ -28,6 +28,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         *_economy(results),
         *_ablations(results),
         *(f"Note: {note}" for note in results["notes"]),
+        *(f"{name}, {verdict['text']}" for name, verdict in results.get("verdict", {}).items()),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -18,8 +18,10 @@ from swift_edge.scoring.calibration import (
     fit_calibration,
 )
 from swift_edge.scoring.head import Feature, Head, Norm, RunningScore, TokenStatistic, check_head, load_head, save_head
+from swift_edge.scoring.known import KnownStates
 from swift_edge.scoring.quality import PickAccuracy, pick_accuracy, within_problem_auroc
 from swift_edge.scoring.scorer import Scorer
+from swift_edge.scoring.verdict import Verdict, judge
 
 __all__ = [
     "PREFIX_TOKENS",
@@ -27,16 +29,19 @@ __all__ = [
     "Calibration",
     "Feature",
     "Head",
+    "KnownStates",
     "Norm",
     "PickAccuracy",
     "PrefixCalibration",
     "RunningScore",
     "Scorer",
     "TokenStatistic",
+    "Verdict",
     "calibration_error",
     "check_head",
     "fit_answer_calibration",
     "fit_calibration",
+    "judge",
     "load_head",
     "pick_accuracy",
     "save_head",

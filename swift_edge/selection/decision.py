@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from swift_edge.options import ExternalScorer, Extractor, PickOptions, StrategyN
 from swift_edge.results import Answer, Candidate
 from swift_edge.scoring.calibration import Calibration
 from swift_edge.scoring.head import Head
+from swift_edge.scoring.verdict import verdict_of
 from swift_edge.selection.ranking import (
     BY_ANSWER,
     answer_sums,
@@ -25,6 +26,9 @@ from swift_edge.selection.ranking import (
     redraw_weights,
 )
 from swift_edge.system.documents import HALF_CHARACTER
+
+_VALIDATED: Final[tuple[StrategyName, ...]] = ("calibrated", "vote", "best", "majority")
+"""What `auto` may stand for with a calibrated head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Decision:
         calibration, task = None if head is None else head.calibration, _task(options.task, head)
         strategy = options.strategy
         if strategy == "auto":
-            strategy = _automatic(task, external, calibration)
+            strategy = _automatic(task, external, calibration, head)
         if strategy in BY_ANSWER and task is None:
             raise InvalidOptionError(
                 f"the strategy {strategy} compares answers, and nothing says how to find them; name a task, "
@@ -220,14 +224,20 @@ def _guarded(extract: Extractor) -> Extractor:
 
 
 def _automatic(
-    task: AnswerTask | None, external: ExternalScorer | None, calibration: Calibration | None
+    task: AnswerTask | None, external: ExternalScorer | None, calibration: Calibration | None, head: Head | None
 ) -> StrategyName:
-    """The strategy that `auto` stands for, given the task, the external scorer and the calibration."""
+    """The strategy that `auto` stands for, given the task, the external scorer, the calibration and the head.
+
+    With a calibrated head it is what was best on the problems that it was validated on, see `scoring.verdict`.
+    """
     if external is not None:
         return "ranking"
     if task is None:
         return "best"
-    return "calibrated" if calibration is not None else "best-of-majority"
+    if head is None or calibration is None:
+        return "best-of-majority"
+    best = verdict_of(head.summary).get("strategy")
+    return next((name for name in _VALIDATED if name == best), "calibrated")
 
 
 def _checked(scores: object, expected: int) -> list[float]:

@@ -1,7 +1,8 @@
 """The plan of a pick: its options checked against an opened model and its head, before anything is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from swift_edge.arrays import Ids
 from swift_edge.engine.model import OpenedModel, Prompt
@@ -9,6 +10,7 @@ from swift_edge.errors import InvalidOptionError
 from swift_edge.options import PickOptions, SamplingOptions, SignalName, options_of
 from swift_edge.scoring.head import Head, check_head, load_head
 from swift_edge.scoring.scorer import Scorer
+from swift_edge.scoring.verdict import verdict_of
 from swift_edge.selection.adaptive.pace import Pace
 from swift_edge.selection.adaptive.steering import Plan
 from swift_edge.selection.decision import Decision
@@ -58,7 +60,7 @@ class Planner:
             loaded, name = load_head(bundle.head_path), bundle.head_path.name
         else:
             loaded, name = None, None
-        warnings = [] if loaded is None else check_head(loaded, bundle.manifest)
+        warnings = [] if loaded is None else [*check_head(loaded, bundle.manifest), *_worthless(loaded)]
         if not bundle.manifest.hidden_states.indices:
             warnings.append(
                 f"{path} ({bundle.origin}) gives no hidden states: it serves label-free signals and heads on logits; "
@@ -94,6 +96,27 @@ class Planner:
             )
         stop_ids = frozenset(manifest.tokens.eos_ids)
         return PlannedPick(self, resolved, resolved.seed, sampling, scorer, self.pace.applied(plan), stop_ids)
+
+
+def _worthless(head: Head) -> Iterator[str]:
+    """A line for a head that was no better on its validation problems than what needs no labels."""
+    verdict = verdict_of(head.summary)
+    other, problems = verdict.get("other"), verdict.get("problems")
+    told = isinstance(other, str) and other in _WAYS and isinstance(problems, int)
+    if told and verdict.get("adds_nothing") is True:
+        yield (
+            f"the head adds nothing that shows: on the {problems} problems that it was validated on, {other}, which "
+            f"needs no head, was as good; pick by {_WAYS[str(other)]}, or fit it to more problems"
+        )
+
+
+_WAYS: Final[Mapping[str, str]] = {
+    "majority": "--strategy majority",
+    "best-of-majority": "--signal mean_logprob",
+    "mean_logprob": "--signal mean_logprob --strategy best",
+    "self_certainty": "--signal self_certainty --strategy best",
+}
+"""How to pick without a head, by the rule."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ def test_fit_writes_a_head_and_prints_its_path(run: Run, store: Path, tmp_path: 
     lines = outcome.err.splitlines()
     assert "28 train, 6 validation, 6 calibration" in lines[0]
     assert any(line.startswith("iteration 10: loss 0.") and "AUROC" in line for line in lines)
-    assert "calibration error" in lines[-1]
+    assert "calibration error" in lines[-2]
+    assert lines[-1].startswith("verdict: 6 problems are too few to say")
     assert [path.name for path in tmp_path.iterdir()] == ["head.npz"]
 
 

@@ -25,7 +25,8 @@ def examples_of(seed: int = 0, problems: int = 12) -> Examples:
     ones = np.ones(2 * problems, np.int64)
     numbers = np.repeat(np.arange(problems), 2)
     none, hashes = (None,) * (2 * problems), (None,) * problems
-    candidates = Candidates(correct, none, numbers, 0 * ones, 0 * ones, ones, hashes, ones < 0, 0)
+    signals = np.zeros((len(ones), 2))
+    candidates = Candidates(correct, none, numbers, 0 * ones, 0 * ones, ones, hashes, ones < 0, 0, signals)
     return Examples.of(candidates, ArrayRows(rows), 2**30)
 
 

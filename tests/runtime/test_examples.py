@@ -71,8 +71,9 @@ def test_an_input_that_varies_by_rounding_alone_is_not_blown_up() -> None:
     # One token in fifty is a step of float16 off; the others are constant.
     rows = np.column_stack([np.where(np.arange(200) % 50, 2048.0, 2050.0), np.arange(200) % 2, np.full(200, 7.0)])
     ones = np.ones(200, np.int64)
+    signals = np.zeros((200, 2))
     candidates = Candidates(
-        ones > 0, (None,) * 200, np.arange(200), 0 * ones, 0 * ones, ones, (None,) * 200, ones < 0, 0
+        ones > 0, (None,) * 200, np.arange(200), 0 * ones, 0 * ones, ones, (None,) * 200, ones < 0, 0, signals
     )
     examples = Examples.of(candidates, ArrayRows(rows.astype(np.float32)), 2**20)
     found = survey(examples, range(200), [], pool=False)

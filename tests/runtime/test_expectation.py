@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swift_edge.evaluation import Estimate
-from swift_edge.evaluation.bootstrap import estimate, resampled_means
 from swift_edge.evaluation.expectation import (
     MOST_SUBSETS,
     SAMPLED_SUBSETS,
@@ -23,6 +22,7 @@ from swift_edge.evaluation.expectation import (
     pick_chances,
     subsets_of,
 )
+from swift_edge.scoring.bootstrap import estimate, resampled_means
 from swift_edge.selection.ranking import answer_sums, combine_by_rank, combine_by_scaling, rank
 
 # Few distinct numbers, so that there are ties; and what a score may be that is no number.
@@ -184,7 +184,7 @@ def test_columns_are_resampled_together() -> None:
 def test_resamples_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random((50, 1))
     whole = resampled_means(values, resamples=64)
-    monkeypatch.setattr("swift_edge.evaluation.bootstrap._BLOCK_BYTES", 8 * 50 * 7)
+    monkeypatch.setattr("swift_edge.scoring.bootstrap._BLOCK_BYTES", 8 * 50 * 7)
     np.testing.assert_allclose(resampled_means(values, resamples=64), whole)
 
 

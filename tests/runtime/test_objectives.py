@@ -198,6 +198,7 @@ def objective(
         (None,) * len(LABELS),
         np.zeros(len(CORRECT), bool),
         0,
+        np.zeros((len(CORRECT), 2)),
     )
     examples = replace(Examples.of(candidates, ArrayRows(raw), 2**30), block_rows=block_rows)
     standard = Standard(raw.mean(axis=0, dtype=np.float64), raw.std(axis=0, dtype=np.float64) + 0.5)

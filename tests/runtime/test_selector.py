@@ -293,7 +293,7 @@ def test_to_dict_has_these_names_and_is_json(plain: Selector) -> None:
     ]
     assert list(document["candidates"][0]) == [
         *("index", "text", "token_ids", "score", "logprob", "finish_reason", "n_tokens", "unscored_tokens"),
-        *("self_certainty", "dropped_because"),
+        *("self_certainty", "dropped_because", "distance"),
     ]
     assert list(document["usage"]) == ["prompt_tokens", "completion_tokens"]
     assert list(document["timings"]) == [

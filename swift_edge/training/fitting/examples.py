@@ -44,6 +44,8 @@ class Candidates:
     """Whether it was cut off: it is then no evidence of what scores are worth."""
     without_tokens: int
     """Candidates left out because no token of theirs counts."""
+    signals: NDArray[np.float64]  # [c, 2]
+    """Mean log-probability and self-certainty, by which it could be picked without labels."""
 
     def arranged(self, order: NDArray[np.int64]) -> "Candidates":
         """Only the problems of `order`, in that order, numbered anew."""
@@ -59,6 +61,7 @@ class Candidates:
             tokens=self.tokens[members],
             prompts=tuple(self.prompts[problem] for problem in order),
             cut_off=self.cut_off[members],
+            signals=self.signals[members],
         )
 
 
@@ -146,7 +149,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
     Without `includes_eos` the EOS at the end of a response does not count. A candidate without any token that counts
     is left out. Shards are numbered through all stores.
     """
-    by_problem: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int, bool]]] = {}
+    by_problem: dict[tuple[str, int], list[tuple[bool, str | None, int, int, int, bool, float, float]]] = {}
     prompts: dict[tuple[str, int], str | None] = {}
     owners: dict[str, tuple[str, int]] = {}  # the first data in which a prompt was met, and its place there
     without_tokens = shard_number = 0
@@ -161,7 +164,8 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
                 if not tokens:
                     without_tokens += 1
                     continue
-                entry = (candidate.correct, candidate.answer, shard_number, begin, tokens, candidate.cut_off)
+                signals = (candidate.mean_logprob, candidate.self_certainty)
+                entry = (candidate.correct, candidate.answer, shard_number, begin, tokens, candidate.cut_off, *signals)
                 key = (data, candidate.problem)
                 if candidate.prompt_hash is not None:
                     owner = owners.setdefault(candidate.prompt_hash, key)
@@ -170,7 +174,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
                 prompts[key] = candidate.prompt_hash
             shard_number += 1
     entries = [entry for key in sorted(by_problem) for entry in by_problem[key]]
-    columns = list(zip(*entries, strict=True)) if entries else [()] * 6
+    columns = list(zip(*entries, strict=True)) if entries else [()] * 8
     lengths = [len(by_problem[key]) for key in sorted(by_problem)]
     return Candidates(
         correct=np.array(columns[0], np.bool_),
@@ -181,6 +185,7 @@ def read_candidates(stores: Sequence[Store], includes_eos: bool) -> Candidates:
         tokens=np.array(columns[4], np.int64),
         prompts=tuple(prompts[key] for key in sorted(by_problem)),
         cut_off=np.array(columns[5], np.bool_),
+        signals=np.array(columns[6:], np.float64).T.reshape(-1, 2),
         without_tokens=without_tokens,
     )
 

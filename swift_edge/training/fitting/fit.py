@@ -23,6 +23,7 @@ from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration
 from swift_edge.scoring.head import Head
 from swift_edge.scoring.known import KnownStates
 from swift_edge.scoring.quality import pick_accuracy
+from swift_edge.scoring.verdict import Verdict, judge
 from swift_edge.system.extras import import_extra
 from swift_edge.system.machine import memory_for
 from swift_edge.training.fitting.calibrate import calibrate, task_of
@@ -49,6 +50,7 @@ from swift_edge.training.fitting.known import (
 from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
+from swift_edge.training.fitting.verdict import BY_HEAD, right_picks
 from swift_edge.training.seen import SHOWN_NAME, SUMMARY_NAME, packed, shown_problems, shown_text
 from swift_edge.training.store.writer import Store
 
@@ -142,6 +144,9 @@ def _finished(
             tell(f"warning: {UNKNOWING}")
     summary = _summary(fitted, split, options, stores, task, calibration, notes)
     tell(_outcome(summary))
+    if (verdict := _verdict(fitted, split, calibration, task, options.seed)) is not None:
+        summary["verdict"] = verdict.to_dict()
+        tell(str(verdict))
     return Head(
         weight,
         bias.astype(np.float32),
@@ -214,6 +219,29 @@ def _calibrated(
     return None, (
         "the head is not calibrated: right and wrong candidates that were written to their ends are too few; collect "
         "more, or longer ones (--max-new-tokens)"
+    )
+
+
+def _verdict(
+    fitted: Fitted, split: Split, calibration: Calibration | None, task: AnswerTask | None, seed: int
+) -> Verdict | None:
+    """What the head is worth on the validation problems; None without any."""
+    if not len(split.validation):
+        return None
+    candidates, members = fitted.examples.candidates, fitted.examples.members(split.validation)
+    part = replace(fitted.objective, problems=split.validation, pieces=None)
+    scores = part.measure(fitted.descent.vector, gradient=False).scores
+    right = right_picks(candidates, members, scores, calibration, task)
+    both, all_right, all_wrong = _kinds(candidates)
+    problems = both + all_right + all_wrong
+    return judge(
+        right,
+        "calibrated" if "calibrated" in right else "best",
+        [name for name in right if name not in BY_HEAD],
+        training_problems=len(split.train),
+        contrasts=both / problems,
+        problems_per_judged=problems / len(split.validation),
+        seed=seed,
     )
 
 
