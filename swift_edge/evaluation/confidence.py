@@ -38,7 +38,9 @@ def confidence(
         return None
     columns = np.stack([right.mean(axis=1), sure.mean(axis=1), (right & sure).mean(axis=1)], axis=1)  # [q, 3]
     means, values = resampled_means(columns, resamples=resamples, seed=seed), columns.mean(axis=0)
-    gain = estimate(float(values[2] / values[1] - values[0]), means[:, 2] / means[:, 1] - means[:, 0])
+    with np.errstate(invalid="ignore"):  # a resample of few problems may have no sure pick, and no accuracy of these
+        kept = means[:, 2] / means[:, 1]
+    gain = estimate(float(values[2] / values[1] - values[0]), kept - means[:, 0])
     return {
         "picks_out_of": size,
         "picks": int(chances.size),
