@@ -64,6 +64,18 @@ def test_the_distance_is_the_same_bits_alone_and_beside_others_and_by_every_door
     assert all(each.distance is not None for each in waves.candidates)
 
 
+def test_a_pick_looks_at_the_states_that_a_fit_looks_at(stories_head: Head, tmp_path: Path) -> None:
+    head = knowing(stories_head, 1.0)
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": PROMPT, "answer": "x"}) + "\n")
+    writing: dict[str, Any] = {name: value for name, value in SHORT.items() if name != "n"}
+    collect(STORIES, tmp_path / "data.jsonl", tmp_path / "store", n=4, task="exact", layers=(3,), **writing)
+    (shard,) = Store.open(tmp_path / "store").shards
+    means = [shard.states[begin : begin + 4, 0].astype(np.float64).mean(axis=0) for begin in shard.starts[:-1]]
+    assert head.known is not None
+    picked = opened(head).pick(PROMPT, **SHORT)
+    assert head.known.distances(means) == pytest.approx([each.distance for each in picked.candidates], rel=5e-3)
+
+
 def test_a_given_text_is_as_far_as_one_that_was_written(stories_head: Head) -> None:
     selector = opened(knowing(stories_head, 1.0))
     written = selector.pick(PROMPT, **SHORT).candidates[0]
@@ -227,6 +239,9 @@ def test_a_test_stores_the_distances_that_a_pick_has_and_tells_how_many_are_fore
         heads={"mine": tmp_path / "head.npz"}, threads=1, resamples=100,
     )  # fmt: skip
     assert any(note.startswith("100.0% of the candidates are foreign to the head mine") for note in results["notes"])
+    verdict = results["verdict"]["mine"]
+    assert (verdict["outcome"], verdict["problems"]) == ("unknown", 2)
+    assert (tmp_path / "out" / "results.md").read_text().rstrip().endswith(f"mine, {verdict['text']}")
     store = Store.open(tmp_path / "out" / "candidates")
     picked = opened(head).pick(PROMPT, n=2, max_new_tokens=512, seed=0)
     assert [each.distances["mine"] for each in store.candidates[:2]] == [each.distance for each in picked.candidates]
