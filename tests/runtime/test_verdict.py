@@ -92,22 +92,15 @@ def test_auto_picks_as_was_best_on_the_problems_of_the_fit(name: str) -> None:
     assert Decision.of(replace(head, summary=summary | {"verdict": 3}), PickOptions()).strategy == "calibrated"
 
 
-def test_inspect_says_what_a_head_was_shown_and_what_it_is_worth(run: Run, stories_head: Head, tmp_path: Path) -> None:
+def test_inspect_says_what_a_head_is_worth(run: Run, stories_head: Head, tmp_path: Path) -> None:
     shutil.copytree(STORIES, tmp_path / "bundle")
     verdict = judge(chances(100, best=0.6, mean_logprob=0.4), "best", ["mean_logprob"]).to_dict()
-    summary = {"problems": {"train": 70}, "benchmarks": ["gsm8k", "svamp"], "task": "number", "verdict": verdict}
-    summary["recalibration"] = {"problems": 300, "benchmark": "aqua"}
-    save_head(tmp_path / "bundle" / "head.npz", replace(stories_head, summary=summary))
-    shown = "70 training problems of gsm8k, svamp with answers by the task number and calibrated on 300 others of aqua"
-    text = run("inspect", tmp_path / "bundle").out
-    assert f"shown: {shown}\n" in text
-    assert "verdict: the head pays: on 100 problems" in text
+    save_head(tmp_path / "bundle" / "head.npz", replace(stories_head, summary={"verdict": verdict}))
+    assert "the head pays: on 100 problems" in run("inspect", tmp_path / "bundle").out
     document = json.loads(run("inspect", tmp_path / "bundle", "--json").out)
-    assert document["head"]["shown"] == shown
     assert document["head"]["verdict"] == verdict["text"]
-    odd = {"problems": 3, "benchmarks": [3], "task": "number", "verdict": [1], "recalibration": "x"}
-    save_head(tmp_path / "bundle" / "head.npz", replace(stories_head, summary=odd))
-    assert "shown: with answers by the task number" in run("inspect", tmp_path / "bundle").out
+    save_head(tmp_path / "bundle" / "head.npz", replace(stories_head, summary={"verdict": [1]}))
+    assert "verdict" not in run("inspect", tmp_path / "bundle").out
 
 
 def test_a_head_that_adds_nothing_is_not_used_in_silence(stories_head: Head, tmp_path: Path) -> None:
