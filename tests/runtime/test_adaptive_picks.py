@@ -119,7 +119,8 @@ def test_budgets_hold(selector: Selector) -> None:
     # An unfinished candidate was picked without a word.
     reason = unfinished.best.dropped_because
     assert unfinished.warnings == (f"no candidate was written to its end, the pick neither: {reason}",)
-    assert selector.pick(QUESTIONS[2], n=2, max_new_tokens=96, budget_tokens=400).warnings == ()
+    written = selector.pick(QUESTIONS[2], n=2, max_new_tokens=96, budget_tokens=400)
+    assert not any("written to its end" in warning for warning in written.warnings)
     found = selector.pick(QUESTIONS[2], n="auto", max_n=16, max_new_tokens=96, min_confidence=1.0, budget_seconds=1e-6)
     assert found.stopped_because == "budget_seconds"
     assert [each.n_tokens for each in found.candidates] == [1] * 4
