@@ -1,4 +1,4 @@
-"""A transformers checkpoint as the exporter needs it: sizes, token ids, tokenizer, template, then the weights.
+"""A model as the exporter needs it: sizes, token ids, tokenizer, template, of a transformers checkpoint or a GGUF file.
 
 Everything that can be refused cheaply is read before the weights are.
 """
@@ -39,6 +39,8 @@ from swift_edge.options import SamplingOptions, options_of
 from swift_edge.records import shown
 from swift_edge.system.documents import DocumentError, read_json
 from swift_edge.system.panics import is_panic
+from swift_edge_export.gguf.container import SUFFIX, Contents
+from swift_edge_export.gguf.source import gguf_name, is_gguf, read_gguf
 from swift_edge_export.tracing.attention_config import buffer_head_dim, check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
@@ -105,16 +107,71 @@ class Checkpoint:
     """what the user should know"""
     trust_remote_code: bool
     """whether code of the checkpoint may run"""
+    gguf: Contents | None = None
+    """where the weights are in a GGUF file; None where transformers reads them itself"""
 
 
-def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Read config, generation config and tokenizer of a folder or hub id, and check them.
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stated:
+    """What the files of a model state, in the words of transformers."""
+
+    config: PretrainedConfig
+    text: PretrainedConfig
+    architecture: Architecture
+    tokenizer: Any
+    generation: Mapping[str, Any]
+    generation_name: str
+    notes: list[str]
+    gguf: Contents | None = None
+
+
+def read_checkpoint(
+    source: str, revision: str | None = None, *, file: str | None = None, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Read config, generation config and tokenizer of a folder, hub id or GGUF file, and check them.
+
+    `file` names a GGUF file in the folder, or on the hub.
 
     Raises:
-        ExportError: the folder is not a transformers checkpoint, or the hub does not have it.
+        ExportError: the folder is not a transformers checkpoint, the file no GGUF file, or the hub does not have it.
         UnsupportedModelError: the model is no decoder, or keeps more than one kind of attention head.
         TokenizerError: no fast tokenizer, or one whose ids exceed the vocabulary.
+        InvalidOptionError: `file` does not fit `source`.
     """
+    if not source:  # as of a variable that is not set: to a path that is the current folder
+        raise ExportError(
+            "the name of the model is empty; expected a folder, such as . for the current one, or a hub id"
+        )
+    if is_gguf(source, file):
+        stated, name = _of_gguf(source, revision, file), gguf_name(source, file)
+    else:
+        stated = _of_folder(source, revision, trust_remote_code)
+        name = Path(source).resolve().name if Path(source).exists() else source
+    notes, vocab_size = stated.notes, stated.architecture.vocab_size
+    template = _default_template(source, stated.tokenizer.chat_template, notes)
+    tokens = _token_ids(source, stated, vocab_size)
+    sampling = _sampling(stated.generation, stated.generation_name, notes)
+    with _config_refusals(source):
+        skeleton = _skeleton(stated.config, trust_remote_code)
+    return Checkpoint(
+        source=source,
+        name=name,
+        revision=getattr(stated.config, "_commit_hash", None) or revision,
+        config=skeleton.config,
+        family=type(skeleton),
+        architecture=stated.architecture,
+        tokens=tokens,
+        sampling=sampling,
+        tokenizer=stated.tokenizer,
+        chat_template=template,
+        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        notes=notes,
+        trust_remote_code=trust_remote_code,
+        gguf=stated.gguf,
+    )
+
+
+def _of_folder(source: str, revision: str | None, trust_remote_code: bool) -> _Stated:
     _check_folder(source, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _config_refusals(source):
@@ -127,31 +184,32 @@ def read_checkpoint(source: str, revision: str | None = None, *, trust_remote_co
             _refuse_quantised(source, getattr(each, "quantization_config", None))
         architecture, notes = _architecture(source, text)
         check_config(text)
-    tokenizer, beyond = _tokenizer(source, options, architecture.vocab_size)
-    if beyond:
-        notes.append(f"{beyond} of the tokenizer's added tokens have ids beyond the vocabulary; no text may hold them")
+    tokenizer = _tokenizer(source, options)
+    _check_ids(source, tokenizer, architecture.vocab_size, notes)
     generation = _stated(source, revision, "generation_config.json")
     if tokenizer.chat_template is None:  # processors keep theirs in a file that no tokenizer reads
         tokenizer.chat_template = _stated(source, revision, "chat_template.json").get("chat_template")
-    template = _default_template(source, tokenizer.chat_template, notes)
-    tokens = _token_ids(source, generation, text, tokenizer, architecture.vocab_size, notes)
-    sampling = _sampling(generation, notes)
+    return _Stated(config, text, architecture, tokenizer, generation, "generation_config.json", notes)
+
+
+def _of_gguf(source: str, revision: str | None, file: str | None) -> _Stated:
     with _config_refusals(source):
-        skeleton = _skeleton(config, trust_remote_code)
-    return Checkpoint(
-        source=source,
-        name=Path(source).resolve().name if Path(source).exists() else source,
-        revision=getattr(config, "_commit_hash", None) or revision,
-        config=skeleton.config,
-        family=type(skeleton),
-        architecture=architecture,
-        tokens=tokens,
-        sampling=sampling,
-        tokenizer=tokenizer,
-        chat_template=template,
-        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
-        notes=notes,
-        trust_remote_code=trust_remote_code,
+        model = read_gguf(source, revision, file)
+        architecture, notes = _architecture(source, model.config)
+        check_config(model.config)
+    _check_words(source, model.tokenizer)
+    _check_ids(source, model.tokenizer, architecture.vocab_size, notes)
+    notes.extend(model.notes)
+    contents = model.contents
+    return _Stated(
+        model.config,
+        model.config,
+        architecture,
+        model.tokenizer,
+        model.generation,
+        f"the metadata of {contents.path.name}",
+        notes,
+        contents,
     )
 
 
@@ -203,10 +261,6 @@ def _config_refusals(source: str) -> Iterator[None]:
 
 def _check_folder(source: str, revision: str | None) -> None:
     """Refuse a folder that is no whole checkpoint, or that holds an adapter, which would be left out."""
-    if not source:  # as of a variable that is not set: to a path that is the current folder
-        raise ExportError(
-            "the name of the model is empty; expected a folder, such as . for the current one, or a hub id"
-        )
     folder = Path(source)
     adapter = next((name for name in _ADAPTER_FILES if (folder / name).exists()), None)
     if adapter is None and not folder.exists():
@@ -219,7 +273,13 @@ def _check_folder(source: str, revision: str | None) -> None:
             "(merge_and_unload of peft), and save that to a folder of its own, or remove it"
         )
     if folder.exists() and not (folder / "config.json").is_file():
-        names = sorted(entry.name for entry in folder.iterdir())[:6] if folder.is_dir() else []
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        weights = [name for name in names if name.endswith(SUFFIX)]
+        if weights:
+            raise ExportError(
+                f"{source} has no config.json, but holds {', '.join(weights[:6])}; name the one to export with --file"
+            )
+        names = names[:6]
         description = f"holds {', '.join(names) or 'nothing'}" if folder.is_dir() else "is a file"
         raise ExportError(
             f"{source} {description}; expected a transformers checkpoint: a folder with config.json, "
@@ -293,8 +353,8 @@ def _stated_or(config: PretrainedConfig, name: str, value: int) -> Any:
     return value if stated is None else stated
 
 
-def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[Any, int]:
-    """The tokenizer, and how many of its added tokens have no logit; those are refused only where a text holds them."""
+def _tokenizer(source: str, options: dict[str, Any]) -> Any:
+    """The fast tokenizer of a checkpoint."""
     try:
         file = cached_file(
             source, TOKENIZER_NAME, revision=options["revision"], _raise_exceptions_for_missing_entries=False
@@ -308,10 +368,7 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
         if not getattr(tokenizer, "is_fast", False):
             raise TokenizerError(f"{source} has only a slow tokenizer; expected one with a tokenizer.json")
         _settle_bos(tokenizer, _stated(source, options["revision"], "tokenizer_config.json").get("add_bos_token"))
-        backend = tokenizer.backend_tokenizer
-        words = backend.get_vocab_size(with_added_tokens=False) > 1  # one is the unknown token
-        if not words or not any(backend.encode(text, add_special_tokens=False).ids for text in _PROBES):
-            raise TokenizerError(f"the tokenizer of {source} gives no token for any letter or digit; {_OWN_TOKENIZER}")
+        _check_words(source, tokenizer)
     except SwiftEdgeError:
         raise
     except BaseException as error:
@@ -320,6 +377,19 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
         raise TokenizerError(
             f"{source} has no tokenizer that loads ({type(error).__name__}: {one_line(error)}); {_OWN_TOKENIZER}"
         ) from error
+    return tokenizer
+
+
+def _check_words(source: str, tokenizer: Any) -> None:
+    """Refuse a tokenizer that has no token for anything."""
+    backend = tokenizer.backend_tokenizer
+    words = backend.get_vocab_size(with_added_tokens=False) > 1  # one is the unknown token
+    if not words or not any(backend.encode(text, add_special_tokens=False).ids for text in _PROBES):
+        raise TokenizerError(f"the tokenizer of {source} gives no token for any letter or digit; {_OWN_TOKENIZER}")
+
+
+def _check_ids(source: str, tokenizer: Any, vocab_size: int, notes: list[str]) -> None:
+    """Refuse a tokenizer with ids that have no logit; those of added tokens only where a text holds them."""
     added = {token for token in tokenizer.added_tokens_decoder if token >= vocab_size}
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     beyond = {token for token in tokenizer.get_vocab().values() if token >= vocab_size}
@@ -328,7 +398,10 @@ def _tokenizer(source: str, options: dict[str, Any], vocab_size: int) -> tuple[A
             f"the tokenizer of {source} has ids up to {max(beyond)}, the model's vocabulary ends at {vocab_size - 1}; "
             "use the tokenizer that belongs to the model"
         )
-    return tokenizer, len(added)
+    if added:
+        notes.append(
+            f"{len(added)} of the tokenizer's added tokens have ids beyond the vocabulary; no text may hold them"
+        )
 
 
 def _require_vocabulary(source: str, revision: str | None, tokenizer: Any) -> None:
@@ -400,17 +473,11 @@ def _default_template(source: str, template: Any, notes: list[str]) -> str | Non
     return template or None
 
 
-def _token_ids(
-    source: str,
-    generation: Mapping[str, Any],
-    config: PretrainedConfig,
-    tokenizer: Any,
-    vocab_size: int,
-    notes: list[str],
-) -> Tokens:
+def _token_ids(source: str, stated_by: _Stated, vocab_size: int) -> Tokens:
+    tokenizer, notes = stated_by.tokenizer, stated_by.notes
     named = [
-        ("eos_token_id of generation_config.json", generation.get("eos_token_id")),
-        ("eos_token_id of config.json", getattr(config, "eos_token_id", None)),
+        (f"eos_token_id of {stated_by.generation_name}", stated_by.generation.get("eos_token_id")),
+        ("eos_token_id of config.json", getattr(stated_by.text, "eos_token_id", None)),
     ]
     own = [("EOS of the tokenizer", tokenizer.eos_token_id)]
     eos: list[int] = []
@@ -441,7 +508,8 @@ def _known(ids: list[int], name: str, vocab_size: int, notes: list[str]) -> list
     return [token for token in ids if 0 <= token < vocab_size]
 
 
-def _sampling(generation: Mapping[str, Any], notes: list[str]) -> SamplingOptions:
+def _sampling(generation: Mapping[str, Any], origin: str, notes: list[str]) -> SamplingOptions:
+    """What `generation` recommends; `origin` says where it stands."""
     declared = options_of(SamplingOptions)
     stated: dict[str, Any] = {}
     for name, option in declared.items():
@@ -450,14 +518,14 @@ def _sampling(generation: Mapping[str, Any], notes: list[str]) -> SamplingOption
         if name == "top_k" and is_whole(value, -math.inf) and value < 0:
             value = None
         if value is not None and not option.accepts(value):
-            notes.append(f"{name} of generation_config.json is {shown(value)}; expected {option.expected}: left out")
+            notes.append(f"{name} of {origin} is {shown(value)}; expected {option.expected}: left out")
             value = None
         stated[name] = value
     for name in _NOT_DONE:
         value = generation.get(name)
         if value and value != 1:
             stop = "; give it with --stop" if name == "stop_strings" else ""
-            notes.append(f"{name} of generation_config.json is {shown(value)}, which is not done here: left out{stop}")
+            notes.append(f"{name} of {origin} is {shown(value)}, which is not done here: left out{stop}")
     silent = all(stated[name] is None for name in _FILTERS)
     return SamplingOptions(
         temperature=float(stated["temperature"] or FALLBACK_TEMPERATURE),

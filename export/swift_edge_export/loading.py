@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from swift_edge.errors import ExportError
 from swift_edge_export.checkpoint import Checkpoint, unreadable
+from swift_edge_export.stored_tensor import layer_number
 from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights, told_instead
-from swift_edge_export.weight_files import WeightFiles, refuse_other_weights, same_values
+from swift_edge_export.weight_files import WeightFiles, refuse_other_weights, same_values, weight_files
 
 # Codes of 4 bits lie in bytes by two, or in whole numbers of 32 bits by eight.
 _MOST_PARAMETERS_PER_NUMBER = 8
@@ -130,13 +131,16 @@ def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
 def _from_pretrained(checkpoint: Checkpoint, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
     revision = checkpoint.revision if not Path(checkpoint.source).exists() else None
     loader: Any = AutoModelForCausalLM
+    source: str | None = checkpoint.source
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": checkpoint.trust_remote_code}
+    if checkpoint.gguf is not None:
+        loader, source, options = checkpoint.family, None, {"state_dict": _read_weights(checkpoint, config)}
     try:
         with every_unused_weight_told(checkpoint.family):
             model, report = loader.from_pretrained(
-                checkpoint.source,
+                source,
                 config=config,
-                revision=revision,
-                trust_remote_code=checkpoint.trust_remote_code,
+                **options,
                 dtype=torch.float32,
                 # The plainest attention is the reference: a faster one may pass over an argument, as 4.57's does over
                 # Gemma 2's soft cap.
@@ -147,3 +151,11 @@ def _from_pretrained(checkpoint: Checkpoint, config: PretrainedConfig) -> tuple[
     except Exception as error:
         raise unreadable(checkpoint.source, error) from error
     return model.eval().requires_grad_(False), report
+
+
+def _read_weights(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    """The weights in fp32, but for those of layers that `config` is cut to leave out."""
+    files = next(weight_files(checkpoint))
+    cut, whole = (each.get_text_config().num_hidden_layers for each in (config, checkpoint.config))
+    left_out = {name for name in files.tensors if cut <= (layer_number(name) or 0) < whole}
+    return {name: files.read(name, torch.float32) for name in files.tensors if name not in left_out}

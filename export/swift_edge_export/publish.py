@@ -71,6 +71,7 @@ _RECORDED_PACKAGES = (
     "optimum",
     "optimum-onnx",
     "onnxruntime",
+    "gguf",
 )
 
 
@@ -85,15 +86,16 @@ def export_bundle(
     kv_cache: Literal["float", "int8"] = "float",
     exporter: Literal["dynamo", "optimum"] = "dynamo",
     revision: str | None = None,
+    file: str | None = None,
     trust_remote_code: bool = False,
     block_size: int | None = None,
     replace: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
-    """Export a causal LM from a folder or hub id to a bundle folder `out`.
+    """Export a causal LM from a folder, hub id or GGUF file to a bundle folder `out`.
 
     Args:
-        model: folder or hub id of a transformers causal LM.
+        model: folder or hub id of a transformers causal LM, or a GGUF file.
         out: the folder to write; nothing is there until the bundle is complete and has passed its parity check.
         precision: type of the stored weights; int8 and int4 are weight-only, in blocks.
         layers: which hidden states are outputs: `all`, `last:K`, or indices such as `0,4,8`.
@@ -102,6 +104,7 @@ def export_bundle(
             rounded with scales that are fitted here.
         exporter: who traces: `dynamo` is torch.onnx.export, `optimum` is optimum's TorchScript exporter.
         revision: commit, tag or branch on the hub.
+        file: name of a GGUF file in the folder or on the hub, which is read instead of a checkpoint.
         trust_remote_code: run code that comes with the checkpoint.
         block_size: weights that share a scale, for int8 and int4; a power of two, by default 128.
         replace: write over a bundle that is there already.
@@ -133,7 +136,7 @@ def export_bundle(
             shutil.copyfile(head, staging / HEAD_NAME)
             loaded_head = load_head(staging / HEAD_NAME)
         with stage("read config and tokenizer", report):
-            checkpoint = read_checkpoint(model, revision, trust_remote_code=trust_remote_code)
+            checkpoint = read_checkpoint(model, revision, file=file, trust_remote_code=trust_remote_code)
         shape = _graph_shape(checkpoint, layers)
         save_tokenizer(checkpoint, staging)
         first = _manifest(checkpoint, shape, "", exporter, precision)

@@ -24,8 +24,9 @@ from swift_edge.errors import ExportError, ParityError
 from swift_edge.system import machine
 from swift_edge_export.checkpoint import Checkpoint, unreadable
 from swift_edge_export.loading import require_complete, require_enough, require_equal_ties, shortened, stored_tensors
+from swift_edge_export.stored_tensor import StoredTensor, layer_number
 from swift_edge_export.unused_weights import every_unused_weight_told, refuse_unused_weights
-from swift_edge_export.weight_files import StoredTensor, WeightFiles, same_values, weight_files
+from swift_edge_export.weight_files import WeightFiles, same_values, weight_files
 
 PLACEHOLDER_NUMBERS = 2**18
 """Tensors of two axes and at least so many numbers are left in their files."""
@@ -54,7 +55,7 @@ class StreamedModel:
 
         Raises ExportError where the files lack a weight, hold another than the model wants, or one that nothing uses.
         """
-        self.files = _safetensors(checkpoint)
+        self.files = _readable_one_by_one(checkpoint)
         require_enough(checkpoint, self.files)
         self.notes: list[str] = []
         self._checkpoint, self._dtype = checkpoint, dtype
@@ -82,7 +83,7 @@ class StreamedModel:
         done to placeholders alone.
         """
         large = {name for name, stored in self.files.tensors.items() if _is_large(stored)}
-        made = self._make({name for name in large if _layer_number(name) != layer})
+        made = self._make({name for name in large if layer_number(name) != layer})
         read = {name for name, parameter in self.model.named_parameters() if parameter.data_ptr() in self._keys}
         self._require_same(
             {
@@ -249,9 +250,9 @@ def layers_of_every_kind(config: Any) -> int:
     return max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
 
 
-def _safetensors(checkpoint: Checkpoint) -> WeightFiles:
+def _readable_one_by_one(checkpoint: Checkpoint) -> WeightFiles:
     files = next(weight_files(checkpoint))
-    if not all(stored.path.suffix == ".safetensors" for stored in files.tensors.values()):
+    if not files.one_by_one:
         raise ExportError(
             f"{checkpoint.source} has no {SAFE_WEIGHTS_NAME}, and is too large to be loaded whole here; "
             "save it with safetensors, or export it on a machine with more memory"
@@ -261,8 +262,3 @@ def _safetensors(checkpoint: Checkpoint) -> WeightFiles:
 
 def _is_large(stored: StoredTensor) -> bool:
     return len(stored.shape) > 1 and math.prod(stored.shape) >= PLACEHOLDER_NUMBERS
-
-
-def _layer_number(name: str) -> int | None:
-    """The first number in the name of a tensor, which is that of its layer."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)

@@ -16,7 +16,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from swift_edge.errors import ExportError
-from swift_edge_export.weight_files import FLOATS, WeightFiles, same_values
+from swift_edge_export.stored_tensor import FLOATS
+from swift_edge_export.weight_files import WeightFiles, same_values
 
 # What a model computes from its config, and older versions of transformers saved: rotary angles, position numbers.
 _COMPUTED = re.compile(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -18,29 +17,41 @@ from transformers.utils.hub import cached_file
 from swift_edge.errors import MIB, ExportError, one_line
 from swift_edge.system.documents import parse_json, read_text
 from swift_edge_export.checkpoint import Checkpoint
+from swift_edge_export.gguf.weights import GgufWeights
 from swift_edge_export.pickles import refuse_long_texts
+from swift_edge_export.stored_tensor import StoredTensor
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
-"""Types whose numbers are the weights themselves; those of any other type are codes of something."""
 INDEX_BYTES = 64 * MIB
 """Most of an index: one of 100,000 tensors has 10 MB."""
 _OTHER_SPELLINGS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor is, and what its file says of it."""
+class WeightFiles(Protocol):
+    """The weights of a checkpoint by name; they are read when they are asked for."""
 
-    path: Path
-    """the file"""
-    shape: tuple[int, ...]
-    """its shape"""
-    dtype: str
-    """its type, one of `FLOATS` or as the file calls it"""
+    name: str
+    """what to call them"""
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether one can be read without the others."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """All tensors by their names."""
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Read a tensor as `dtype`."""
+
+    def read_rows(self, name: str, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Read some rows of a tensor as `dtype`."""
+
+    def read_stored(self, name: str) -> torch.Tensor:
+        """Read a tensor in the type that it is stored in, or in float32 where that has no numbers of its own."""
 
 
-class WeightFiles:
-    """Tensors in the files that transformers loads of a checkpoint; they are read when they are asked for."""
+class TorchFiles:
+    """Tensors in the files that transformers loads of a checkpoint."""
 
     def __init__(self, source: str, name: str, paths: Sequence[Path]) -> None:
         """List the tensors of `paths`; raises ExportError where a file does not read, or two hold one name."""
@@ -55,6 +66,11 @@ class WeightFiles:
                         f"{source} holds {tensor} in {other.path.name} and in {path.name}, with different values; "
                         "remove the file that is out of date, or save the checkpoint again"
                     )
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether all files are of safetensors; pickles are read whole."""
+        return all(stored.path.suffix == ".safetensors" for stored in self._tensors.values())
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -94,6 +110,9 @@ def weight_files(checkpoint: Checkpoint) -> Iterator[WeightFiles]:
     Raises ExportError where there is none, an index that does not read, or files that transformers would load together.
     """
     source = checkpoint.source
+    if checkpoint.gguf is not None:
+        yield GgufWeights(checkpoint.gguf, checkpoint.family, checkpoint.config)
+        return
     folder = Path(source)
     if folder.is_dir() and any(folder.glob("shard-*-model-*-of-*.safetensors")):
         raise ExportError(
@@ -117,7 +136,7 @@ def weight_files(checkpoint: Checkpoint) -> Iterator[WeightFiles]:
         shards = [name] if not name.endswith(".index.json") else _shards(source, path)
         paths = [_file(checkpoint, shard) for shard in shards]
         if None not in paths:
-            yield WeightFiles(source, name, [path for path in paths if path is not None])
+            yield TorchFiles(source, name, [path for path in paths if path is not None])
         elif not found:  # else it is left over from another way of saving, and not loaded
             raise ExportError(
                 f"{source} has no {shards[paths.index(None)]}, which {name} lists; download or save it again"

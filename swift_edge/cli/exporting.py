@@ -65,6 +65,7 @@ def requirements_of(extra: str, what: str) -> Iterator[None]:
 @click.option(
     "--block-size", type=int, metavar="WEIGHTS", help="Weights that share one scale (int8 and int4).  [default: 128]"
 )
+@click.option("--file", metavar="NAME", help="GGUF file in the folder MODEL, or in the hub's.")
 @click.option("--revision", metavar="COMMIT", help="Revision of a model on the hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Read it first.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already at --out.")
@@ -77,11 +78,15 @@ def export(
     head: Path | None,
     exporter: str,
     block_size: int | None,
+    file: str | None,
     revision: str | None,
     trust_remote_code: bool,
     force: bool,
 ) -> None:
-    """Make a bundle from MODEL, a folder or a hub id, and check it against the original before it is published."""
+    """Make a bundle from MODEL, a folder, a hub id or a GGUF file, and check it against the original.
+
+    Nothing is published before it has passed.
+    """
     say("load torch and transformers")  # seconds on a machine that has not read them before
     with requirements_of(EXTRAS[exporter], f"export --exporter {exporter}"):
         if exporter == "optimum":  # known now rather than after the weights are loaded
@@ -96,6 +101,7 @@ def export(
             head=head,
             exporter=exporter,
             revision=revision,
+            file=file,
             trust_remote_code=trust_remote_code,
             block_size=block_size,
             replace=force,
