@@ -166,7 +166,11 @@ def export_bundle(
         del graph
         gc.collect()
         if packed is not None:
-            stored = Precision(precision, packed.block_size, packed.accuracy_level)
+            stored = Precision(precision, packed.block_size, packed.accuracy_level, carried=packed.carried)
+            if packed.carried:
+                report(
+                    f"  {packed.carried} of {packed.matrices} matrices are exactly those of the model, codes and all"
+                )
             manifest = dataclasses.replace(manifest, precision=stored)
         figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
         if kv_cache == "int8":

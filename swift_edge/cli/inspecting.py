@@ -92,7 +92,11 @@ def _rows(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     yield "vocabulary", f"{sizes.vocab_size} tokens, EOS ids: {', '.join(map(str, manifest.tokens.eos_ids)) or 'none'}"
     kv_precision = f", kept in {precision.kv_cache}" if precision.kv_cache is not None else ""
     yield "context", f"{sizes.context_length} tokens, KV {manifest.graph.kv}{kv_precision}"
-    details = {"block size": precision.block_size, "accuracy level": precision.accuracy_level}
+    details = {
+        "block size": precision.block_size,
+        "accuracy level": precision.accuracy_level,
+        "matrices with codes of their own": precision.carried or None,
+    }
     detail_text = "".join(f", {name} {value}" for name, value in details.items() if value is not None)
     yield "precision", f"{precision.name}{detail_text}"
     yield "hidden states", _listed(manifest.hidden_states.indices) or "none: label-free signals and logits heads only"

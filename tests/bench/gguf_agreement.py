@@ -113,16 +113,17 @@ def require_same_ids(model: llama_cpp.Llama, tokenizer: Tokenizer) -> None:
 
 def loss(logits: np.ndarray, ids: list[int]) -> float:
     """Mean negative log-likelihood of each token after the first, from logits [t, v]."""
-    logits = logits[: len(ids) - 1].astype(np.float64)
-    logits -= logits.max(axis=-1, keepdims=True)
-    following = logits[np.arange(len(ids) - 1), ids[1:]]
-    return float((np.log(np.exp(logits).sum(axis=-1)) - following).mean())
+    losses = []
+    for row, following in zip(logits, ids[1:], strict=False):
+        largest = float(row.max())
+        losses.append(largest + np.log(np.exp(row.astype(np.float64) - largest).sum()) - float(row[following]))
+    return float(np.mean(losses))
 
 
 def compare_losses(model: llama_cpp.Llama, session: ModelSession, ids: list[int]) -> None:
     model.reset()
     model.eval(ids)
-    theirs = loss(np.array(model.scores[: len(ids)]), ids)
+    theirs = loss(model.scores[: len(ids)], ids)
     given = session.prefill(session.new_cache(1, len(ids)), ids, logits="all").logits
     assert given is not None
     ours = loss(given, ids)

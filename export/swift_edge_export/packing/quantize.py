@@ -24,6 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from swift_edge.errors import ExportError, InvalidOptionError
+from swift_edge_export.packing import grid
 from swift_edge_export.packing.weights import (
     CHUNK_BYTES,
     Matrix,
@@ -73,6 +74,10 @@ class Quantization:
     """Gather nodes that became GatherBlockQuantized"""
     shared_tables: int
     """embeddings stored once together with the output layer"""
+    carried: int
+    """matrices that lay on a grid of `grid.BLOCK_SIZE` already, and are exactly what they were"""
+    matrices: int
+    """matrices that were packed, those included"""
     left_as_they_were: tuple[str, ...]
     """initialisers that a product or the embedding reads, but that stayed fp32"""
     weight_bytes: int
@@ -160,6 +165,8 @@ def quantize(
         products=packer.products,
         embeddings=packer.embeddings,
         shared_tables=packer.shared_tables,
+        carried=packer.carried,
+        matrices=len(packer.packed),
         left_as_they_were=tuple(dict.fromkeys(packer.left_as_they_were)),
         weight_bytes=weight_bytes,
     )
@@ -233,6 +240,7 @@ class Packer:
         self.products = 0
         self.embeddings = 0
         self.shared_tables = 0
+        self.carried = 0
         self.left_as_they_were: list[str] = []
 
     def pack_embeddings(self, bits: int) -> None:
@@ -305,12 +313,16 @@ class Packer:
         if (matrix, bits) in self.packed:
             return self.packed[matrix, bits]
         inputs, outputs = matrix.shape
+        tensor = tensor_of(matrix.value)
+        weights = tensor.numpy()
         size = block_size_for(inputs, self.largest_block)
+        carried = grid.lies_on_grid(matrix, weights, bits, min(size, grid.BLOCK_SIZE))
+        if carried:
+            size = min(size, grid.BLOCK_SIZE)
+            self.carried += 1
         name = f"{matrix.value.name}.int{bits}" + ("" if matrix.outputs_first else ".transposed")
         packed = Packed(name, inputs, outputs, bits, size, self.aligned(outputs * inputs))
         kernel = packing_kernel(bits)
-        tensor = tensor_of(matrix.value)
-        weights = tensor.numpy()
         scales = np.empty((outputs, packed.blocks), np.float32)
         step = max(1, CHUNK_BYTES // (4 * packed.blocks * size))
         for start in range(0, outputs, step):
@@ -322,6 +334,10 @@ class Packer:
                     f"the weight {matrix.value.name} holds values that are not finite and cannot be packed; "
                     "the checkpoint is damaged, or was trained in a wider type than fp32"
                 )
+            if carried and (exact := grid.grid_codes(chunk[:inputs], bits, size)) is not None:
+                codes, scales[start:stop] = exact
+                self.file.write(codes.tobytes())
+                continue
             codes = np.zeros((stop - start, packed.blocks, packed.block_bytes), np.uint8)
             zero_points = np.zeros((stop - start, packed.blocks), np.uint8)  # asked for, not used when symmetric
             kernel(codes, chunk, scales[start:stop], zero_points, size, stop - start, inputs, True)
