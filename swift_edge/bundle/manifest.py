@@ -78,7 +78,7 @@ class Precision:
     """What onnxruntime's MatMulNBits computes in: 1 fp32, 4 int8."""
     kv_cache: Literal["int8"] | None = None
     """Type in which keys and values are kept, with scales that are fixed in the graph; None is that of activations."""
-    carried: int = 0
+    carried: int | None = None
     """Weight matrices that were quantised before, as those of a GGUF file, and whose codes were taken as they are."""
 
     @property

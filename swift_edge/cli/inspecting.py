@@ -95,7 +95,7 @@ def _rows(bundle: "Bundle") -> Iterator[tuple[str, str]]:
     details = {
         "block size": precision.block_size,
         "accuracy level": precision.accuracy_level,
-        "matrices with codes of their own": precision.carried or None,
+        "matrices as they were quantised before": precision.carried,
     }
     detail_text = "".join(f", {name} {value}" for name, value in details.items() if value is not None)
     yield "precision", f"{precision.name}{detail_text}"

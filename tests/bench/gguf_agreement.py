@@ -3,8 +3,9 @@
     pip install llama-cpp-python
     swift-edge export MODEL.gguf --out BUNDLE && python tests/bench/gguf_agreement.py MODEL.gguf BUNDLE
 
-Prints how many of 500 texts have the same token ids, and the negative log-likelihood of a fixed text in nats a token.
-llama.cpp rounds activations to 8 bits where weights are quantised, so that the second is not exactly the same.
+Prints how many of 500 texts have the same token ids, and the negative log-likelihood of a text in nats a token.
+llama.cpp rounds activations to 8 bits where weights are quantised, so that the second is not exactly the same: on short
+texts it may differ by a hundredth, which a file of the same weights in F32 does not.
 """
 
 from __future__ import annotations
@@ -68,14 +69,8 @@ SAMPLES = (
     " ",
 )
 SEPARATORS = ("", " ", "  ", "\n", "\n\n", "\t", " \n ", ", ", "      ")
-STORY = (
-    "The old lighthouse keeper climbed the stairs every evening, as he had done for forty years. On that night the sea "
-    "was calm, and the lamp threw its light far out over the water. He thought of the ships that had passed, of the "
-    "storms and of the letters that he had never sent. In the morning a boat would come with bread, papers and his "
-    "granddaughter, who wanted to know how many steps there were. He had never counted them. So he went down again, "
-    "slowly, and began: one, two, three. When he arrived at the bottom he had reached two hundred and seventeen, and "
-    "laughed, because that was the number of the house in which he was born."
-)
+PROSE = Path(__file__).parents[2] / "docs" / "security.md"
+PROSE_TOKENS = 600
 
 
 def texts(specials: list[str]) -> list[str]:
@@ -137,11 +132,13 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
     tokenizer = Tokenizer(bundle)
-    model = llama_cpp.Llama(str(arguments.model), n_ctx=512, logits_all=True, verbose=False, n_threads=2)
+    model = llama_cpp.Llama(str(arguments.model), n_ctx=640, n_batch=640, logits_all=True, verbose=False)
     require_same_ids(model, tokenizer)
-    ids = tokenizer.encode_prompt(STORY, raw=True)
-    if ids != model.tokenize(STORY.encode(), add_bos=True, special=True):
+    prose = PROSE.read_text(encoding="utf-8")[: 4 * PROSE_TOKENS]
+    ids = tokenizer.encode_prompt(prose, raw=True)
+    if ids != model.tokenize(prose.encode(), add_bos=True, special=True):
         print("the text has other ids with BOS")
+    ids = ids[:PROSE_TOKENS]
     compare_losses(model, ModelSession(bundle), ids)
 
 

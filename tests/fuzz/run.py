@@ -35,7 +35,7 @@ from folders import new_folder
 
 HERE: Final = Path(__file__).parent
 TARGETS: Final = tuple(sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py")))
-NEEDS_TORCH: Final = ("checkpoint",)
+NEEDS_TORCH: Final = ("checkpoint", "gguf")
 MOST_RESTARTS: Final = 20
 """Deaths of the process after which a target is given up."""
 SLICE_S: Final = 30

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -460,6 +460,59 @@ def checkpoints() -> Iterator[tuple[str, dict[str, bytes]]]:
         }
         yield f"safetensors-{kind.lower()}", {"header.json": as_json(header), "numbers.bin": bytes(weight + bias)}
     yield "pickle", {"raw.pt": b"\x80\x04\x95\x08\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94K\x01s."}
+
+
+@seeds_of("gguf")
+def ggufs() -> Iterator[tuple[str, dict[str, bytes]]]:
+    import struct
+
+    def text(content: str) -> bytes:
+        return struct.pack("<Q", len(content.encode())) + content.encode()
+
+    def listed(kind: int, values: Sequence[bytes]) -> bytes:
+        return struct.pack("<IIQ", 9, kind, len(values)) + b"".join(values)
+
+    def value(content: Any) -> bytes:
+        if isinstance(content, list):
+            texts = isinstance(content[0], str)
+            return (
+                listed(8, [*map(text, content)]) if texts else listed(6, [struct.pack("<f", each) for each in content])
+            )
+        if isinstance(content, str):
+            return struct.pack("<I", 8) + text(content)
+        if isinstance(content, bool):
+            return struct.pack("<I?", 7, content)
+        if isinstance(content, int):
+            return struct.pack("<II", 4, content)
+        return struct.pack("<If", 6, content)
+
+    width, tokens = 32, [chr(letter) for letter in range(65, 65 + 32)]
+    sizes = {
+        "block_count": 1,
+        "context_length": 64,
+        "embedding_length": width,
+        "feed_forward_length": width,
+        "attention.head_count": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    words = {"tokens": tokens, "bos_token_id": 1, "eos_token_id": 2}
+    kinds = {
+        "bytes": {"model": "gpt2", "pre": "gpt-2", "merges": ["A A", "A B"]}
+        | words
+        | {"tokens": [*tokens, "AA", "AB"]},
+        "pieces": {"model": "llama", "scores": [-float(rank) for rank in range(len(tokens))]} | words,
+    }
+    for name, tokenizer in kinds.items():
+        entries = {"general.architecture": "llama", "tokenizer.chat_template": "{{ messages }}"}
+        entries |= {f"llama.{key}": size for key, size in sizes.items()}
+        entries |= {f"tokenizer.ggml.{key}": each for key, each in tokenizer.items()}
+        listing = [("token_embd.weight", (width, 34), 0, 0), ("output_norm.weight", (width,), 0, 4352)]
+        listing += [("blk.0.attn_q.weight", (width, width), 2, 4480), ("blk.0.attn_k.weight", (width, width), 12, 5056)]
+        head = b"GGUF" + struct.pack("<IQQ", 3, 3 if name == "bytes" else 2, len(entries))
+        head += b"".join(text(key) + value(each) for key, each in entries.items())
+        for tensor, shape, kind, offset in listing[: 3 if name == "bytes" else 2]:
+            head += text(tensor) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+        yield name, {"header.bin": head + bytes(-len(head) % 32), "tensors.bin": bytes(5056)}
 
 
 def main() -> None:
