@@ -70,7 +70,7 @@ SAMPLES = (
 )
 SEPARATORS = ("", " ", "  ", "\n", "\n\n", "\t", " \n ", ", ", "      ")
 PROSE = Path(__file__).parents[2] / "docs" / "security.md"
-PROSE_TOKENS = 600
+PROSE_TOKENS = 1000
 
 
 def texts(specials: list[str]) -> list[str]:
@@ -132,9 +132,9 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
     tokenizer = Tokenizer(bundle)
-    model = llama_cpp.Llama(str(arguments.model), n_ctx=640, n_batch=640, logits_all=True, verbose=False)
+    model = llama_cpp.Llama(str(arguments.model), n_ctx=1024, n_batch=1024, logits_all=True, verbose=False)
     require_same_ids(model, tokenizer)
-    prose = PROSE.read_text(encoding="utf-8")[: 4 * PROSE_TOKENS]
+    prose = PROSE.read_text(encoding="utf-8")[: 6 * PROSE_TOKENS]
     ids = tokenizer.encode_prompt(prose, raw=True)
     if ids != model.tokenize(prose.encode(), add_bos=True, special=True):
         print("the text has other ids with BOS")

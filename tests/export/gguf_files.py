@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
+import pytest
 import torch
 from families import REQUIRED, make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel
+
+gguf: Any = pytest.importorskip("gguf")  # the extra `optimum` does without
 
 VOCABULARY = 320
 CORPUS = ["the cat sat on the mat, and the dog sat on the cat", "I'm 12345 years old  and tall", "über die Brücke 你好"]
@@ -193,7 +195,7 @@ def write_gguf(
     return path
 
 
-def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add_value(writer: Any, key: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, bool):

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gguf_files import family_file
+from gguf_files import family_file, gguf
 from graph_builder import GraphBuilder
 from hypothesis import given
 from hypothesis import strategies as st

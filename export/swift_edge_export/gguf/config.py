@@ -405,6 +405,11 @@ def read_config(contents: Contents, metadata: Metadata) -> PretrainedConfig:
         UnsupportedModelError: another architecture, or one that does more than is known here.
         ExportError: a key is missing, or its value cannot be.
     """
+    if transformers.__version__.startswith("4."):  # its configs pass over what those of 5 say of the rope
+        raise UnsupportedModelError(
+            f"{contents.path} is read with transformers 5, found {transformers.__version__}; "
+            'use the default --exporter: pip install "swift-edge[export]"'
+        )
     kind = metadata.text("general.type", "model")
     architecture = metadata.text("general.architecture")
     if kind != "model":

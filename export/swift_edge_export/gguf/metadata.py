@@ -46,6 +46,13 @@ class Metadata:
             raise self.wrong(key, "a number greater than zero")
         return float(value)
 
+    def scalar(self, key: str) -> int | float:
+        """Any number that is there."""
+        value = self._value(key, None)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(key, "a number")
+        return value
+
     def flag(self, key: str, default: bool) -> bool:
         """A truth value."""
         value = self._value(key, default)

@@ -78,8 +78,10 @@ def read_gguf(source: str, revision: str | None, file: str | None) -> GgufModel:
     metadata = Metadata(contents)
     config = read_config(contents, metadata)
     read = read_tokenizer(contents, metadata, metadata.text("general.name", ""))
-    generation = {"eos_token_id": list(read.eos_ids)}
-    generation |= {ours: metadata.other(f"general.sampling.{theirs}") for theirs, ours in _SAMPLING.items()}
+    generation: dict[str, Any] = {"eos_token_id": list(read.eos_ids)}
+    for theirs, ours in _SAMPLING.items():
+        if f"general.sampling.{theirs}" in metadata:
+            generation[ours] = metadata.scalar(f"general.sampling.{theirs}")
     return GgufModel(contents, config, read.tokenizer, generation, read.notes)
 
 
@@ -128,7 +130,8 @@ def _whole(name: str, beside: Callable[[str], Path]) -> Contents:
         else [name]
     )
     first, *others = (read_contents(beside(each)) for each in names)
-    stated = first.metadata.get("split.count", count)
+    metadata = Metadata(first)
+    stated = metadata.whole("split.count", count, least=0)
     if stated != count and not (stated == 0 and count == 1):
         raise damaged(first.path, f"says that it is one of {stated} parts, but is called {first.path.name}")
     tensors = dict(first.tensors)
@@ -137,7 +140,7 @@ def _whole(name: str, beside: Callable[[str], Path]) -> Contents:
         if twice:
             raise damaged(other.path, f"has the tensor {min(twice)} of another part again")
         tensors |= other.tensors
-    expected = first.metadata.get("split.tensors.count", len(tensors))
+    expected = metadata.whole("split.tensors.count", len(tensors), least=0)
     if part and expected != len(tensors):
         raise damaged(first.path, f"and its other parts hold {len(tensors)} tensors, not {expected}")
     return Contents(first.path, first.metadata, tensors)

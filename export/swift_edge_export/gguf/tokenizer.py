@@ -205,7 +205,7 @@ def _with_special_tokens(
     bos = named["bos"]
     if metadata.flag("tokenizer.ggml.add_bos_token", adds_bos) and bos is not None:
         text = vocabulary.texts[bos]
-        backend.post_processor = TemplateProcessing(single=f"{text}:0 $A:0", special_tokens=[(text, bos)])
+        backend.post_processor = TemplateProcessing(single=[text, "$A"], special_tokens=[(text, bos)])
     if metadata.flag("tokenizer.ggml.add_eos_token", False):
         notes.append("add_eos_token of the file is left out: a prompt goes on")
     maker: Any = PreTrainedTokenizerFast
