@@ -47,7 +47,7 @@ PIECES = {
     "</s>": 0.0,
     **{f"<0x{byte:02X}>": 0.0 for byte in range(256)},
     **{
-        piece.replace("_", SPACE): -float(rank)
+        piece.replace("_", SPACE): -float(rank * 7 % 31)  # the order of the tokens says nothing
         for rank, piece in enumerate(
             [
                 *["_t", "he", "_a", "in", "th", "_the", "the", "an", "nd", "_and", "__", "aa", "aaa", "aaaa", "_"],
