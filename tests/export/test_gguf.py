@@ -27,6 +27,7 @@ from swift_edge_export.checkpoint import read_checkpoint
 from swift_edge_export.loading import fingerprint, load_model, stored_tensors
 from swift_edge_export.publish import export_bundle
 from swift_edge_export.streaming import StreamedModel
+from swift_edge_export.tracing import dynamo
 
 IDS = torch.arange(3, 40)[None]
 
@@ -128,6 +129,7 @@ def test_the_bundle_is_the_one_of_a_checkpoint_with_these_weights(
     plain = export_bundle(str(folder), tmp_path / "plain")
     if way == "streamed":
         monkeypatch.setattr(streaming, "PLACEHOLDER_NUMBERS", 512)
+        monkeypatch.setattr(dynamo, "FOLDED_NUMBERS", 256)
         monkeypatch.setattr(preflight, "MOST_LOADED", 0)
     report: list[str] = []
     manifest = export_bundle(str(path), tmp_path / "bundle", report=report.append)
