@@ -388,6 +388,8 @@ def test_a_graph_traced_by_torch_is_packed_whole(tmp_path: Path) -> None:
         products=3,
         embeddings=1,
         shared_tables=1,
+        carried=0,
+        matrices=3,
         left_as_they_were=(),
         weight_bytes=(tmp_path / "model.onnx.data").stat().st_size,
     )
