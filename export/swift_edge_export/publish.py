@@ -166,7 +166,13 @@ def export_bundle(
         del graph
         gc.collect()
         if packed is not None:
-            stored = Precision(precision, packed.block_size, packed.accuracy_level, carried=packed.carried or None)
+            stored = Precision(
+                precision,
+                packed.block_size,
+                packed.accuracy_level,
+                carried=packed.carried or None,
+                zero_points=packed.zero_points or None,
+            )
             if packed.carried:
                 report(
                     f"  {packed.carried} of {packed.matrices} matrices are exactly those of the model, codes and all"

@@ -80,6 +80,8 @@ class Precision:
     """Type in which keys and values are kept, with scales that are fixed in the graph; None is that of activations."""
     carried: int | None = None
     """Weight matrices that were quantised before, as those of a GGUF file, and whose codes were taken as they are."""
+    zero_points: int | None = None
+    """Weight matrices whose blocks have a zero point beside their scale; None where there are none."""
 
     @property
     def label(self) -> str:

@@ -107,4 +107,5 @@ def test_the_manifest_says_how_many_matrices_kept_their_codes(kind: str, precisi
     manifest = export_bundle(str(path), tmp_path / "bundle", precision=precision, report=report.append)
     # Of three layers: queries, keys and values as one matrix, output, gate, up, down; and the output layer.
     assert manifest.precision.carried == (None if kind == "Q4_1" else 3 * 5 + 1)
+    assert manifest.precision.zero_points == (3 * 5 + 1 if kind == "Q4_1" else None)
     assert any("exactly those of the model" in line for line in report) is (kind != "Q4_1")

@@ -3,9 +3,10 @@
 `trace`,
 
 A weight matrix of K inputs and N outputs is cut into blocks of neighbouring inputs of one output. A block has one fp32
-scale; a weight is (code - 2^(bits-1)) * scale. There are no zero points: they cost space, and onnxruntime's AVX2
-kernel computes single rows wrongly with them (microsoft/onnxruntime#29853). Products become `MatMulNBits`, the token
-embedding becomes `GatherBlockQuantized`, and an embedding that is also the output layer is stored once, read by both.
+scale; at int8 a weight is (code - 128) * scale. At int4 it is (code - zero point) * scale, with a zero point of 4 bits
+for each block: 16 codes are too few to spend any on values that a block does not have. Products become `MatMulNBits`,
+the token embedding becomes `GatherBlockQuantized`, and an embedding that is also the output layer is stored once, read
+by both.
 
 onnxruntime's own driver for this holds several copies of the whole model. Here its kernels run on a slice of one
 matrix at a time and the result goes straight to disk, so the memory needed does not grow with the model.
@@ -78,6 +79,8 @@ class Quantization:
     """matrices that lay on a grid of `grid.BLOCK_SIZE` already, and are exactly what they were"""
     matrices: int
     """matrices that were packed, those included"""
+    zero_points: int
+    """matrices whose blocks have a zero point beside their scale"""
     left_as_they_were: tuple[str, ...]
     """initialisers that a product or the embedding reads, but that stayed fp32"""
     weight_bytes: int
@@ -98,8 +101,10 @@ class Packed:
     """per weight"""
     block_size: int
     """inputs per scale"""
+    zero_points: bool
+    """whether each block has one; without, it is 2^(bits-1)"""
     offset: int
-    """of the codes, in bytes from the start of the file; the scales follow"""
+    """of the codes, in bytes from the start of the file; the scales follow, then the zero points"""
 
     @property
     def blocks(self) -> int:
@@ -167,6 +172,7 @@ def quantize(
         shared_tables=packer.shared_tables,
         carried=packer.carried,
         matrices=len(packer.packed),
+        zero_points=sum(packed.zero_points for packed in packer.packed.values()),
         left_as_they_were=tuple(dict.fromkeys(packer.left_as_they_were)),
         weight_bytes=weight_bytes,
     )
@@ -290,7 +296,7 @@ class Packer:
         if self.accuracy_level:
             attributes["accuracy_level"] = self.accuracy_level
         codes = self.view(packed, "codes", (packed.outputs, packed.blocks, packed.block_bytes))
-        inputs = [node.inputs[0], codes, self.scales(packed)]
+        inputs = [node.inputs[0], codes, *self.grid_of(packed)]
         return ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)
 
     def gather(self, node: ir.Node, packed: Packed) -> list[ir.Node]:
@@ -299,7 +305,7 @@ class Packer:
         # where a Reshape node would be folded into a second copy in memory.
         table = self.view(packed, "table", (packed.outputs, packed.blocks * packed.block_bytes))
         attributes = {"bits": packed.bits, "block_size": packed.block_size, "gather_axis": 0, "quantize_axis": 1}
-        inputs = [table, node.inputs[1], self.scales(packed)]
+        inputs = [table, node.inputs[1], *self.grid_of(packed)]
         rows = ir.node("GatherBlockQuantized", inputs, attributes, domain="com.microsoft", name=node.name)
         if packed.inputs == packed.blocks * packed.block_size:
             return [rows]
@@ -321,9 +327,11 @@ class Packer:
             size = min(size, grid.BLOCK_SIZE)
             self.carried += 1
         name = f"{matrix.value.name}.int{bits}" + ("" if matrix.outputs_first else ".transposed")
-        packed = Packed(name, inputs, outputs, bits, size, self.aligned(outputs * inputs))
+        asymmetric = bits == 4 and not carried
+        packed = Packed(name, inputs, outputs, bits, size, asymmetric, self.aligned(outputs * inputs))
         kernel = packing_kernel(bits)
         scales = np.empty((outputs, packed.blocks), np.float32)
+        zero_points = np.zeros((outputs, -(-packed.blocks * bits // 8)), np.uint8)
         step = max(1, CHUNK_BYTES // (4 * packed.blocks * size))
         for start in range(0, outputs, step):
             stop = min(start + step, outputs)
@@ -339,12 +347,16 @@ class Packer:
                 self.file.write(codes.tobytes())
                 continue
             codes = np.zeros((stop - start, packed.blocks, packed.block_bytes), np.uint8)
-            zero_points = np.zeros((stop - start, packed.blocks), np.uint8)  # asked for, not used when symmetric
-            kernel(codes, chunk, scales[start:stop], zero_points, size, stop - start, inputs, True)
+            kernel(
+                codes, chunk, scales[start:stop], zero_points[start:stop], size, stop - start, inputs, not asymmetric
+            )
             self.file.write(codes.data)
         del weights
         release(tensor)
         self.register(f"{name}.scales", ir.DataType.FLOAT, scales.shape, self.append(scales.data, scales.nbytes))
+        if asymmetric:
+            place = self.append(zero_points.data, zero_points.nbytes)
+            self.register(f"{name}.zero_points", ir.DataType.UINT8, zero_points.shape, place)
         self.packed[matrix, bits] = packed
         return packed
 
@@ -352,9 +364,10 @@ class Packer:
         """The packed codes as an initialiser of a shape."""
         return self.register(f"{packed.name}.{role}", ir.DataType.UINT8, shape, packed.offset)
 
-    def scales(self, packed: Packed) -> ir.Value:
-        """The scales, [N, blocks]."""
-        return self.graph.initializers[f"{packed.name}.scales"]
+    def grid_of(self, packed: Packed) -> list[ir.Value]:
+        """The scales, [N, blocks], and the zero points where there are any, [N, blocks] of 4 bits, two in a byte."""
+        roles = ("scales", "zero_points") if packed.zero_points else ("scales",)
+        return [self.graph.initializers[f"{packed.name}.{role}"] for role in roles]
 
     def register(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], offset: int) -> ir.Value:
         """The initialiser of that name, which lies at `offset` of the data file."""
