@@ -26,6 +26,11 @@ def was_cut_off(finish_reason: str, *, can_end: bool) -> bool:
     return finish_reason == "length" and can_end
 
 
+def is_foreign(distance: float | None) -> bool:
+    """Whether a response is too far from what a head knows for its P(correct) to mean anything; None is not known."""
+    return distance is not None and distance > 1
+
+
 _WIDTH = 120
 """Characters of a line of a `repr`."""
 _MOST_CANDIDATES = 7
@@ -82,7 +87,7 @@ class Candidate:
     @property
     def is_foreign(self) -> bool:
         """Whether it is too far from what the head knows for its P(correct) to mean anything."""
-        return self.distance is not None and self.distance > 1
+        return is_foreign(self.distance)
 
     @property
     def n_tokens(self) -> int:

@@ -7,9 +7,11 @@ import pickletools
 import zipfile
 from typing import IO
 
+from swift_edge.errors import MIB
+
 MOST_CHARACTERS = 4000
 """Most of a text in a pickle: what torch says of one that it refuses, it searches in quadratic time."""
-_PICKLE_BYTES = 64 * 1024**2
+_PICKLE_BYTES = 64 * MIB
 _OLD_PICKLES = 5
 """Pickles at the beginning of a file of a torch before 1.6: what it is, versions, the machine, tensors, their names."""
 

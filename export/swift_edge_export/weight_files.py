@@ -197,6 +197,8 @@ def _listed(source: str, path: Path) -> Iterator[tuple[str, StoredTensor]]:
                     dtype = str(tensor.get_dtype())
                     yield name, StoredTensor(path, tuple(tensor.get_shape()), _OTHER_SPELLINGS.get(dtype, dtype))
         else:
+            with path.open("rb") as file:
+                refuse_long_texts(file)  # once, and not for each tensor that is read
             for name, tensor in _loaded(path).items():
                 yield name, StoredTensor(path, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
@@ -208,8 +210,6 @@ def _loaded(path: Path) -> dict[str, torch.Tensor]:
             # Torch never packs them; it would map the packed bytes as numbers, or unpack them to any size.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("its tensors are packed; expected them as torch.save writes them")
-    with path.open("rb") as file:
-        refuse_long_texts(file)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # written by a torch before 1.6

@@ -46,6 +46,11 @@ def plain_name(name: str) -> str:
     return _SEPARATORS.sub("", last)
 
 
+def other_weights(fingerprint: str, other: str) -> bool:
+    """Whether two fingerprints are of different weights; an empty one is unknown, and may be of the same."""
+    return bool(fingerprint and other) and fingerprint != other
+
+
 def are_kin(name: str, architecture: Architecture | None, other_name: str, other: Architecture | None) -> bool:
     """Whether two models are the same but for their weights; never where one does not say its name or its sizes."""
     if architecture is None or other is None or plain_name(name) in _ANY_MODELS:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swift_edge.cli.options import data_options, declared, running_options, writing_options
+from swift_edge.cli.options import data_options, declared, running_options, taken_data_options, writing_options
 from swift_edge.cli.output import answer, say
 from swift_edge.cli.places import Place
 from swift_edge.cli.progress import ProgressLine, duration_text
-from swift_edge.options import CollectOptions, DataOptions, options_of
+from swift_edge.options import CollectOptions
 
 if TYPE_CHECKING:
     from swift_edge.training.collecting.collected import CollectProgress
@@ -125,8 +125,7 @@ def evaluate(
 
     Figures, tables and drawings are written to --out; the same command goes on with a test that was interrupted.
     """
-    asking: Any = {name: keywords.pop(name) for name in options_of(DataOptions)}
-    DataOptions.of(**asking)
+    asking = taken_data_options(keywords)
     writing = CollectOptions.of(None, keywords)
     with ProgressLine(f"reading {data} and opening {model}") as line:
         from swift_edge.evaluation.ablations import Ablations

@@ -93,6 +93,13 @@ def data_options(command: Command) -> Command:
     return with_options(command, *map(declared, options_of(DataOptions)), limit)
 
 
+def taken_data_options(keywords: dict[str, Any]) -> Any:
+    """Take those of `data_options` but the limit out of a command's keywords; raises what `DataOptions` does."""
+    asking: Any = {name: keywords.pop(name) for name in options_of(DataOptions)}
+    DataOptions.of(**asking)
+    return asking
+
+
 def running_options(command: Command) -> Command:
     """Add the options that say what runs the model, and what becomes of a prompt."""
     return with_options(

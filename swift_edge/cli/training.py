@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from swift_edge.cli.options import data_options, declared, running_options, writing_options
+from swift_edge.cli.options import data_options, declared, running_options, taken_data_options, writing_options
 from swift_edge.cli.output import answer, say
 from swift_edge.cli.places import Place
 from swift_edge.cli.progress import ProgressLine, duration_text
@@ -82,8 +82,7 @@ def collect(
     The same command goes on with a store that was interrupted.
     """
     _check_combination(context, data, responses)
-    asking: Any = {name: keywords.pop(name) for name in options_of(DataOptions)}
-    DataOptions.of(**asking)
+    asking = taken_data_options(keywords)
     writing = CollectOptions.of(None, keywords)
 
     with ProgressLine(f"reading {data or responses} and opening {model}") as line:

@@ -43,7 +43,7 @@ class GrowingCandidate:
         self._gates: list[Floats] = []
         self._rewards: list[Floats] = []
         self._running = RunningScore() if scorer.head is not None else None
-        self._opening = None if scorer.known is None else Opening(scorer.known)
+        self._opening = None if scorer.known is None else Opening(scorer.known, scorer.uncounted)
 
     @property
     def score(self) -> float:
@@ -80,8 +80,7 @@ class GrowingCandidate:
     def add_states(self, token_ids: Sequence[int], states: Floats) -> None:
         """Take the states of tokens that were fed, `[m, d]`, of the layer by which the head knows what is foreign."""
         if self._opening is not None:
-            counted = [token_id not in self.scorer.uncounted for token_id in token_ids[: len(states)]]
-            self._opening.add(states if all(counted) else states[counted])
+            self._opening.add(token_ids, states)
 
     @property
     def last_gate_and_reward(self) -> tuple[float | None, float | None]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.answers import ANSWER_TASKS
-from swift_edge.bundle.kin import are_kin
+from swift_edge.bundle.kin import are_kin, other_weights
 from swift_edge.bundle.manifest import LONGEST_NAME, MOST_LAYERS, Architecture, Manifest
 from swift_edge.checks import expect, require
 from swift_edge.engine.signals import TokenStatistics
@@ -298,8 +298,8 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
             f"the head is {head.weight.shape[1]} inputs wide and was trained on {ours}; expected "
             f"{head._width_text(width)} for {theirs} ({quantity} {width}): use the head of this model"
         )
-    other_weights = bool(head.fingerprint and manifest.fingerprint) and head.fingerprint != manifest.fingerprint
-    if other_weights and not are_kin(head.base_model, head.architecture, manifest.base_model, architecture):
+    differs = other_weights(head.fingerprint, manifest.fingerprint)
+    if differs and not are_kin(head.base_model, head.architecture, manifest.base_model, architecture):
         raise HeadMismatchError(
             f"the head was trained on {ours} (weights {head.fingerprint[:12]}), the bundle holds {theirs} "
             f"(weights {manifest.fingerprint[:12]}); expected the same weights: use the head of this model"
@@ -314,7 +314,7 @@ def check_head(head: Head, manifest: Manifest) -> list[str]:
             f"the {side} does not say which weights it belongs to; "
             f"only the width was checked, make sure that the head was trained on {theirs}"
         )
-    if other_weights:
+    if differs:
         warnings.append(
             f"the head was trained on other weights of the same base model, {ours} "
             f"({head.precision or 'unknown precision'}, weights {head.fingerprint[:12]}); the bundle has "

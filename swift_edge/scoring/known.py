@@ -8,6 +8,7 @@ energy, in units of a limit, is the distance. (Distances within the axes tell le
 """
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -84,19 +85,26 @@ def residual_energy(
 class Opening:
     """The states of a response's first tokens, as they come in."""
 
-    __slots__ = ("_known", "_states", "_taken")
+    __slots__ = ("_known", "_states", "_taken", "_uncounted")
 
-    def __init__(self, known: KnownStates) -> None:
-        """Start without tokens."""
+    def __init__(self, known: KnownStates, uncounted: Collection[int]) -> None:
+        """Start without tokens; those of the ids `uncounted` are passed over."""
         self._known = known
+        self._uncounted = uncounted
         self._states: list[NDArray[np.float64]] = []
         self._taken = 0
 
-    def add(self, states: NDArray[np.float32]) -> None:
-        """Take the states of the next tokens, `[m, d]`, of the layer that is looked at; what is kept is copied."""
+    def add(self, token_ids: Sequence[int], states: NDArray[np.float32]) -> None:
+        """Take the states of the next tokens, `[m, d]`, of the layer that is looked at; what is kept is copied.
+
+        The last of the tokens may have none.
+        """
         room = self._known.tokens - self._taken
-        if room > 0 and len(states):
-            self._states.append(states[:room].astype(np.float64))
+        if room <= 0:
+            return
+        counted = [place for place, token in enumerate(token_ids[: len(states)]) if token not in self._uncounted]
+        if counted:
+            self._states.append(states[counted[:room]].astype(np.float64))
             self._taken += len(self._states[-1])
 
     @property

@@ -90,7 +90,9 @@ def test_an_interrupted_store_is_used_as_far_as_it_goes(make_store: MakeStore) -
     found = fit_head(partial, QUICK, report=lines.append)
     (warning,) = [line for line in lines if "not complete" in line]
     assert f"{partial.problems} of 60 problems" in warning
-    assert found.summary["notes"][0] == warning.removeprefix("warning: ")
+    first, second = found.summary["notes"]
+    assert first == warning.removeprefix("warning: ")
+    assert second.startswith("the head does not tell foreign questions")
     assert sum(found.summary["problems"].values()) == partial.problems
 
 

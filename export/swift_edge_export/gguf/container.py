@@ -93,7 +93,12 @@ def read_contents(path: Path) -> Contents:
         with path.open("rb") as file:
             return _Reader(path, file, size).contents()
     except OSError as error:
-        raise ExportError(f"{path} does not read ({one_line(error)}); download or convert it again") from error
+        raise damaged(path, f"does not read ({one_line(error)})") from error
+
+
+def gguf_package() -> Any:
+    """The package `gguf`, which knows the types, their numbers and the names of tensors; MissingExtraError without."""
+    return import_extra("gguf", "export of a GGUF file", "export")
 
 
 def damaged(path: Path, what: str) -> ExportError:
@@ -238,5 +243,5 @@ class _Reader:
 
 def _kinds() -> dict[int, tuple[str, int, int]]:
     """Name, numbers per block and bytes per block of every type, by its number."""
-    gguf = import_extra("gguf", "export of a GGUF file", "export")
+    gguf = gguf_package()
     return {int(kind): (kind.name, *gguf.GGML_QUANT_SIZES[kind]) for kind in gguf.GGMLQuantizationType}

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from swift_edge.errors import MIB, ExportError, UnsupportedModelError, one_line
-from swift_edge.system.extras import import_extra
-from swift_edge_export.gguf.container import Tensor
+from swift_edge.errors import MIB, UnsupportedModelError, one_line
+from swift_edge_export.gguf.container import Tensor, damaged, gguf_package
 
 PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 """Types whose numbers are the weights themselves."""
@@ -50,9 +49,9 @@ def read_bytes(tensor: Tensor, start: int, count: int) -> bytes:
             file.seek(tensor.offset + start)
             content = file.read(count)
     except OSError as error:
-        raise ExportError(f"{tensor.path} does not read ({one_line(error)}); download or convert it again") from error
+        raise damaged(tensor.path, f"does not read ({one_line(error)})") from error
     if len(content) != count:
-        raise ExportError(f"{tensor.path} became shorter while it was read; download or convert it again")
+        raise damaged(tensor.path, "became shorter while it was read")
     return content
 
 
@@ -69,7 +68,7 @@ def _numbers(tensor: Tensor, content: bytes) -> torch.Tensor:
     if tensor.kind in PLAIN:
         array: np.ndarray[Any, Any] = np.frombuffer(content, PLAIN[tensor.kind]).astype(np.float32)
         return torch.from_numpy(array)
-    gguf: Any = import_extra("gguf", "export of a GGUF file", "export")
+    gguf = gguf_package()
     kind = gguf.GGMLQuantizationType[tensor.kind]
     row_bytes = tensor.nbytes // math.prod(tensor.shape[:-1])
     try:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from swift_edge.system.extras import import_extra
 from swift_edge_export.gguf.config import used_tensors
-from swift_edge_export.gguf.container import Contents, Tensor
+from swift_edge_export.gguf.container import Contents, Tensor, gguf_package
 from swift_edge_export.gguf.tensors import INTEGERS, dequantized
 from swift_edge_export.stored_tensor import StoredTensor
 
@@ -54,11 +53,6 @@ class Place:
             weight = _halves(dequantized(self.tensor), self.heads)[rows]
         return weight - self.less if self.less else weight
 
-    def rows(self) -> torch.Tensor:
-        """Which row of the file each row of the model's weight is."""
-        numbers = torch.arange(self.tensor.shape[0])
-        return numbers if self.heads is None else _halves(numbers, self.heads)
-
 
 class GgufWeights:
     """Tensors of a GGUF file by the names that transformers has for them; others keep their own."""
@@ -68,8 +62,8 @@ class GgufWeights:
     def __init__(self, contents: Contents, family: type[PreTrainedModel], config: PretrainedConfig) -> None:
         """List them; `family` and `config` say which weights there are."""
         self.name = contents.path.name
-        self.places = dict(_placed(contents, family, config))
-        self._tensors = {name: _stored(place) for name, place in self.places.items()}
+        self._places = dict(_placed(contents, family, config))
+        self._tensors = {name: _stored(place) for name, place in self._places.items()}
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -78,15 +72,15 @@ class GgufWeights:
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Read a tensor as `dtype`."""
-        return self.places[name].read().to(dtype)
+        return self._places[name].read().to(dtype)
 
     def read_rows(self, name: str, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Read some rows of a tensor as `dtype`."""
-        return self.places[name].read(rows).to(dtype)
+        return self._places[name].read(rows).to(dtype)
 
     def read_stored(self, name: str) -> torch.Tensor:
         """Read a tensor in float32, whatever blocks it is stored in."""
-        return self.places[name].read()
+        return self._places[name].read()
 
 
 def _stored(place: Place) -> StoredTensor:
@@ -116,7 +110,7 @@ def _place(name: str, tensor: Tensor, config: Any) -> Place:
 
 def _names(contents: Contents, family: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, str]:
     """transformers' names of the weights, by those in the file."""
-    gguf: Any = import_extra("gguf", "export of a GGUF file", "export")
+    gguf = gguf_package()
     architecture = contents.metadata["general.architecture"]
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     known = gguf.get_tensor_name_map(number, config.num_hidden_layers)

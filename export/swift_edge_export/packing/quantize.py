@@ -322,9 +322,10 @@ class Packer:
         tensor = tensor_of(matrix.value)
         weights = tensor.numpy()
         size = block_size_for(inputs, self.largest_block)
-        carried = grid.lies_on_grid(matrix, weights, bits, min(size, grid.BLOCK_SIZE))
+        grid_size = min(size, grid.BLOCK_SIZE)
+        carried = grid.lies_on_grid(matrix, weights, bits, grid_size)
         if carried:
-            size = min(size, grid.BLOCK_SIZE)
+            size = grid_size
             self.carried += 1
         name = f"{matrix.value.name}.int{bits}" + ("" if matrix.outputs_first else ".transposed")
         asymmetric = bits == 4 and not carried

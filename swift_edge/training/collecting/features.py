@@ -146,7 +146,9 @@ class GrowingFeatures:
         self._states: list[NDArray[np.float16]] = []
         self._running = {name: RunningScore() for name in reader.scorers}
         self._prefixes: dict[str, list[float]] = {name: [] for name in reader.scorers}
-        self._openings = {name: Opening(each.known) for name, each in reader.scorers.items() if each.known is not None}
+        self._openings = {
+            name: Opening(each.known, each.uncounted) for name, each in reader.scorers.items() if each.known is not None
+        }
 
     @property
     def stopped(self) -> bool:
@@ -166,9 +168,7 @@ class GrowingFeatures:
         if fed.states is not None:
             self._states.append(fed.states[rows].copy())  # a view would keep the rows beside it
         for name, looked_at in fed.looked_at.items():
-            uncounted, newest = self._reader.scorers[name].uncounted, looked_at[rows]
-            counted = [token_id not in uncounted for token_id in token_ids[: len(newest)]]
-            self._openings[name].add(newest[counted])
+            self._openings[name].add(token_ids, looked_at[rows])
         for name, (gates, rewards) in fed.scored.items():
             uncounted, running = self._reader.scorers[name].uncounted, self._running[name]
             # Not strict: the last token is not always fed.

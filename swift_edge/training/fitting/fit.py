@@ -229,8 +229,7 @@ def _verdict(
     if not len(split.validation):
         return None
     candidates, members = fitted.examples.candidates, fitted.examples.members(split.validation)
-    part = replace(fitted.objective, problems=split.validation, pieces=None)
-    scores = part.measure(fitted.descent.vector, gradient=False).scores
+    scores = _scores(fitted, split.validation)
     right = right_picks(candidates, members, scores, calibration, task)
     both, all_right, all_wrong = _kinds(candidates)
     problems = both + all_right + all_wrong
@@ -245,6 +244,12 @@ def _verdict(
     )
 
 
+def _scores(fitted: Fitted, problems: range) -> Doubles:
+    """The scores of all candidates of some problems."""
+    part = replace(fitted.objective, problems=problems, pieces=None)
+    return part.measure(fitted.descent.vector, gradient=False).scores
+
+
 def _known(fitted: Fitted, split: Split, stores: Sequence[Store], layers: Sequence[int]) -> KnownStates | None:
     """What the head knows, from the training problems, with the limit from picks of the others."""
     examples = fitted.examples
@@ -253,8 +258,7 @@ def _known(fitted: Fitted, split: Split, stores: Sequence[Store], layers: Sequen
         return None
     layer, members = known_layer(layers), examples.members(held_out)
     states = first_states(stores, candidates, layer)
-    part = replace(fitted.objective, problems=held_out, pieces=None)
-    scores = part.measure(fitted.descent.vector, gradient=False).scores
+    scores = _scores(fitted, held_out)
     picks = picked_first(scores, candidates.problems[members], candidates.cut_off[members])
     return fit_known(states[examples.members(split.train)], states[members][picks], layer)
 

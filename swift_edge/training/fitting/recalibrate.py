@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swift_edge.arrays import Doubles
-from swift_edge.bundle.kin import are_kin
+from swift_edge.bundle.kin import are_kin, other_weights
 from swift_edge.errors import HeadMismatchError, InvalidOptionError, TrainingError
 from swift_edge.scoring.calibration import PREFIX_TOKENS, Calibration, calibration_error
 from swift_edge.scoring.head import Head
@@ -179,7 +179,7 @@ def _check(head: Head, store: Store) -> None:
 
 
 def _other_weights(head: Head, store: Store) -> bool:
-    return bool(head.fingerprint and store.info.fingerprint) and head.fingerprint != store.info.fingerprint
+    return other_weights(head.fingerprint, store.info.fingerprint)
 
 
 def _fresh(head: Head, store: Store, candidates: Candidates, notes: list[str]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from swift_edge.answers import ANSWER_TASKS
 from swift_edge.bundle.manifest import MOST_LAYERS, MOST_TOKENS, Architecture
 from swift_edge.errors import StoreError
 from swift_edge.records import FloatOrNull, RecordError, json_text, read_fields, read_record, shown
-from swift_edge.results import was_cut_off
+from swift_edge.results import is_foreign, was_cut_off
 from swift_edge.system.documents import LINES_BYTES, DocumentError, json_lines, opened, parse_json, read_text
 
 STATISTICS: Final = ("logprob", "entropy", "self_certainty")
@@ -210,7 +210,7 @@ class StoredCandidate:
 
     def is_foreign(self, head: str) -> bool:
         """Whether it is too far from what the head knows for its P(correct) to mean anything."""
-        return self.distances.get(head, 0.0) > 1
+        return is_foreign(self.distances.get(head))
 
     def to_line(self) -> str:
         """Write it as one line of JSON, without a line end; numbers that JSON does not have are null."""
