@@ -19,11 +19,18 @@ from transformers import GenerationConfig, PreTrainedModel
 from swift_edge.bundle.manifest import Bundle
 from swift_edge.engine.session import ModelSession
 from swift_edge.errors import ExportError, ParityError, one_line
+from swift_edge.options import SamplingOptions
+from swift_edge_export.packing.own_text import Turns
 
 FP32_TOLERANCE = 1e-4
 # Half precision keeps 11 bits; dozens of layers add up. Beyond this something other than rounding is at work.
 FP16_TOLERANCE = 5e-2
 LONGEST_ROW = 40
+# Of text that the model writes as it will be used: so many conversations, with questions and answers of at most so many
+# tokens. Torch writes them token by token.
+CONVERSATIONS = 2
+QUESTION_TOKENS = 40
+ANSWER_TOKENS = 64
 # So many equal most likely tokens are good whatever chance is, as some models nearly always say the same; fewer are
 # published with a warning.
 CLEAR_AGREEMENT = 0.9
@@ -39,6 +46,20 @@ class ReferenceRow:
     """[s, v]"""
     hidden_states: NDArray[np.float32]
     """[L + 1, s, d]"""
+    written: NDArray[np.bool_] | None = None
+    """[s], which tokens the model wrote as it does when it is used; None where only errors count"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """How a model is talked to: what stands around a user's words, and how it is sampled."""
+
+    turns: Turns
+    """token ids that the chat template writes; none of them without one"""
+    eos_ids: tuple[int, ...]
+    """ids that end a turn"""
+    sampling: SamplingOptions
+    """as its makers recommend"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +76,16 @@ class Parity:
     """no infinity and no NaN anywhere"""
     positions: int
     """positions compared"""
+    written: int = 0
+    """tokens that the model wrote as it does when it is used, at which the following is measured"""
+    loss: float = 0.0
+    """mean negative log-likelihood of these tokens in the graph, in nats"""
+    reference_loss: float = 0.0
+    """the same in torch"""
+    divergence: float = 0.0
+    """mean Kullback-Leibler divergence of the graph's next token from torch's, in nats"""
+    written_agreement: float = 1.0
+    """share of these tokens before which both have the same most likely token"""
 
     @property
     def worst(self) -> float:
@@ -68,7 +99,19 @@ class Parity:
             "greedy_agreement": self.greedy_agreement,
             "chance_agreement": self.chance_agreement,
             "positions": self.positions,
-        }
+        } | (
+            {
+                "written": {
+                    "tokens": self.written,
+                    "loss": self.loss,
+                    "torch_loss": self.reference_loss,
+                    "kl_divergence": self.divergence,
+                    "greedy_agreement": self.written_agreement,
+                }
+            }
+            if self.written
+            else {}
+        )
 
     def table(self) -> list[str]:
         """The figures as lines of a table."""
@@ -79,6 +122,12 @@ class Parity:
             f"greedy tokens agree at {self.greedy_agreement:.1%} of {self.positions} positions "
             f"(chance {self.chance_agreement:.1%})"
         )
+        if self.written:
+            lines.append(
+                f"on {self.written} tokens of its own: loss {self.loss:.3f} nats a token, in torch "
+                f"{self.reference_loss:.3f}; KL divergence {self.divergence:.4f}; greedy tokens agree at "
+                f"{self.written_agreement:.1%}"
+            )
         return lines
 
     def require(self, precision: str, way_out: str = "use a higher --precision") -> None:
@@ -110,7 +159,12 @@ class Parity:
 
 
 def record_reference(
-    model: PreTrainedModel, context_length: int, seed: int = 0, *, own_samples: bool = True
+    model: PreTrainedModel,
+    context_length: int,
+    seed: int = 0,
+    *,
+    own_samples: bool = True,
+    conversation: Conversation | None = None,
 ) -> list[ReferenceRow]:
     """Run the torch model over three rows of different lengths, random tokens first and then its own samples.
 
@@ -119,6 +173,9 @@ def record_reference(
     A row is as long as the context allows, up to 40 tokens; its own samples matter because quantisation is judged by
     how often the most likely token stays the same, which on random tokens alone says little.
 
+    With a `conversation` further rows come first: questions that the model asks itself in the words of its template,
+    and answers, sampled as its makers recommend.
+
     Raises:
         ExportError: torch itself does not run the model, or computes NaN or infinity.
     """
@@ -126,7 +183,10 @@ def record_reference(
     neutral: Any = GenerationConfig
     recommended, model.generation_config = model.generation_config, neutral()
     try:
-        return (_record_rows if own_samples else _record_random_rows)(model, context_length, seed)
+        rows = (_record_rows if own_samples else _record_random_rows)(model, context_length, seed)
+        if conversation is not None and context_length > LONGEST_ROW:
+            rows = [*_record_conversations(model, context_length, seed, conversation), *rows]
+        return rows
     except Exception as error:
         raise ExportError(
             f"{type(model).__name__} does not run in torch ({type(error).__name__}: {one_line(error)}); expected a "
@@ -155,6 +215,43 @@ def _record_rows(model: Any, context_length: int, seed: int) -> list[ReferenceRo
             outputs = model(ids, output_hidden_states=True)
         rows.append(_reference_row(outputs, 0, ids[0]))
     return rows
+
+
+def _record_conversations(model: Any, context_length: int, seed: int, conversation: Conversation) -> list[ReferenceRow]:
+    """Rows of a question and an answer, the longest first."""
+    sampling = conversation.sampling
+    ends = sorted({*conversation.eos_ids, *conversation.turns.before_answer[:1]})
+    options: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": sampling.temperature or 1.0,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "eos_token_id": ends or None,
+    }
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(CONVERSATIONS):
+        ids = torch.tensor([conversation.turns.before_question], dtype=torch.long)
+        if not ids.shape[1]:
+            ids = _random_tokens(model, 1, generator)
+        written = [False] * ids.shape[1]
+        for turn, most in ((conversation.turns.before_answer, QUESTION_TOKENS), ((), ANSWER_TOKENS)):
+            new = min(most, context_length - ids.shape[1] - len(turn))
+            if new > 0:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed + number)
+                    longer = model.generate(
+                        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, pad_token_id=0, **options
+                    )
+                written += [True] * (longer.shape[1] - ids.shape[1])
+                if turn and int(longer[0, -1]) in ends:  # the template ends the question itself
+                    longer, written = longer[:, :-1], written[:-1]
+                ids = torch.cat([longer, torch.tensor([turn], dtype=torch.long)], 1)
+                written += [False] * len(turn)
+        with torch.no_grad():
+            outputs = model(ids, output_hidden_states=True)
+        rows.append(dataclasses.replace(_reference_row(outputs, 0, ids[0]), written=np.array(written)))
+    return sorted(rows, key=lambda row: -len(row.token_ids))
 
 
 def _record_random_rows(model: Any, context_length: int, seed: int) -> list[ReferenceRow]:
@@ -235,6 +332,7 @@ class _Comparison:
         self._reference_ids: list[NDArray[np.int64]] = []
         self._graph_ids: list[NDArray[np.int64]] = []
         self._finite = True
+        self._written = _Written()
 
     def add(
         self,
@@ -250,6 +348,7 @@ class _Comparison:
         self._note(check, "logits", logits, reference_logits)
         self._reference_ids.append(reference_logits.argmax(axis=-1))
         self._graph_ids.append(logits.argmax(axis=-1))
+        self._written.add(row, where, logits)
         if hidden_states is None:
             return
         for slot, layer in enumerate(self._layers):
@@ -271,5 +370,54 @@ class _Comparison:
         tokens = np.union1d(reference_ids, graph_ids)
         chance = sum(float((reference_ids == token).mean() * (graph_ids == token).mean()) for token in tokens)
         return Parity(
-            self._figures, float((reference_ids == graph_ids).mean()), chance, self._finite, len(reference_ids)
+            self._figures,
+            float((reference_ids == graph_ids).mean()),
+            chance,
+            self._finite,
+            len(reference_ids),
+            **self._written.means(),
         )
+
+
+class _Written:
+    """Adds up what is measured at tokens that the model wrote itself."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._sums = np.zeros(4)  # loss, loss in torch, divergence, agreement
+
+    def add(self, row: ReferenceRow, where: slice, logits: NDArray[np.float32]) -> None:
+        """Take the logits [m, v] at the positions `where` of a row: each is of the token after it."""
+        if row.written is None:
+            return
+        positions = np.arange(where.start, where.stop)
+        inside = positions + 1 < len(row.token_ids)
+        chosen = inside & row.written[np.minimum(positions + 1, len(row.token_ids) - 1)]
+        if not chosen.any():
+            return
+        tokens = row.token_ids[positions[chosen] + 1]
+        mine, reference = (_log_probabilities(each[chosen]) for each in (logits, row.logits[where]))
+        places = np.arange(len(tokens))
+        self._tokens += len(tokens)
+        self._sums += (
+            -mine[places, tokens].sum(),
+            -reference[places, tokens].sum(),
+            (np.exp(reference) * (reference - mine)).sum(),
+            (mine.argmax(axis=1) == reference.argmax(axis=1)).sum(),
+        )
+
+    def means(self) -> dict[str, Any]:
+        """The fields of `Parity`."""
+        if not self._tokens:
+            return {}
+        names = ("loss", "reference_loss", "divergence", "written_agreement")
+        means = dict(zip(names, map(float, self._sums / self._tokens), strict=True))
+        return {"written": self._tokens, **means}
+
+
+def _log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of logits [m, v], float64."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    normalised: NDArray[np.float64] = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    return normalised

@@ -14,6 +14,8 @@ from swift_edge_export.streaming import layers_of_every_kind
 
 # A model that would take more of the free memory than this when loaded whole is read one weight at a time.
 MOST_LOADED = 0.6
+# Share of the free memory that second moments of inputs may take.
+MOST_MOMENTS = 0.3
 _WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.1, "int4": 0.6}
 # What torch, transformers and onnxruntime take before there is any weight.
 TORCH_BYTES = 800 * 10**6
@@ -30,7 +32,7 @@ _SPARE = 1.1
 
 
 def require_room(
-    checkpoint: Checkpoint, folder: Path, precision: str, exporter: str, report: Callable[[str], None]
+    checkpoint: Checkpoint, folder: Path, precision: str, exporter: str, rounding: str, report: Callable[[str], None]
 ) -> bool:
     """Estimate memory and disk, say so, and refuse what cannot fit; returns whether to stream the weights.
 
@@ -41,6 +43,9 @@ def require_room(
     memory, disk = memory_loaded(checkpoint, precision), disk_loaded(checkpoint, precision)
     available = machine.available_memory()
     streamed = exporter == "dynamo" and available is not None and memory > available * MOST_LOADED
+    if precision in ("int8", "int4") and rounding == "calibrated" and not streamed:
+        memory += draft_bytes(checkpoint, memory, available)
+        disk += disk_loaded(checkpoint, "int8")  # the draft lies beside the bundle for a while
     if streamed:
         memory, disk = memory_streamed(checkpoint, precision), disk_streamed(checkpoint, precision)
     report(
@@ -59,6 +64,21 @@ def memory_loaded(checkpoint: Checkpoint, precision: str) -> int:
     """Bytes at the peak of an export that loads all weights."""
     weights = int(_LOADED_FACTOR[precision] * checkpoint.parameters * 4)
     return weights + _ANGLE_COPIES * _angle_bytes(checkpoint) + TORCH_BYTES
+
+
+def draft_bytes(checkpoint: Checkpoint, loaded: int, available: int | None) -> int:
+    """Bytes beside `loaded` weights while rounding is fitted: the draft, opened, and what is known of its inputs.
+
+    Second moments of wide inputs are left out where there is no room for them.
+    """
+    draft = int(_OPENED_FACTOR * _WEIGHT_BYTES["int8"] * checkpoint.parameters)
+    sizes = checkpoint.config.get_text_config()
+    wide = getattr(sizes, "intermediate_size", None) or 4 * checkpoint.architecture.hidden_size
+    layer = 3 * checkpoint.architecture.hidden_size**2 + wide**2
+    moments = 4 * checkpoint.architecture.num_layers * layer
+    if available is not None:
+        moments = max(0, min(moments, int(available * MOST_MOMENTS), available - loaded - draft))
+    return draft + moments
 
 
 def memory_streamed(checkpoint: Checkpoint, precision: str) -> int:

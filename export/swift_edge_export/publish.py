@@ -49,6 +49,8 @@ from swift_edge_export import parity
 from swift_edge_export.checkpoint import Checkpoint, read_checkpoint, save_tokenizer
 from swift_edge_export.loading import fingerprint, finite, load_first_layers, load_model, stored_tensors
 from swift_edge_export.packing import kv_quantize, quantize
+from swift_edge_export.packing.calibration import measure_inputs
+from swift_edge_export.packing.own_text import turns_of
 from swift_edge_export.preflight import require_room
 from swift_edge_export.progress import stage
 from swift_edge_export.rewriting.cleanup import clean
@@ -61,6 +63,7 @@ from swift_edge_export.weight_files import refuse_other_weights
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 EXPORTERS = ("dynamo", "optimum")
 KV_CACHES = ("float", "int8")
+ROUNDINGS = ("calibrated", "nearest")
 # Weights smaller than this travel inside model.onnx, so that a small bundle has one file less.
 INLINE_MODEL_BYTES = 32 * 1024**2
 _RECORDED_PACKAGES = (
@@ -89,6 +92,7 @@ def export_bundle(
     file: str | None = None,
     trust_remote_code: bool = False,
     block_size: int | None = None,
+    rounding: Literal["calibrated", "nearest"] = "calibrated",
     replace: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
@@ -107,6 +111,8 @@ def export_bundle(
         file: name of a GGUF file in the folder or on the hub, which is read instead of a checkpoint.
         trust_remote_code: run code that comes with the checkpoint.
         block_size: weights that share a scale, for int8 and int4; a power of two, by default 128.
+        rounding: how int8 and int4 round weights: `calibrated` fits scales and rounding to text that the model writes,
+            `nearest` takes the nearest code, which is what is done where weights are read one at a time, too.
         replace: write over a bundle that is there already.
         report: called with each line of the report as it is known.
 
@@ -118,6 +124,8 @@ def export_bundle(
             f"precision is {precision!r}, kv_cache {kv_cache!r} and exporter {exporter!r}; expected one of "
             f"{', '.join(PRECISIONS)}, one of {', '.join(KV_CACHES)} and one of {', '.join(EXPORTERS)}"
         )
+    if rounding not in ROUNDINGS:
+        raise InvalidOptionError(f"rounding is {rounding!r}, expected one of {', '.join(ROUNDINGS)}")
     if block_size is not None and precision not in quantize.BITS:
         raise InvalidOptionError(f"block_size is {block_size}, but {precision} has no blocks: leave it out")
     packing: Literal["int8", "int4"] | None = precision if precision == "int8" or precision == "int4" else None
@@ -141,7 +149,7 @@ def export_bundle(
         save_tokenizer(checkpoint, staging)
         first = _manifest(checkpoint, shape, "", exporter, precision)
         _require_prompt(_staged(staging, first, checkpoint), checkpoint.source)
-        streamed = require_room(checkpoint, staging, precision, exporter, report)
+        streamed = require_room(checkpoint, staging, precision, exporter, rounding, report)
 
         def begin_manifest(identity: str) -> Manifest:
             manifest = _manifest(checkpoint, shape, identity, exporter, precision)
@@ -155,14 +163,20 @@ def export_bundle(
         if streamed:
             manifest, reference, graph = _from_files(checkpoint, shape, precision, report, begin_manifest, staging)
         else:
-            manifest, reference, graph = _from_memory(checkpoint, shape, precision, exporter, report, begin_manifest)
+            loaded = _from_memory(checkpoint, shape, precision, exporter, report, begin_manifest, staging)
+            manifest, reference, graph = loaded
         with stage("rewrite graph", report):
             before = len(graph.graph)
             applied = clean(graph, dynamic_axes)
             after = len(graph.graph)
         report(f"  {before} nodes became {after}: " + ", ".join(f"{times} {name}" for name, times in applied.items()))
+        fit = None
+        if packing is not None and rounding == "calibrated" and streamed:
+            report("  weights that are read one at a time get their nearest codes")
+        elif packing is not None and rounding == "calibrated":
+            fit = _fit_rounding(graph, _staged(staging, manifest, checkpoint), packing, block_size, report)
         with stage(f"write {precision} weights", report) as note:
-            packed = _write_graph(graph, staging, packing, block_size, note)
+            packed = _write_graph(graph, staging, packing, block_size, note, fit)
         del graph
         gc.collect()
         if packed is not None:
@@ -172,7 +186,13 @@ def export_bundle(
                 packed.accuracy_level,
                 carried=packed.carried or None,
                 zero_points=packed.zero_points or None,
+                fitted_tokens=packed.fitted_tokens or None,
             )
+            if packed.fitted_tokens:
+                report(
+                    f"  {packed.fed_back} of {packed.matrices} matrices were rounded with error feedback, "
+                    f"{packed.scaled} after their inputs were scaled"
+                )
             if packed.carried:
                 report(
                     f"  {packed.carried} of {packed.matrices} matrices are exactly those of the model, codes and all"
@@ -210,6 +230,7 @@ def _from_memory(
     exporter: str,
     report: Callable[[str], None],
     begin_manifest: Callable[[str], Manifest],
+    staging: Path,
 ) -> _Traced:
     """Load the model as a whole and trace it; `begin_manifest` refuses a fingerprint that is not wanted."""
     with stage("load weights", report):
@@ -217,7 +238,12 @@ def _from_memory(
         identity = fingerprint(finite(checkpoint.source, stored_tensors(model)))
     manifest = begin_manifest(identity)
     with stage("run torch for reference", report):
-        reference = parity.record_reference(model, checkpoint.architecture.context_length)
+        conversation = None
+        if precision in quantize.BITS:  # what they lose shows where they are used
+            turns = turns_of(_staged(staging, manifest, checkpoint))
+            conversation = parity.Conversation(turns, manifest.tokens.eos_ids, manifest.sampling)
+        context_length = checkpoint.architecture.context_length
+        reference = parity.record_reference(model, context_length, conversation=conversation)
     rotary = _check_lowering(model, shape, report)
     with stage(f"trace with {exporter}", report):
         if precision == "fp16":
@@ -372,14 +398,37 @@ def _write_graph(
     packing: Literal["int8", "int4"] | None,
     block_size: int | None,
     note: Callable[[float], None],
+    fit: quantize.Fit | None = None,
 ) -> quantize.Quantization | None:
     path = folder / MODEL_NAME
     if packing is not None:
-        return quantize.quantize(graph, path, packing, block_size=block_size or quantize.BLOCK_SIZE, note=note)
+        return quantize.quantize(graph, path, packing, block_size=block_size or quantize.BLOCK_SIZE, fit=fit, note=note)
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
     external = None if size <= INLINE_MODEL_BYTES else f"{MODEL_NAME}.data"
     ir.save(graph, path, external_data=external, callback=lambda _, progress: note(progress.index / progress.total))
     return None
+
+
+def _fit_rounding(
+    graph: ir.Model,
+    bundle: Bundle,
+    packing: Literal["int8", "int4"],
+    block_size: int | None,
+    report: Callable[[str], None],
+) -> quantize.Fit:
+    """Let a draft of the bundle write text, and fit rounding to what it reads; `graph` can only be packed then."""
+    size = block_size or quantize.BLOCK_SIZE
+    with tempfile.TemporaryDirectory(dir=bundle.path) as folder:
+        path = Path(folder) / MODEL_NAME
+        with stage("write a draft", report) as note:
+            quantize.quantize(graph, path, "int8", block_size=size, note=note)
+        precision = dataclasses.replace(bundle.manifest.precision, name="int8")
+        manifest = dataclasses.replace(bundle.manifest, precision=precision)
+        draft = dataclasses.replace(bundle, path=Path(folder), model_path=path, manifest=manifest)
+        with stage("let it write text", report) as note:
+            read = measure_inputs(draft, note)
+    with stage("fit scales", report) as note:
+        return quantize.fit_rounding(graph, read, packing, block_size=size, note=note)
 
 
 def _cache_precision(kv_cache: str) -> Literal["int8"] | None:

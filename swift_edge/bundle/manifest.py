@@ -82,6 +82,8 @@ class Precision:
     """Weight matrices that were quantised before, as those of a GGUF file, and whose codes were taken as they are."""
     zero_points: int | None = None
     """Weight matrices whose blocks have a zero point beside their scale; None where there are none."""
+    fitted_tokens: int | None = None
+    """Tokens of the model's own text to which rounding was fitted; None where each weight got its nearest code."""
 
     @property
     def label(self) -> str:

@@ -65,6 +65,14 @@ def requirements_of(extra: str, what: str) -> Iterator[None]:
 @click.option(
     "--block-size", type=int, metavar="WEIGHTS", help="Weights that share one scale (int8 and int4).  [default: 128]"
 )
+@click.option(
+    "--rounding",
+    type=click.Choice(["calibrated", "nearest"]),
+    default="calibrated",
+    show_default=True,
+    help="How int8 and int4 weights are rounded: so that errors make up for one another on text that the model writes, "
+    "which takes a while, or each to its nearest code.",
+)
 @click.option("--file", metavar="NAME", help="GGUF file in the folder MODEL, or in the hub's.")
 @click.option("--revision", metavar="COMMIT", help="Revision of a model on the hub.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model. Read it first.")
@@ -78,6 +86,7 @@ def export(
     head: Path | None,
     exporter: str,
     block_size: int | None,
+    rounding: str,
     file: str | None,
     revision: str | None,
     trust_remote_code: bool,
@@ -104,6 +113,7 @@ def export(
             file=file,
             trust_remote_code=trust_remote_code,
             block_size=block_size,
+            rounding=rounding,
             replace=force,
             report=say,
         )

@@ -97,6 +97,7 @@ def _rows(bundle: "Bundle") -> Iterator[tuple[str, str]]:
         "accuracy level": precision.accuracy_level,
         "matrices as they were quantised before": precision.carried,
         "matrices with zero points": precision.zero_points,
+        "rounding fitted to tokens": precision.fitted_tokens,
     }
     detail_text = "".join(f", {name} {value}" for name, value in details.items() if value is not None)
     yield "precision", f"{precision.name}{detail_text}"

@@ -115,18 +115,6 @@ def test_what_is_silent_gets_a_scale_all_the_same() -> None:
     np.testing.assert_array_equal(scales[0, 1, 0], 1)
 
 
-def test_a_text_begins_with_what_stands_before_a_users_words(tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(REQUIRED["llama"](), tmp_path / "checkpoint")
-    template = "{% for m in messages %}%%{{ m['content'] }}&{% endfor %}{% if add_generation_prompt %}'{% endif %}"
-    (checkpoint / "chat_template.jinja").write_text(template)
-    export(checkpoint, tmp_path / "bundle")
-    bundle = open_bundle(tmp_path / "bundle")
-    starts = [start.tolist() for start in kv_quantize._starts(bundle, np.random.default_rng(0))]
-    assert starts[:4] == [[ord("%") - 33] * 2] * 4
-    assert all(len(start) == 1 for start in starts[4:])
-    assert len({tuple(start) for start in starts[4:]}) > 1
-
-
 def test_a_large_model_that_is_read_in_parts_gets_the_same_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

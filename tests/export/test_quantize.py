@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ import onnxruntime  # type: ignore[import-untyped]
 from swift_edge.errors import ExportError, InvalidOptionError
 from swift_edge_export.packing import quantize as quantize_module
 from swift_edge_export.packing.quantize import Quantization, block_size_for, quantize
+from swift_edge_export.packing.rounding import nearest
 
 Array = npt.NDArray[Any]
 
@@ -173,6 +175,21 @@ def test_a_packed_product_is_the_product_with_the_dequantized_weights(
         assert (np.abs(y - expected[:1]) <= tolerance[:1]).all()
         assert "MatMul" not in op_types(path)
         assert (report.products, report.left_as_they_were) == (1, ())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_the_codes_that_fits_are_tried_with_are_those_of_the_kernel(
+    tmp_path: Path, precision: Any, shape: tuple[int, int]
+) -> None:
+    model = product_model("matmul", *shape)
+    quantize(model, tmp_path / "model.onnx", precision)
+    (node,) = [node for node in ir.load(tmp_path / "model.onnx").graph if node.domain]
+    bits, block_size = (node.attributes[name].as_int() for name in ("bits", "block_size"))
+    weights = torch.from_numpy(content(model.graph.initializers["weight"]).T.copy())
+    expected = dequantized(tmp_path / "model.onnx", "MatMulNBits")
+    difference = np.abs(nearest(weights, bits, block_size).weights(shape[0]).numpy() - expected)
+    assert (difference < 1e-5).mean() > 0.998  # but for numbers halfway between two codes
 
 
 @pytest.mark.parametrize(("precision", "largest_error"), [("int8", 0.008), ("int4", 0.105)])
@@ -363,7 +380,6 @@ def test_options_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any
 
 
 def test_a_graph_traced_by_torch_is_packed_whole(tmp_path: Path) -> None:
-    import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -403,6 +419,9 @@ def test_a_graph_traced_by_torch_is_packed_whole(tmp_path: Path) -> None:
         carried=0,
         zero_points=0,
         matrices=3,
+        fitted_tokens=0,
+        scaled=0,
+        fed_back=0,
         left_as_they_were=(),
         weight_bytes=(tmp_path / "model.onnx.data").stat().st_size,
     )

@@ -63,12 +63,12 @@ def test_a_model_is_streamed_where_it_does_not_fit_whole(
     checkpoint, lines = of_shape(tiny_checkpoint, "llama-3.1-8b"), list[str]()
     if streamed is None:
         with pytest.raises(MemoryLimitError, match="more memory"):
-            room.require_room(checkpoint, tmp_path, "int4", "dynamo", lines.append)
+            room.require_room(checkpoint, tmp_path, "int4", "dynamo", "nearest", lines.append)
     else:
-        assert room.require_room(checkpoint, tmp_path, "int4", "dynamo", lines.append) is streamed
+        assert room.require_room(checkpoint, tmp_path, "int4", "dynamo", "nearest", lines.append) is streamed
     assert ("reading one weight at a time" in lines[0]) is (streamed is not False)
     with pytest.raises(MemoryLimitError) if free < 96 * GB else contextlib.nullcontext():
-        room.require_room(checkpoint, tmp_path, "int4", "optimum", lines.append)
+        room.require_room(checkpoint, tmp_path, "int4", "optimum", "nearest", lines.append)
 
 
 def test_the_disk_has_to_hold_the_first_layers_in_fp32(tiny_checkpoint: Path) -> None:

@@ -302,7 +302,9 @@ def test_wrong_calls_are_status_2(run: Run, arguments: tuple[str, ...]) -> None:
 
 def test_inspect_shows_the_manifest(run: Run) -> None:
     manifest = json.loads((Path(STORIES) / "swift_edge.json").read_text(encoding="utf-8"))
-    manifest["precision"] |= dict.fromkeys(("kv_cache", "carried", "zero_points"))  # fields that came later
+    manifest["precision"] |= dict.fromkeys(
+        ("kv_cache", "carried", "zero_points", "fitted_tokens")
+    )  # fields that came later
     document = json.loads(run("inspect", STORIES, "--json").out)
     assert manifest.items() <= document.items()
     assert document["head"] is None

@@ -2,15 +2,10 @@
 
 Runs the graph through the runtime's own session, so that what is measured is what the attention nodes write into their
 buffers: rotated, and computed at the precision of the bundle.
-
-There is no data set to calibrate on. The model writes the text itself, at temperature 1, from single random tokens and,
-where it has a chat template, from the words that stand before a user's question: the way of LLM-QAT (arXiv:2305.17888)
-and of Magpie (arXiv:2406.08464).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -19,9 +14,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from swift_edge.bundle.manifest import Bundle
-from swift_edge.bundle.tokenizer import Tokenizer
 from swift_edge.engine.session import ModelSession
-from swift_edge.errors import ExportError, TemplateError, TokenizerError, UnsupportedModelError
+from swift_edge.errors import ExportError, UnsupportedModelError
+from swift_edge_export.packing.own_text import write_texts
 
 TEXTS = 8
 """Texts that are written, side by side."""
@@ -39,7 +34,6 @@ LEAST_SHARE = 1 / 16
 fine a step next to a coarse one gains nothing."""
 # Inputs of GroupQueryAttention, by their place.
 _PAST_KEY, _PAST_VALUE, _COSINES, _KEY_SCALES, _VALUE_SCALES = 3, 4, 7, 12, 13
-_OWN_WORDS = "What the user says."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,21 +110,7 @@ def _measure(
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """The largest magnitudes [h, k] of keys and of values, layer by layer, while the model writes."""
     session = ModelSession(bundle)
-    random = np.random.default_rng(seed)
-    starts = _starts(bundle, random)
-    batch = session.new_cache(len(starts), TOKENS)
-    logits = []
-    for start in starts:
-        prompt = session.new_cache(1, len(start))
-        logits.append(session.prefill(prompt, start).logits)
-        batch.append_copy(prompt)
-    following = np.concatenate([row for row in logits if row is not None])  # [n, v]
-    while batch.longest < min(TOKENS, session.context_length):
-        # The greatest of logits with Gumbel noise is a sample of their softmax. Single precision draws zeros, too.
-        draws = np.maximum(random.standard_exponential(following.shape, np.float32), np.finfo(np.float32).tiny)
-        out = session.decode(batch, (following - np.log(draws)).argmax(axis=-1))
-        assert out.logits is not None
-        following = out.logits
+    batch = write_texts(session, bundle, TEXTS, TOKENS, seed).cache
     key_limits = []
     for keys, turned in zip(batch.keys, rotated, strict=True):
         key_limits.append(_largest([_amplitudes(row, turned) for row in _valid(keys, batch.lengths)]))
@@ -178,26 +158,3 @@ def _constant(graph: ir.Graph, name: str, array: NDArray[np.float32]) -> ir.Valu
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
-
-
-def _starts(bundle: Bundle, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Token ids that the texts begin with, from which the model goes on by itself."""
-    architecture = bundle.manifest.architecture
-    starts = [random.integers(architecture.vocab_size, size=1) for _ in range(TEXTS)]
-    opening = _opening(bundle)
-    if 0 < len(opening) < architecture.context_length:
-        starts[: TEXTS // 2] = [np.array(opening)] * (TEXTS // 2)
-    return starts
-
-
-def _opening(bundle: Bundle) -> list[int]:
-    """What stands before a user's first word, or before any text; empty where nothing does."""
-    beginning = [] if bundle.manifest.tokens.bos_id is None else [bundle.manifest.tokens.bos_id]
-    if bundle.chat_template is None:
-        return beginning
-    # A template may refuse these words, and a tokenizer not read.
-    with contextlib.suppress(TemplateError, TokenizerError):
-        tokenizer = Tokenizer(bundle)
-        before, separator, _ = tokenizer.render([{"role": "user", "content": _OWN_WORDS}]).partition(_OWN_WORDS)
-        return tokenizer.encode_response(before) if separator else beginning
-    return beginning

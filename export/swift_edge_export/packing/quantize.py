@@ -17,15 +17,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
+import torch
 
 from swift_edge.errors import ExportError, InvalidOptionError
 from swift_edge_export.packing import grid
+from swift_edge_export.packing.calibration import Inputs
+from swift_edge_export.packing.folding import Scales, fit_scales, foldable_groups
+from swift_edge_export.packing.rounding import feedback_factor, with_feedback
 from swift_edge_export.packing.weights import (
     CHUNK_BYTES,
     Matrix,
@@ -57,6 +62,20 @@ SMALL_EMBEDDING = 1_000_000
 
 INLINE_BYTES = 1024
 PAGE = 4096
+# Weights that are rounded with feedback at a time: their copies stay small, and products large.
+FEEDBACK_WEIGHTS = 4 * 1024**2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fit:
+    """What rounding is fitted to."""
+
+    scales: Scales
+    """by which weights are multiplied before they are rounded; the graph takes them back elsewhere"""
+    moments: Mapping[str, torch.Tensor]
+    """second moments [K, K] of what products read, by the value's name, before it is scaled"""
+    tokens: int
+    """of the model's own text that both were measured on"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +100,12 @@ class Quantization:
     """matrices that were packed, those included"""
     zero_points: int
     """matrices whose blocks have a zero point beside their scale"""
+    fitted_tokens: int
+    """tokens of the model's own text to which scales and rounding were fitted; 0 for the nearest codes"""
+    scaled: int
+    """matrices whose inputs were scaled before"""
+    fed_back: int
+    """matrices that were rounded with error feedback"""
     left_as_they_were: tuple[str, ...]
     """initialisers that a product or the embedding reads, but that stayed fp32"""
     weight_bytes: int
@@ -124,6 +149,7 @@ def quantize(
     *,
     block_size: int = BLOCK_SIZE,
     accuracy_level: int = ACCURACY_LEVEL,
+    fit: Fit | None = None,
     note: Callable[[float], None] = lambda _: None,
 ) -> Quantization:
     """Write `model` with packed weights to `path`, its weights to `path` + ".data" beside it.
@@ -136,9 +162,10 @@ def quantize(
         block_size: most inputs that share one scale, a power of two from 16. A matrix of which more than an eighth
             would be padding gets smaller blocks.
         accuracy_level: what MatMulNBits computes in. 4: activations are rounded to int8, block by block; 0 or 1: fp32.
+        fit: what `fit_rounding` found for this graph; without it every weight gets the nearest code.
         note: told which share of the graph's products is packed, 0 to 1.
 
-    Needs at most 150 MB of memory beyond the weights of `model`, whatever their size.
+    Without a fit it needs at most 150 MB of memory beyond the weights of `model`, whatever their size.
 
     Raises:
         InvalidOptionError: an option out of range, or `path` is where the weights of `model` are read from.
@@ -150,7 +177,7 @@ def quantize(
     packed_model = model.clone() if isinstance(model, ir.Model) else ir.load(path_to_load(model, path))
     check_source(packed_model.graph, data_path)
     with data_path.open("wb") as file:
-        packer = Packer(packed_model.graph, file, data_path, block_size, accuracy_level)
+        packer = Packer(packed_model.graph, file, data_path, block_size, accuracy_level, fit)
         packer.pack_embeddings(BITS[precision])
         packer.pack_products(BITS[precision], note)
         if not packer.products:
@@ -173,9 +200,40 @@ def quantize(
         carried=packer.carried,
         matrices=len(packer.packed),
         zero_points=sum(packed.zero_points for packed in packer.packed.values()),
+        fitted_tokens=0 if fit is None else fit.tokens,
+        scaled=packer.scaled,
+        fed_back=packer.fed_back,
         left_as_they_were=tuple(dict.fromkeys(packer.left_as_they_were)),
         weight_bytes=weight_bytes,
     )
+
+
+def fit_rounding(
+    model: ir.Model,
+    read: Inputs,
+    precision: Literal["int8", "int4"],
+    *,
+    block_size: int = BLOCK_SIZE,
+    note: Callable[[float], None] = lambda _: None,
+) -> Fit:
+    """Fit what comes before the weights of a graph, and their rounding, to what its products read.
+
+    The scales that weights will be multiplied by are taken back in the gains and biases of `model`, which is good for
+    nothing then but to be packed with this fit.
+    """
+    tables = [table for node in model.graph if (table := token_embedding(node)) is not None]
+
+    def block_size_of(matrix: Matrix) -> int | None:
+        size = block_size_for(matrix.shape[0], block_size)
+        tied = any(same_weights(matrix, table) for table in tables)
+        weights = tensor_of(matrix.value).numpy()
+        carried = grid.lies_on_grid(matrix, weights, BITS[precision], min(size, grid.BLOCK_SIZE))
+        del weights
+        release(tensor_of(matrix.value))
+        return None if tied or carried else size
+
+    scales = fit_scales(foldable_groups(model.graph), read, BITS[precision], block_size_of, note)
+    return Fit(scales, read.moments, read.tokens)
 
 
 def check_options(precision: str, block_size: int, accuracy_level: int) -> None:
@@ -230,11 +288,40 @@ def packing_kernel(bits: int) -> Callable[..., None]:
     return kernel
 
 
+def pack_with_feedback(
+    columns: npt.NDArray[np.float32],
+    factor: torch.Tensor,
+    packed: Packed,
+    scales: npt.NDArray[np.float32],
+    zero_points: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.uint8]:
+    """Codes [N, blocks, bytes] of weights [K, N], as MatMulNBits reads them; fills in scales and zero points."""
+    rows = torch.from_numpy(np.ascontiguousarray(columns.T))
+    rounded = with_feedback(rows, factor, packed.bits, packed.block_size)
+    scales[:] = rounded.scales.numpy()
+    zero_points[:] = in_halves(rounded.zero_points.numpy())
+    return in_halves(rounded.codes.numpy())
+
+
+def in_halves(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Numbers of 4 bits, two in a byte along the last axis, the first one in the lower half."""
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    pairs: npt.NDArray[np.uint8] = codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)
+    return pairs
+
+
 class Packer:
     """Rewrites one graph and appends its weights to the data file, in the order it meets them."""
 
     def __init__(
-        self, graph: ir.Graph, file: IO[bytes], data_path: Path, largest_block: int, accuracy_level: int
+        self,
+        graph: ir.Graph,
+        file: IO[bytes],
+        data_path: Path,
+        largest_block: int,
+        accuracy_level: int,
+        fit: Fit | None,
     ) -> None:
         """Nothing is packed yet; see `quantize` for the order of the calls."""
         self.graph = graph
@@ -242,6 +329,10 @@ class Packer:
         self.data_path = data_path
         self.largest_block = largest_block
         self.accuracy_level = accuracy_level
+        self.fit = fit
+        self.factor: tuple[str, torch.Tensor] | None = None  # of the value that was read last
+        self.scaled = 0
+        self.fed_back = 0
         self.packed: dict[tuple[Matrix, int], Packed] = {}
         self.products = 0
         self.embeddings = 0
@@ -251,15 +342,15 @@ class Packer:
 
     def pack_embeddings(self, bits: int) -> None:
         """Turn reads of the token embedding into GatherBlockQuantized, sharing the output layer's codes if tied."""
-        weights = [matrix for node in self.graph if (matrix := weight_of_product(node)) is not None]
+        products = [(matrix, node) for node in self.graph if (matrix := weight_of_product(node)) is not None]
         for node in list(self.graph):
             table = token_embedding(node)
             if table is None:
                 continue
-            twin = next((matrix for matrix in weights if same_weights(matrix, table)), None)
+            twin = next((product for product in products if same_weights(product[0], table)), None)
             if twin is not None:
                 self.shared_tables += 1
-                packed = self.pack(twin, bits)
+                packed = self.pack(twin[0], bits, twin[1].inputs[0])
             elif np.prod(table.shape) >= SMALL_EMBEDDING:
                 packed = self.pack(table, EMBEDDING_BITS)
             else:
@@ -281,7 +372,7 @@ class Packer:
                 if (name := unpacked_weight(node)) is not None:
                     self.left_as_they_were.append(name)
                 continue
-            product = self.product(node, self.pack(matrix, bits))
+            product = self.product(node, self.pack(matrix, bits, node.inputs[0]))
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             if bias is None:
                 self.replace(node, [product])
@@ -314,8 +405,8 @@ class Packer:
         limits = [self.constant(f"{packed.name}.{name}", value) for name, value in bounds]
         return [rows, ir.node("Slice", [rows.outputs[0], *limits])]
 
-    def pack(self, matrix: Matrix, bits: int) -> Packed:
-        """Append codes and scales of a matrix, once however many nodes read it."""
+    def pack(self, matrix: Matrix, bits: int, read: ir.Value | None = None) -> Packed:
+        """Append codes and scales of a matrix, once however many nodes read it; `read` is what it is multiplied by."""
         if (matrix, bits) in self.packed:
             return self.packed[matrix, bits]
         inputs, outputs = matrix.shape
@@ -329,15 +420,16 @@ class Packer:
             self.carried += 1
         name = f"{matrix.value.name}.int{bits}" + ("" if matrix.outputs_first else ".transposed")
         asymmetric = bits == 4 and not carried
+        factor = self.factor_for(read) if asymmetric else None
+        self.fed_back += factor is not None
         packed = Packed(name, inputs, outputs, bits, size, asymmetric, self.aligned(outputs * inputs))
-        kernel = packing_kernel(bits)
         scales = np.empty((outputs, packed.blocks), np.float32)
         zero_points = np.zeros((outputs, -(-packed.blocks * bits // 8)), np.uint8)
-        step = max(1, CHUNK_BYTES // (4 * packed.blocks * size))
+        step = max(1, CHUNK_BYTES // (4 * packed.blocks * size) if factor is None else FEEDBACK_WEIGHTS // inputs)
         for start in range(0, outputs, step):
             stop = min(start + step, outputs)
             chunk = np.zeros((packed.blocks * size, stop - start), np.float32)  # [K padded, outputs of this chunk]
-            chunk[:inputs] = matrix.columns(weights, start, stop)
+            chunk[:inputs] = self.scaled_columns(matrix, weights, read, start, stop)
             if not np.isfinite(chunk).all():
                 raise ExportError(
                     f"the weight {matrix.value.name} holds values that are not finite and cannot be packed; "
@@ -345,13 +437,13 @@ class Packer:
                 )
             if carried and (exact := grid.grid_codes(chunk[:inputs], bits, size)) is not None:
                 codes, scales[start:stop] = exact
-                self.file.write(codes.tobytes())
-                continue
-            codes = np.zeros((stop - start, packed.blocks, packed.block_bytes), np.uint8)
-            kernel(
-                codes, chunk, scales[start:stop], zero_points[start:stop], size, stop - start, inputs, not asymmetric
-            )
-            self.file.write(codes.data)
+            elif factor is not None:
+                codes = pack_with_feedback(chunk[:inputs], factor, packed, scales[start:stop], zero_points[start:stop])
+            else:
+                codes = np.zeros((stop - start, packed.blocks, packed.block_bytes), np.uint8)
+                grid_of_chunk = scales[start:stop], zero_points[start:stop]
+                packing_kernel(bits)(codes, chunk, *grid_of_chunk, size, stop - start, inputs, not asymmetric)
+            self.file.write(codes.tobytes())
         del weights
         release(tensor)
         self.register(f"{name}.scales", ir.DataType.FLOAT, scales.shape, self.append(scales.data, scales.nbytes))
@@ -360,6 +452,30 @@ class Packer:
             self.register(f"{name}.zero_points", ir.DataType.UINT8, zero_points.shape, place)
         self.packed[matrix, bits] = packed
         return packed
+
+    def scaled_columns(
+        self, matrix: Matrix, weights: npt.NDArray[np.float32], read: ir.Value | None, start: int, stop: int
+    ) -> npt.NDArray[np.float32]:
+        """Weights [K, stop - start] of some outputs, multiplied as the fit says."""
+        columns = matrix.columns(weights, start, stop)
+        if self.fit is None:
+            return columns
+        for_inputs = None if read is None else self.fit.scales.inputs.get(str(read.name))
+        for_outputs = self.fit.scales.outputs.get(str(matrix.value.name))
+        if for_inputs is not None:
+            self.scaled += start == 0
+            columns = columns * for_inputs.numpy()[:, None]
+        return columns if for_outputs is None else columns * for_outputs.numpy()[start:stop]
+
+    def factor_for(self, read: ir.Value | None) -> torch.Tensor | None:
+        """How errors are fed back among the inputs of a value; None where nothing is known of it."""
+        if self.fit is None or read is None or (moment := self.fit.moments.get(str(read.name))) is None:
+            return None
+        name = str(read.name)
+        if self.factor is None or self.factor[0] != name:
+            scale = self.fit.scales.inputs.get(name)
+            self.factor = name, feedback_factor(moment if scale is None else moment / scale / scale[:, None])
+        return self.factor[1]
 
     def view(self, packed: Packed, role: str, shape: tuple[int, ...]) -> ir.Value:
         """The packed codes as an initialiser of a shape."""
