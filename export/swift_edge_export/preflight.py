@@ -44,7 +44,7 @@ def require_room(
     available = machine.available_memory()
     streamed = exporter == "dynamo" and available is not None and memory > available * MOST_LOADED
     if precision in ("int8", "int4") and rounding == "calibrated" and not streamed:
-        memory += draft_bytes(checkpoint, memory, available)
+        memory += draft_bytes(checkpoint, precision, memory, available)
         disk += disk_loaded(checkpoint, "int8")  # the draft lies beside the bundle for a while
     if streamed:
         memory, disk = memory_streamed(checkpoint, precision), disk_streamed(checkpoint, precision)
@@ -66,12 +66,14 @@ def memory_loaded(checkpoint: Checkpoint, precision: str) -> int:
     return weights + _ANGLE_COPIES * _angle_bytes(checkpoint) + TORCH_BYTES
 
 
-def draft_bytes(checkpoint: Checkpoint, loaded: int, available: int | None) -> int:
+def draft_bytes(checkpoint: Checkpoint, precision: str, loaded: int, available: int | None) -> int:
     """Bytes beside `loaded` weights while rounding is fitted: the draft, opened, and what is known of its inputs.
 
-    Second moments of wide inputs are left out where there is no room for them.
+    Second moments are for int4, and those of wide inputs are left out where there is no room for them.
     """
     draft = int(_OPENED_FACTOR * _WEIGHT_BYTES["int8"] * checkpoint.parameters)
+    if precision != "int4":
+        return draft
     sizes = checkpoint.config.get_text_config()
     wide = getattr(sizes, "intermediate_size", None) or 4 * checkpoint.architecture.hidden_size
     layer = 3 * checkpoint.architecture.hidden_size**2 + wide**2

@@ -189,10 +189,8 @@ def export_bundle(
                 fitted_tokens=packed.fitted_tokens or None,
             )
             if packed.fitted_tokens:
-                report(
-                    f"  {packed.fed_back} of {packed.matrices} matrices were rounded with error feedback, "
-                    f"{packed.scaled} after their inputs were scaled"
-                )
+                feedback = f"; {packed.fed_back} were rounded with error feedback" if packed.fed_back else ""
+                report(f"  {packed.scaled} of {packed.matrices} matrices have other scales of their inputs{feedback}")
             if packed.carried:
                 report(
                     f"  {packed.carried} of {packed.matrices} matrices are exactly those of the model, codes and all"
@@ -426,7 +424,7 @@ def _fit_rounding(
         manifest = dataclasses.replace(bundle.manifest, precision=precision)
         draft = dataclasses.replace(bundle, path=Path(folder), model_path=path, manifest=manifest)
         with stage("let it write text", report) as note:
-            read = measure_inputs(draft, note)
+            read = measure_inputs(draft, moments=packing == "int4", note=note)
     with stage("fit scales", report) as note:
         return quantize.fit_rounding(graph, read, packing, block_size=size, note=note)
 

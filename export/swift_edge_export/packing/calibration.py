@@ -28,7 +28,9 @@ from swift_edge_export.preflight import MOST_MOMENTS
 TEXTS = 32
 """Texts that the model writes, side by side."""
 TOKENS = 512
-"""Tokens of each, or as many as the context holds."""
+"""Tokens of each where second moments are wanted, or as many as the context holds."""
+SAMPLE_TOKENS = 128
+"""Tokens of each where samples will do."""
 SAMPLED = 512
 """Tokens whose inputs are kept as they are, evenly spread over all texts, first tokens among them."""
 
@@ -45,20 +47,22 @@ class Inputs:
     """mean of x times its transpose over all tokens, float32 [K, K]; the widest are left out where memory is short"""
 
 
-def measure_inputs(draft: Bundle, note: Callable[[float], None] = lambda _: None) -> Inputs:
+def measure_inputs(draft: Bundle, *, moments: bool, note: Callable[[float], None] = lambda _: None) -> Inputs:
     """Let a bundle of packed weights write text, and gather what its products read of it.
 
-    `note` is told which share is done, 0 to 1.
+    Without `moments` there are samples alone, for which a quarter of the text will do. `note` is told which share is
+    done, 0 to 1.
 
     Raises:
         ExportError: something that a product reads is not finite.
     """
-    texts = write_texts(ModelSession(draft), draft, TEXTS, TOKENS, note=lambda share: note(share / 3)).token_ids
+    tokens = TOKENS if moments else SAMPLE_TOKENS
+    texts = write_texts(ModelSession(draft), draft, TEXTS, tokens, note=lambda share: note(share / 3)).token_ids
     graph = ir.load(draft.model_path)
     widths = _widths(graph.graph)
     total = sum(len(text) for text in texts)
     samples: dict[str, list[torch.Tensor]] = {name: [] for name in widths}
-    moments = {name: torch.zeros(width, width) for name, width in _that_fit(widths)}
+    sums = {name: torch.zeros(width, width) for name, width in (_that_fit(widths) if moments else ())}
     done = 0
     with _tapped(draft, graph, list(widths)) as read:
         for text in texts:
@@ -70,11 +74,11 @@ def measure_inputs(draft: Bundle, note: Callable[[float], None] = lambda _: None
                         "export with --rounding nearest, or another --precision"
                     )
                 samples[name].append(seen[-done % _stride(total) :: _stride(total)].clone())
-                if name in moments:
-                    moments[name].addmm_(seen.T, seen, alpha=1 / total)
+                if name in sums:
+                    sums[name].addmm_(seen.T, seen, alpha=1 / total)
             done += len(text)
             note(1 / 3 + 2 / 3 * done / total)
-    return Inputs(total, {name: torch.cat(some) for name, some in samples.items()}, moments)
+    return Inputs(total, {name: torch.cat(some) for name, some in samples.items()}, sums)
 
 
 def _stride(total: int) -> int:
