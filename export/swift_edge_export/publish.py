@@ -204,10 +204,10 @@ def export_bundle(
             precision_with_cache = dataclasses.replace(manifest.precision, kv_cache=kv_cache)
             manifest = dataclasses.replace(manifest, precision=precision_with_cache)
             figures = _judge(_staged(staging, manifest, checkpoint), reference, report)
-        if figures.greedy_agreement < parity.CLEAR_AGREEMENT:
+        if (loss := figures.clear_loss) is not None:
             higher = "a higher --precision or a smaller --block-size"
             report(
-                f"  warning: the most likely token changed at {1 - figures.greedy_agreement:.0%} of the positions; "
+                f"  warning: {loss}; "
                 + (f"{higher} keeps more" if kv_cache == "float" else f"{higher}, or --kv-cache float, keeps more")
             )
         with stage("hash files", report):
