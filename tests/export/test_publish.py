@@ -309,8 +309,8 @@ def test_what_cannot_fit_is_refused_before_the_weights_are_read(
 def test_a_graph_that_fails_its_parity_check_is_not_published(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def record(model: PreTrainedModel, context_length: int) -> list[parity.ReferenceRow]:
-        rows = real(model, context_length)
+    def record(model: PreTrainedModel, context_length: int, **options: Any) -> list[parity.ReferenceRow]:
+        rows = real(model, context_length, **options)
         return [dataclasses.replace(row, logits=row.logits * 1.001) for row in rows]
 
     real = parity.record_reference
