@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils.hub import cached_file
 
@@ -31,16 +28,15 @@ from swift_edge.checks import is_whole
 from swift_edge.errors import (
     ExportError,
     SwiftEdgeError,
-    TokenizerError,
     UnsupportedModelError,
     one_line,
 )
 from swift_edge.options import SamplingOptions, options_of
 from swift_edge.records import shown
-from swift_edge.system.documents import DocumentError, read_json
-from swift_edge.system.panics import is_panic
+from swift_edge_export.checkpoint_tokenizer import check_ids, check_words, default_template, tokenizer_of
 from swift_edge_export.gguf.container import SUFFIX, Contents
 from swift_edge_export.gguf.source import gguf_name, is_gguf, read_gguf
+from swift_edge_export.stated import read_stated
 from swift_edge_export.tracing.attention_config import buffer_head_dim, check_config, exact_context_length
 
 # Where a model's makers say nothing about sampling, it is done as in the method's paper (arXiv 2505.12225).
@@ -68,12 +64,6 @@ _NOT_DONE = (
 )
 # More than any model has; both are walked through before anything else is known of a checkpoint.
 _COUNTS = {re.compile(r"^(num|n)_(\w+_)?layers?$"): 1000, re.compile(r"^num_labels$"): 10**5}
-# Files that some tokenizers are made from in place of their own.
-_OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "tiktoken.model")
-_OWN_TOKENIZER = (
-    "copy tokenizer.json and tokenizer_config.json of the model that these weights were made from into the folder"
-)
-_PROBES = ("a", "1", "the", ".")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -148,7 +138,7 @@ def read_checkpoint(
         stated = _of_folder(source, revision, trust_remote_code)
         name = Path(source).resolve().name if Path(source).exists() else source
     notes, vocab_size = stated.notes, stated.architecture.vocab_size
-    template = _default_template(source, stated.tokenizer.chat_template, notes)
+    template = default_template(source, stated.tokenizer.chat_template, notes)
     tokens = _token_ids(source, stated, vocab_size)
     sampling = _sampling(stated.generation, stated.generation_name, notes)
     with _config_refusals(source):
@@ -175,7 +165,7 @@ def _of_folder(source: str, revision: str | None, trust_remote_code: bool) -> _S
     _check_folder(source, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _config_refusals(source):
-        _check_stated_sizes(source, _stated(source, revision, "config.json"))
+        _check_stated_sizes(source, read_stated(source, revision, "config.json"))
         config = AutoConfig.from_pretrained(source, **options)
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModelError(f"{source} is an encoder-decoder ({config.model_type}); expected a causal LM")
@@ -184,11 +174,11 @@ def _of_folder(source: str, revision: str | None, trust_remote_code: bool) -> _S
             _refuse_quantised(source, getattr(each, "quantization_config", None))
         architecture, notes = _architecture(source, text)
         check_config(text)
-    tokenizer = _tokenizer(source, options)
-    _check_ids(source, tokenizer, architecture.vocab_size, notes)
-    generation = _stated(source, revision, "generation_config.json")
+    tokenizer = tokenizer_of(source, options)
+    check_ids(source, tokenizer, architecture.vocab_size, notes)
+    generation = read_stated(source, revision, "generation_config.json")
     if tokenizer.chat_template is None:  # processors keep theirs in a file that no tokenizer reads
-        tokenizer.chat_template = _stated(source, revision, "chat_template.json").get("chat_template")
+        tokenizer.chat_template = read_stated(source, revision, "chat_template.json").get("chat_template")
     return _Stated(config, text, architecture, tokenizer, generation, "generation_config.json", notes)
 
 
@@ -197,8 +187,8 @@ def _of_gguf(source: str, revision: str | None, file: str | None) -> _Stated:
         model = read_gguf(source, revision, file)
         architecture, notes = _architecture(source, model.config)
         check_config(model.config)
-    _check_words(source, model.tokenizer)
-    _check_ids(source, model.tokenizer, architecture.vocab_size, notes)
+    check_words(source, model.tokenizer)
+    check_ids(source, model.tokenizer, architecture.vocab_size, notes)
     notes.extend(model.notes)
     contents = model.contents
     return _Stated(
@@ -351,126 +341,6 @@ def _architecture(source: str, config: PretrainedConfig) -> tuple[Architecture, 
 def _stated_or(config: PretrainedConfig, name: str, value: int) -> Any:
     stated = getattr(config, name, None)
     return value if stated is None else stated
-
-
-def _tokenizer(source: str, options: dict[str, Any]) -> Any:
-    """The fast tokenizer of a checkpoint."""
-    try:
-        file = cached_file(
-            source, TOKENIZER_NAME, revision=options["revision"], _raise_exceptions_for_missing_entries=False
-        )
-        # The file is what the makers published. transformers 5 builds some families' tokenizers anew from the
-        # vocabulary alone, which is another tokenizer where the family's checkpoint was given one of its own.
-        kind = AutoTokenizer if file is None else PreTrainedTokenizerFast
-        tokenizer = kind.from_pretrained(source, **options)
-        if file is None:
-            _require_vocabulary(source, options["revision"], tokenizer)
-        if not getattr(tokenizer, "is_fast", False):
-            raise TokenizerError(f"{source} has only a slow tokenizer; expected one with a tokenizer.json")
-        _settle_bos(tokenizer, _stated(source, options["revision"], "tokenizer_config.json").get("add_bos_token"))
-        _check_words(source, tokenizer)
-    except SwiftEdgeError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
-            raise
-        raise TokenizerError(
-            f"{source} has no tokenizer that loads ({type(error).__name__}: {one_line(error)}); {_OWN_TOKENIZER}"
-        ) from error
-    return tokenizer
-
-
-def _check_words(source: str, tokenizer: Any) -> None:
-    """Refuse a tokenizer that has no token for anything."""
-    backend = tokenizer.backend_tokenizer
-    words = backend.get_vocab_size(with_added_tokens=False) > 1  # one is the unknown token
-    if not words or not any(backend.encode(text, add_special_tokens=False).ids for text in _PROBES):
-        raise TokenizerError(f"the tokenizer of {source} gives no token for any letter or digit; {_OWN_TOKENIZER}")
-
-
-def _check_ids(source: str, tokenizer: Any, vocab_size: int, notes: list[str]) -> None:
-    """Refuse a tokenizer with ids that have no logit; those of added tokens only where a text holds them."""
-    added = {token for token in tokenizer.added_tokens_decoder if token >= vocab_size}
-    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
-    beyond = {token for token in tokenizer.get_vocab().values() if token >= vocab_size}
-    if beyond - added or needed & added:
-        raise TokenizerError(
-            f"the tokenizer of {source} has ids up to {max(beyond)}, the model's vocabulary ends at {vocab_size - 1}; "
-            "use the tokenizer that belongs to the model"
-        )
-    if added:
-        notes.append(
-            f"{len(added)} of the tokenizer's added tokens have ids beyond the vocabulary; no text may hold them"
-        )
-
-
-def _require_vocabulary(source: str, revision: str | None, tokenizer: Any) -> None:
-    """Refuse a tokenizer that was made without the files of its vocabulary: transformers then makes an empty one."""
-    names = [name for what, name in type(tokenizer).vocab_files_names.items() if what in ("vocab_file", "merges_file")]
-    wanted = [names] if names else []
-    for options in [*wanted, *([name] for name in _OTHER_VOCABULARIES)]:
-        files = [
-            cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-            for name in options
-        ]
-        if None not in files:
-            return
-    raise TokenizerError(
-        f"{source} has no tokenizer: neither {TOKENIZER_NAME} nor {' and '.join(names) or 'a vocabulary'}; "
-        f"{_OWN_TOKENIZER}"
-    )
-
-
-def _settle_bos(tokenizer: Any, add_bos: bool | None) -> None:
-    """Let the tokenizer put BOS before a text exactly where `add_bos_token` of its config says so.
-
-    transformers' own classes of some families read that setting and rewrite what `tokenizer.json` does.
-    """
-    bos = tokenizer.bos_token
-    if add_bos is None or bos is None:
-        return
-    backend = tokenizer.backend_tokenizer
-    puts = backend.encode("1").ids[:1] == [tokenizer.bos_token_id]
-    if bool(add_bos) != puts:
-        single = f"{bos} $A" if add_bos else "$A"
-        special = [(bos, tokenizer.bos_token_id)] if add_bos else []
-        backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
-
-
-def _stated(source: str, revision: str | None, name: str) -> dict[str, Any]:
-    """What a JSON file of the checkpoint states, and nothing else; empty without the file."""
-    try:
-        # transformers' own classes fill in defaults, which cannot be told from what the makers wrote afterwards.
-        file = cached_file(source, name, revision=revision)
-    except OSError:
-        return {}
-    try:
-        stated = read_json(Path(str(file)), strict=False)
-    except DocumentError as error:
-        raise ExportError(f"{error}: repair or remove it") from error
-    if not isinstance(stated, dict):
-        raise ExportError(f"{file} holds {shown(stated)}; expected a JSON object: repair or remove it")
-    return stated
-
-
-def _default_template(source: str, template: Any, notes: list[str]) -> str | None:
-    """The template that picks will use: the one without a name, the one named default, or the only one."""
-    if isinstance(template, dict) and "default" in template:
-        template = template["default"]
-    elif isinstance(template, dict):
-        if len(template) != 1:
-            raise TokenizerError(
-                f"the tokenizer of {source} has the chat templates {', '.join(sorted(map(str, template)))} and none "
-                "named default; name the one to use so in tokenizer_config.json, or put it into chat_template.jinja"
-            )
-        ((name, template),) = template.items()
-        notes.append(f"the chat template named {name} is used: it is the only one, and none is named default")
-    if template is not None and not isinstance(template, str):
-        raise TokenizerError(
-            f"the tokenizer of {source} has {shown(template)} as its chat template; expected a text: put the template "
-            "into chat_template.jinja"
-        )
-    return template or None
 
 
 def _token_ids(source: str, stated_by: _Stated, vocab_size: int) -> Tokens:

@@ -260,6 +260,8 @@ def _record_conversations(model: Any, context_length: int, seed: int, conversati
                     longer, written = longer[:, :-1], written[:-1]
                 ids = torch.cat([longer, torch.tensor([turn], dtype=torch.long)], 1)
                 written += [False] * len(turn)
+        if not any(written):  # the template's words fill the context
+            continue
         with torch.no_grad():
             outputs = model(ids, output_hidden_states=True)
         rows.append(dataclasses.replace(_reference_row(outputs, 0, ids[0]), written=np.array(written)))
