@@ -6,7 +6,7 @@ Ranges are checked by the runtime, whose messages say the way out; here texts be
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -52,13 +52,13 @@ def statistic_names(_context: click.Context, _parameter: click.Parameter, text: 
     return () if text == "none" else tuple(part.strip() for part in text.split(","))
 
 
-def layers_of(text: str, info: "StoreInfo") -> tuple[int, ...] | None:
-    """Layers of a store, None for all; raises `InvalidOptionError` for a form or a layer that it does not have."""
+def layers_of(text: str, info: "StoreInfo") -> tuple[int, ...] | Literal["best"] | None:
+    """Layers of a store, None for all, or `best`; raises `InvalidOptionError` for a form or layer that is not there."""
     if text == "all":
         return None
     if info.feature != "hidden":
         raise InvalidOptionError(f"layers is {text!r}, but the store holds {info.feature}; leave it out")
-    return parse_layers(text, info.layers)
+    return "best" if text == "best" else parse_layers(text, info.layers)
 
 
 def show(out: Path, head: "Head", as_json: bool) -> None:
@@ -81,8 +81,8 @@ def show(out: Path, head: "Head", as_json: bool) -> None:
     "--layers",
     default="all",
     show_default=True,
-    metavar="all|last:K|I,J,...",
-    help="Hidden states of the store to read.",
+    metavar="all|best|last:K|I,J,...",
+    help="Hidden states of the store to read; best: those that say most, tried first.",
 )
 @click.option(
     "--token-statistics",

@@ -19,7 +19,7 @@ from swift_edge.options import PickOptions
 from swift_edge.results import Candidate
 from swift_edge.scoring import AnswerCalibration, Calibration, Head
 from swift_edge.selection import Decision
-from swift_edge.training import Store, collect, fit_head, recalibrate
+from swift_edge.training import FitOptions, Store, collect, fit_head, recalibrate
 
 QUESTION = (
     "One day Theo owns 29 carrots. Theo has 4 carrots more than Odette. As it happens, Odette got 8 fewer carrots than "
@@ -195,6 +195,26 @@ def test_a_calibration_hears_whole_candidates_alone(make_store: Callable[..., St
     assert fewer.calibration.base_rate == pytest.approx(
         np.mean([each.correct for each in local.candidates if each.index != 3])
     )
+
+
+def test_a_head_is_not_trained_on_stumps(make_store: Callable[..., Store]) -> None:
+    plain = make_store(problems=60, n=4, seed=3)
+    (shard,) = plain.shards
+    cut = tuple(
+        replace(each, cut_off=each.index == 3, correct=each.correct and each.index != 3) for each in plain.candidates
+    )
+    other = np.array(shard.states)
+    for place, each in enumerate(cut):
+        if each.cut_off:
+            other[shard.starts[place] : shard.starts[place + 1]] *= -3
+    weights, options = [], FitOptions(weight_decay=0.03, validation_share=0.0)
+    for states in (shard.states, other):
+        changed = replace(shard, candidates=cut, states=states)
+        head = fit_head(replace(plain, shards=(changed,), candidates=cut), options)
+        weights.append(head.weight)
+        assert head.summary["candidates_cut_off"] == 60
+    np.testing.assert_array_equal(*weights)
+    assert np.abs(weights[0] - fit_head(plain, options).weight).max() > 0
 
 
 def test_the_report_counts_from_one_and_folds_candidates_that_say_the_same(run: Callable[..., Any]) -> None:

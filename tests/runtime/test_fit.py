@@ -68,6 +68,20 @@ def test_layers_without_the_signal_do_not_learn_it(store: Store, make_store: Mak
     assert abs(auroc(blind, make_store(problems=120, seed=1)) - 0.5) < 0.08
 
 
+def test_the_layers_that_say_most_are_found(make_store: MakeStore) -> None:
+    several = make_store(problems=80, layers=(1, 3, 5, 7, 9, 11))  # the signal is in the first
+    found = fit_head(several, replace(QUICK, layers="best"))
+    assert found.layers[0] == 1
+    assert len(found.layers) < 4
+    tried = found.summary["layers_tried"]
+    assert tuple(tried[0]["layers"]) == found.layers
+    alone = {each["layers"][0]: each["auroc"] for each in tried if len(each["layers"]) == 1}
+    assert set(alone) == {1, 3, 5, 7, 9, 11}
+    assert alone[1] > 0.75
+    assert max(alone[layer] for layer in (3, 5, 7, 9, 11)) < 0.65
+    assert auroc(found, make_store(problems=120, seed=1, layers=(1, 3, 5, 7, 9, 11))) > 0.75
+
+
 def test_random_labels_are_not_learned_and_are_calibrated_to_their_rate(make_store: MakeStore) -> None:
     noise = make_store(problems=60, random_labels=True)
     found = fit_head(noise, QUICK)

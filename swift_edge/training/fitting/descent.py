@@ -172,8 +172,9 @@ class Objective:
         return Measured(loss, every, Weights(weight_slopes, bias_slopes).flat())
 
     def auroc(self, scores: Doubles) -> float:
-        """Within-problem AUROC of the candidates that count."""
-        return within_problem_auroc(scores, self.correct, self.numbers)
+        """Within-problem AUROC of the candidates that count and were not cut off: the others are never picked first."""
+        whole = ~self.examples.candidates.cut_off[self.examples.members(self.problems)]
+        return within_problem_auroc(scores[whole], self.correct[whole], self.numbers[whole])
 
     def _terms(self) -> list[tuple[Loss, float]]:
         """Each loss that is added up, and the factor of its sum."""

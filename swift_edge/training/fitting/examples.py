@@ -46,6 +46,8 @@ class Candidates:
     """Candidates left out because no token of theirs counts."""
     signals: NDArray[np.float64]  # [c, 2]
     """Mean log-probability and self-certainty, by which it could be picked without labels."""
+    left_out: int = 0
+    """Candidates left out because they were cut off: whether they would have been right is not known."""
 
     def arranged(self, order: NDArray[np.int64]) -> "Candidates":
         """Only the problems of `order`, in that order, numbered anew."""
@@ -63,6 +65,33 @@ class Candidates:
             cut_off=self.cut_off[members],
             signals=self.signals[members],
         )
+
+
+def without_cut_off(candidates: Candidates, train: range) -> tuple[Candidates, range]:
+    """Leave out what was cut off in the problems `train`, which come first, and the problems of which nothing is left.
+
+    A response that was cut off is never picked where another was not: to learn what it looks like would teach a head
+    what no pick asks. Returns the candidates, and the range of the training problems among them.
+    """
+    out = (candidates.problems < train.stop) & candidates.cut_off
+    if not out.any():
+        return candidates, train
+    members = np.flatnonzero(~out)
+    kept, numbers = np.unique(candidates.problems[members], return_inverse=True)
+    whole = replace(
+        candidates,
+        correct=candidates.correct[members],
+        answers=tuple(candidates.answers[member] for member in members),
+        problems=numbers.astype(np.int64),
+        shard=candidates.shard[members],
+        begins=candidates.begins[members],
+        tokens=candidates.tokens[members],
+        prompts=tuple(candidates.prompts[problem] for problem in kept),
+        cut_off=candidates.cut_off[members],
+        signals=candidates.signals[members],
+        left_out=int(out.sum()),
+    )
+    return whole, range(int((kept < train.stop).sum()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

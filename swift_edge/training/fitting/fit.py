@@ -37,6 +37,7 @@ from swift_edge.training.fitting.examples import (
     read_examples,
     split_problems,
     survey,
+    without_cut_off,
 )
 from swift_edge.training.fitting.inputs import Inputs, starts_of
 from swift_edge.training.fitting.known import (
@@ -47,6 +48,7 @@ from swift_edge.training.fitting.known import (
     known_layer,
     picked_first,
 )
+from swift_edge.training.fitting.layers import TriedLayers, try_layers
 from swift_edge.training.fitting.objectives import contrasts, cut_after
 from swift_edge.training.fitting.options import FitOptions
 from swift_edge.training.fitting.search import Fitted, Interruption, Search
@@ -102,6 +104,13 @@ def fit_head(
     candidates, split = _dealt(read_candidates(stores, inputs.includes_eos), options)
     tell(_counts_text(candidates, split))
     tell(f"the head is shown {shown_text({SHOWN_NAME: shown_problems(stores, len(candidates.prompts))})}")
+    tried = list[TriedLayers]()
+    if options.layers == "best":
+        room = options.memory_bytes // 2
+        tried = try_layers(stores, candidates, split.train, memory_bytes=room, seed=options.seed, tell=tell)
+        options = replace(options, layers=tried[0].layers)
+        inputs = options.inputs(info)
+        places = check_stores(stores, inputs)
     examples = read_examples(stores, candidates, inputs, places, options.memory_bytes)
     pool = pooled_bytes(examples, options.memory_bytes) > 0
     tell(f"reading {int(candidates.tokens.sum()):,} tokens with {examples.rows.inputs:,} inputs each")
@@ -114,8 +123,8 @@ def fit_head(
         if best is None:
             raise
         tell(f"{best.interruption}; finishing the best head until then, unless interrupted again")
-        raise FitInterrupted(_finished(best, split, options, stores, inputs, notes, tell)) from interruption
-    return _finished(fitted, split, options, stores, inputs, notes, tell)
+        raise FitInterrupted(_finished(best, split, options, stores, inputs, tried, notes, tell)) from interruption
+    return _finished(fitted, split, options, stores, inputs, tried, notes, tell)
 
 
 def _finished(
@@ -124,6 +133,7 @@ def _finished(
     options: FitOptions,
     stores: Sequence[Store],
     inputs: Inputs,
+    tried: Sequence[TriedLayers],
     notes: Sequence[str],
     tell: Callable[[str], None],
 ) -> Head:
@@ -143,6 +153,8 @@ def _finished(
             notes = [*notes, UNKNOWING]
             tell(f"warning: {UNKNOWING}")
     summary = _summary(fitted, split, options, stores, task, calibration, notes)
+    if tried:
+        summary["layers_tried"] = [{"layers": list(each.layers), "auroc": _plain(each.auroc)} for each in tried]
     tell(_outcome(summary))
     if (verdict := _verdict(fitted, split, calibration, task, options.seed)) is not None:
         summary["verdict"] = verdict.to_dict()
@@ -190,7 +202,13 @@ def _dealt(candidates: Candidates, options: FitOptions) -> tuple[Candidates, Spl
         options.calibration_share,
         options.seed,
     )
-    return candidates.arranged(order), split
+    whole, train = without_cut_off(candidates.arranged(order), split.train)
+    moved = train.stop - split.train.stop  # problems of which nothing is left are gone
+    return whole, Split(
+        train,
+        range(split.validation.start + moved, split.validation.stop + moved),
+        range(split.calibration.start + moved, split.calibration.stop + moved),
+    )
 
 
 def _kinds(candidates: Candidates) -> tuple[int, int, int]:
@@ -285,7 +303,7 @@ def _summary(
         "candidates": len(examples.candidates.correct),
         "candidates_correct": int(examples.candidates.correct.sum()),
         "candidates_without_tokens": examples.candidates.without_tokens,
-        "candidates_cut_off": int(examples.candidates.cut_off.sum()),
+        "candidates_cut_off": int(examples.candidates.cut_off.sum()) + examples.candidates.left_out,
         "tokens": int(examples.candidates.tokens.sum()),
         "inputs": examples.rows.inputs,
         "weight_decay": fitted.weight_decay,
@@ -323,8 +341,10 @@ def _incomplete(store: Store) -> str:
 def _counts_text(candidates: Candidates, split: Split) -> str:
     both, right, wrong = _kinds(candidates)
     left_out = f"; {candidates.without_tokens} left out without tokens" if candidates.without_tokens else ""
-    if cut_off := int(candidates.cut_off.sum()):
-        left_out += f"; {cut_off} cut off by max_new_tokens, which is wrong"
+    if cut_off := int(candidates.cut_off.sum()) + candidates.left_out:
+        left_out += (
+            f"; {cut_off} cut off by max_new_tokens, which is wrong, {candidates.left_out} of them not trained on"
+        )
     return (
         f"{len(candidates.correct)} candidates, {candidates.correct.mean():.1%} correct{left_out}; problems: "
         f"{len(split.train)} train, {len(split.validation)} validation, {len(split.calibration)} calibration; "

@@ -29,8 +29,8 @@ class FitOptions:
     """Weight of the pairwise loss within problems that is added to it."""
     gate: bool = True
     """Whether tokens are weighted; without, the score is the mean reward."""
-    layers: tuple[int, ...] | None = None
-    """Hidden states to read; None reads all of the store."""
+    layers: tuple[int, ...] | Literal["best"] | None = None
+    """Hidden states to read; None reads all of the store, `best` those that say most, see `layers.try_layers`."""
     token_statistics: tuple[TokenStatistic, ...] = ("logprob", "entropy")
     """Token statistics to read after the states."""
     norm: Norm = "none"
@@ -93,9 +93,9 @@ class FitOptions:
             self.memory_bytes,
             f"at least {LEAST_MEMORY} bytes",
         )
-        if self.layers is not None:
+        if self.layers is not None and self.layers != "best":
             ascending = bool(self.layers) and list(self.layers) == sorted(set(self.layers))
-            expect(ascending, "layers", self.layers, "ascending numbers, at least one, or None for all")
+            expect(ascending, "layers", self.layers, "ascending numbers, at least one, best, or None for all")
 
     def limits(self, weight_decay: float) -> Limits:
         """What holds a descent with this weight decay back."""
@@ -105,7 +105,7 @@ class FitOptions:
         """What of the tokens of such a store is read."""
         if info.feature == "logits" and self.norm != "none":
             raise InvalidOptionError("the norm rms is for hidden states, and the store holds logits; leave it out")
-        layers = info.layers if self.layers is None else self.layers
+        layers = info.layers if self.layers is None or self.layers == "best" else self.layers
         return Inputs(layers, self.token_statistics, self.norm, self.includes_eos)
 
 
