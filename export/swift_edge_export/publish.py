@@ -126,6 +126,8 @@ def export_bundle(
         )
     if rounding not in ROUNDINGS:
         raise InvalidOptionError(f"rounding is {rounding!r}, expected one of {', '.join(ROUNDINGS)}")
+    if rounding != ROUNDINGS[0] and precision not in quantize.BITS:
+        raise InvalidOptionError(f"rounding is {rounding!r}, but {precision} has no codes: leave it out")
     if block_size is not None and precision not in quantize.BITS:
         raise InvalidOptionError(f"block_size is {block_size}, but {precision} has no blocks: leave it out")
     packing: Literal["int8", "int4"] | None = precision if precision == "int8" or precision == "int4" else None

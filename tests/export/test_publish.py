@@ -120,6 +120,7 @@ def test_half_precision_keeps_the_angles_of_late_positions(
     [
         {"block_size": 32},
         {"precision": "fp16", "block_size": 32},
+        {"precision": "fp32", "rounding": "nearest"},
         {"precision": "int4", "block_size": 48},
         {"precision": "int3"},
         {"exporter": "by hand"},
