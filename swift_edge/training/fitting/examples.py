@@ -53,15 +53,21 @@ class Candidates:
         """Only the problems of `order`, in that order, numbered anew."""
         bounds = np.searchsorted(self.problems, np.stack([order, order + 1]))
         members = np.concatenate([np.arange(begin, end) for begin, end in bounds.T] or [np.zeros(0, np.int64)])
+        return self.chosen(members, np.repeat(np.arange(len(order)), np.diff(bounds, axis=0)[0]), order)
+
+    def chosen(
+        self, members: NDArray[np.int64], numbers: NDArray[np.int64], problems: NDArray[np.int64]
+    ) -> "Candidates":
+        """Only the candidates `members` `[m]`, of the problems `problems` `[q]`, which have the new `numbers` `[m]`."""
         return replace(
             self,
             correct=self.correct[members],
             answers=tuple(self.answers[member] for member in members),
-            problems=np.repeat(np.arange(len(order)), np.diff(bounds, axis=0)[0]),
+            problems=numbers.astype(np.int64),
             shard=self.shard[members],
             begins=self.begins[members],
             tokens=self.tokens[members],
-            prompts=tuple(self.prompts[problem] for problem in order),
+            prompts=tuple(self.prompts[problem] for problem in problems),
             cut_off=self.cut_off[members],
             signals=self.signals[members],
         )
@@ -78,19 +84,7 @@ def without_cut_off(candidates: Candidates, train: range) -> tuple[Candidates, r
         return candidates, train
     members = np.flatnonzero(~out)
     kept, numbers = np.unique(candidates.problems[members], return_inverse=True)
-    whole = replace(
-        candidates,
-        correct=candidates.correct[members],
-        answers=tuple(candidates.answers[member] for member in members),
-        problems=numbers.astype(np.int64),
-        shard=candidates.shard[members],
-        begins=candidates.begins[members],
-        tokens=candidates.tokens[members],
-        prompts=tuple(candidates.prompts[problem] for problem in kept),
-        cut_off=candidates.cut_off[members],
-        signals=candidates.signals[members],
-        left_out=int(out.sum()),
-    )
+    whole = replace(candidates.chosen(members, numbers, kept), left_out=int(out.sum()))
     return whole, range(int((kept < train.stop).sum()))
 
 
