@@ -8,7 +8,7 @@ batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,24 +106,21 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures for the manifest."""
-        return {
+        document: dict[str, Any] = {
             "relative_error": self.figures,
             "greedy_agreement": self.greedy_agreement,
             "chance_agreement": self.chance_agreement,
             "positions": self.positions,
-        } | (
-            {
-                "written": {
-                    "tokens": self.written,
-                    "loss": self.loss,
-                    "torch_loss": self.reference_loss,
-                    "kl_divergence": self.divergence,
-                    "greedy_agreement": self.written_agreement,
-                }
+        }
+        if self.written:
+            document["written"] = {
+                "tokens": self.written,
+                "loss": self.loss,
+                "torch_loss": self.reference_loss,
+                "kl_divergence": self.divergence,
+                "greedy_agreement": self.written_agreement,
             }
-            if self.written
-            else {}
-        )
+        return document
 
     def table(self) -> list[str]:
         """The figures as lines of a table."""
@@ -249,23 +246,29 @@ def _record_conversations(model: Any, context_length: int, seed: int, conversati
         written = [False] * ids.shape[1]
         for turn, most in ((conversation.turns.before_answer, QUESTION_TOKENS), ((), ANSWER_TOKENS)):
             new = min(most, context_length - ids.shape[1] - len(turn))
-            if new > 0:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed + number)
-                    longer = model.generate(
-                        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, pad_token_id=0, **options
-                    )
-                written += [True] * (longer.shape[1] - ids.shape[1])
-                if turn and int(longer[0, -1]) in ends:  # the template ends the question itself
-                    longer, written = longer[:, :-1], written[:-1]
-                ids = torch.cat([longer, torch.tensor([turn], dtype=torch.long)], 1)
-                written += [False] * len(turn)
+            if new <= 0:
+                continue
+            own = _continued(model, ids, new, seed + number, options)
+            if turn and int(own[0, -1]) in ends:  # the template ends the question itself
+                own = own[:, :-1]
+            written += [True] * own.shape[1] + [False] * len(turn)
+            ids = torch.cat([ids, own, torch.tensor([turn], dtype=torch.long)], 1)
         if not any(written):  # the template's words fill the context
             continue
         with torch.no_grad():
             outputs = model(ids, output_hidden_states=True)
         rows.append(dataclasses.replace(_reference_row(outputs, 0, ids[0]), written=np.array(written)))
     return sorted(rows, key=lambda row: -len(row.token_ids))
+
+
+def _continued(model: Any, ids: torch.Tensor, new: int, seed: int, options: Mapping[str, Any]) -> torch.Tensor:
+    """What the model writes after `ids` [1, s]: up to `new` tokens, [1, t]."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        longer: torch.Tensor = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, pad_token_id=0, **options
+        )
+    return longer[:, ids.shape[1] :]
 
 
 def _record_random_rows(model: Any, context_length: int, seed: int) -> list[ReferenceRow]:

@@ -115,6 +115,16 @@ def test_a_feature_that_is_not_finite_is_found_with_shard_and_candidate(
     fit_head(Store.open(store.path), replace(QUICK, layers=(1,), max_iterations=1))
 
 
+def test_so_it_is_while_layers_are_tried(make_store: MakeStore) -> None:
+    store = make_store(problems=40, shard_bytes=3_000)
+    for number, shard in enumerate(store.shards):
+        states = np.array(shard.states)
+        states[:, 1, 2] = np.nan
+        np.save(store.path / f"shard-{number:05d}.states.npy", states)
+    with pytest.raises(StoreError, match="a feature that is not finite, in candidate"):
+        fit_head(Store.open(store.path), replace(QUICK, layers="best"))
+
+
 def test_candidates_without_a_token_that_counts_are_left_out(make_store: MakeStore) -> None:
     store = make_store(problems=40, most=3)
     lonely = sum(each.tokens == 1 for each in store.candidates)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
 
 from swift_edge.bundle.manifest import Bundle
 from swift_edge.engine.providers import open_graph
@@ -22,7 +23,6 @@ from swift_edge.engine.session import ModelSession
 from swift_edge.errors import ExportError
 from swift_edge.system.machine import available_memory, default_threads
 from swift_edge_export.packing.own_text import write_texts
-from swift_edge_export.packing.weights import is_unused
 from swift_edge_export.preflight import MOST_MOMENTS
 
 TEXTS = 32
@@ -109,12 +109,7 @@ def _tapped(
     graph = model.graph
     values = {value.name: value for node in graph for value in node.outputs}
     graph.outputs[:] = [values[name] for name in names]
-    for node in reversed(list(graph)):  # the output layer above all: onnxruntime would compute what nobody reads
-        if all(is_unused(value) for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if is_unused(value):
-            del graph.initializers[name]
+    passes.RemoveUnusedNodesPass()(model)  # the output layer above all: onnxruntime would compute what nobody reads
     path = draft.path / "tapped.onnx"
     try:
         ir.save(model, path)  # its weights are those of the draft, in the file beside it

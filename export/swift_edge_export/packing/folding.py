@@ -20,6 +20,7 @@ import torch
 from swift_edge_export.packing.calibration import Inputs
 from swift_edge_export.packing.rounding import nearest, rounded_inputs
 from swift_edge_export.packing.weights import Matrix, tensor_of, weight_of_product
+from swift_edge_export.rewriting.graph_edits import add_initializer
 
 POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Of an input's root mean square that are tried as its scale; the first one changes nothing."""
@@ -185,8 +186,5 @@ def _multiply(node: ir.Node, place: int, factor: torch.Tensor) -> None:
     assert constant is not None
     assert node.graph is not None
     name = f"{constant.name}.for.{node.outputs[0].name}"
-    scaled = (tensor_of(constant).numpy().astype(np.float32) * factor.numpy()).astype(np.float32)
-    tensor = ir.tensor(scaled, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(scaled.shape), const_value=tensor)
-    node.graph.register_initializer(value)
-    node.replace_input_with(place, value)
+    scaled = tensor_of(constant).numpy().astype(np.float32) * factor.numpy()
+    node.replace_input_with(place, add_initializer(node.graph, name, scaled))

@@ -14,7 +14,8 @@ from swift_edge.arrays import Doubles
 from swift_edge.scoring.calibration import sigmoid
 from swift_edge.scoring.quality import within_problem_auroc
 from swift_edge.system.extras import import_extra
-from swift_edge.training.fitting.examples import Candidates
+from swift_edge.training.fitting.examples import Candidates, Examples, survey
+from swift_edge.training.fitting.inputs import Inputs, Runs, TokenRows
 from swift_edge.training.store.writer import Store
 
 FOLDS: Final = 5
@@ -25,6 +26,8 @@ LAST: Final = 4
 """Last layers that are tried together, as the method's paper does (arXiv 2505.12225)."""
 MOST_ITERATIONS: Final = 60
 """Of each descent."""
+BLOCK_BYTES: Final = 2**28
+"""What blocks of states are read for, see `Examples.of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +92,15 @@ def _sets(best: int, count: int) -> Iterator[list[int]]:
 
 def _mean_states(stores: Sequence[Store], candidates: Candidates, members: NDArray[np.int64]) -> NDArray[np.float32]:
     """The mean of the states of some candidates' tokens, [c, l, d]."""
+    info = stores[0].info
+    problems, numbers = np.unique(candidates.problems[members], return_inverse=True)
+    chosen = candidates.chosen(members, numbers, problems)
+    runs = Runs(chosen.shard, chosen.begins, chosen.tokens)
     shards = [shard for store in stores for shard in store.shards]
-    means = np.empty((len(members), *shards[0].states.shape[1:]), np.float32)
-    for place, member in enumerate(members):
-        shard, begin = shards[candidates.shard[member]], int(candidates.begins[member])
-        states = shard.states[begin : begin + int(candidates.tokens[member])]
-        means[place] = states.mean(axis=0, dtype=np.float32)
-    return means
+    rows = TokenRows(shards, runs, Inputs(info.layers), range(len(info.layers)))
+    pooled = survey(Examples.of(chosen, rows, BLOCK_BYTES), range(len(problems)), stores, pool=True).pooled
+    assert pooled is not None
+    return pooled.rows.read(0, len(members)).reshape(len(members), len(info.layers), info.width)
 
 
 def _auroc(
